@@ -1,0 +1,3 @@
+"""Onceward"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,78 @@
+"""What can go wrong, grouped by what the caller must do.
+
+    OncewardError
+    ├── UsageError              fix the code or the configuration
+    │   ├── NotInTransaction    `conn` would commit this write on its own
+    │   └── SchemaMismatch      run `onceward migrate`, or run newer code
+    ├── TransportError          try again: the queue did not confirm
+    ├── ConflictError           same id, another payload: a person decides
+    ├── UnknownOutcome          the provider's outcome is not known: a look-up or a person decides
+    ├── LeaseLost               another worker owns this message now: stop, touch nothing
+    └── Refused                 the provider said no, definitely (card declined): handle it, or the message is parked
+
+    Signal                      not errors: what a handler raises to steer its message
+    ├── Defer                   give it back for a while; costs no attempt
+    └── Reject                  park it now
+
+psycopg's errors are never wrapped: what the driver raises is what the caller sees.
+"""
+
+
+class OncewardError(Exception):
+    """The root of every error that Onceward itself raises."""
+
+
+class UsageError(OncewardError):
+    """The code or its configuration is wrong: trying again cannot help."""
+
+
+class NotInTransaction(UsageError):
+    """The connection is in autocommit mode outside a transaction: the row would be committed on its own."""
+
+
+class SchemaMismatch(UsageError):
+    """The database's schema is missing, older or newer than this code."""
+
+
+class TransportError(OncewardError):
+    """The queue did not confirm: the same call may be tried again."""
+
+
+class ConflictError(OncewardError):
+    """The same id was met with another payload: one of the two is wrong, and only a person can tell which."""
+
+
+class UnknownOutcome(OncewardError):
+    """An effect may or may not have happened at the provider: a look-up or a person decides, never a retry."""
+
+
+class LeaseLost(OncewardError):
+    """Another worker has taken this message over: nothing that this one still does may count."""
+
+
+class Refused(OncewardError):
+    """The provider refused definitely; `answer` is its recorded, plain-JSON reason."""
+
+    def __init__(self, answer: object) -> None:
+        super().__init__(f"the provider refused: {answer}")
+        self.answer = answer
+
+
+class Signal(Exception):
+    """What a handler raises to steer its message; not an error, and outside the tree of errors."""
+
+
+class Defer(Signal):
+    """Give the message back and take it again in `delay_seconds`; costs no attempt."""
+
+    def __init__(self, delay_seconds: float) -> None:
+        super().__init__(f"deferred for {delay_seconds} s")
+        self.delay_seconds = delay_seconds
+
+
+class Reject(Signal):
+    """Park the message now, with `reason`; it is not retried."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

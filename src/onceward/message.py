@@ -1,0 +1,171 @@
+"""The message, its identity, and its wire form. No I/O.
+
+One envelope on every transport: CloudEvents 1.0 attributes and `traceparent` as the transport's native headers (text to
+text), the body as bytes beside them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time as _time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, Self
+from uuid import UUID
+
+SOURCE_DEFAULT: Final = "onceward"
+_ATTRIBUTES: Final = ("id", "source", "type", "subject", "time", "traceparent")
+ATTRIBUTE_CHARS_MAX: Final = 1024
+
+
+class MalformedMessage(ValueError):
+    """A delivery whose envelope cannot be a message; its text is the reason that it is parked with."""
+
+
+def uuid7() -> UUID:
+    """A new UUIDv7 (RFC 9562, 5.7): 48 bits of Unix milliseconds, then 74 random bits.
+
+    Its time only chooses a partition and bounds the window; every *decision* on age is made on the database's clock.
+    """
+    milliseconds = _time.time_ns() // 1_000_000
+    return uuid7_at(milliseconds, int.from_bytes(os.urandom(10)))
+
+
+def uuid7_at(milliseconds: int, random_bits: int = 0) -> UUID:
+    """The UUIDv7 of this Unix millisecond with these low bits: with 0, the smallest of that millisecond."""
+    value = (milliseconds & (1 << 48) - 1) << 80 | random_bits & (1 << 80) - 1
+    value = value & ~(0xF << 76) | 0x7 << 76
+    return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)
+
+
+def parse_uuid7(text: str) -> UUID | None:
+    """The id as a UUIDv7, or None when it is anything else (then it has no time of its own)."""
+    try:
+        value = UUID(text)
+    except ValueError:
+        return None
+    return value if value.version == 7 else None
+
+
+class Message:
+    """One fact that travels: immutable; equal ids and equal bodies are the same message.
+
+    `id` is made once, by the producer, and kept over every resend. `subject` is what the message is about, and the key
+    whose order the relay keeps. `body` is bytes; `data` is the same as a JSON value.
+    """
+
+    __slots__ = ("body", "id", "source", "subject", "time", "traceparent", "type")
+
+    id: str
+    type: str
+    source: str
+    subject: str | None
+    time: datetime
+    traceparent: str | None
+    body: bytes
+
+    def __init__(
+        self,
+        *,
+        type: str,  # noqa: A002 - CloudEvents' own name
+        data: object = None,
+        body: bytes | None = None,
+        subject: object = None,
+        id: str | UUID | None = None,  # noqa: A002 - CloudEvents' own name
+        source: str = SOURCE_DEFAULT,
+        time: datetime | None = None,
+        traceparent: str | None = None,
+    ) -> None:
+        """Exactly one of `data` (any JSON value) and `body` (bytes as they are) is the content.
+
+        Raises `MalformedMessage` (a ValueError) for an attribute that no transport could carry, TypeError or ValueError
+        for `data` that is not JSON.
+        """
+        if body is not None and data is not None:
+            raise MalformedMessage("a message has data or a body, not both")
+        content = body if body is not None else encode_json(data)
+        given = time or datetime.now(UTC)
+        values = {
+            "id": _attribute("id", str(id if id is not None else uuid7())),
+            "type": _attribute("type", type),
+            "source": _attribute("source", source),
+            "subject": None if subject is None else _attribute("subject", str(subject)),
+            "time": given if given.tzinfo else given.replace(tzinfo=UTC),
+            "traceparent": None if traceparent is None else _attribute("traceparent", traceparent),
+            "body": bytes(content),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a message cannot be changed (tried to set {name})")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a message cannot be changed (tried to delete {name})")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Message) and self.to_wire() == other.to_wire()
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return f"Message(type={self.type!r}, id={self.id!r}, subject={self.subject!r}, body_bytes={len(self.body)})"
+
+    def json(self) -> Any:
+        """The body as a JSON value. Raises ValueError when it is none; unhandled, that parks the message in the end."""
+        return json.loads(self.body)
+
+    def fingerprint(self) -> bytes:
+        """32 bytes: SHA-256 of the raw body. Headers are left out, because they change on a resend."""
+        return hashlib.sha256(self.body).digest()
+
+    def to_wire(self) -> tuple[dict[str, str], bytes]:
+        """The headers (text to text, absent attributes left out) and the body."""
+        headers = {"specversion": "1.0", "id": self.id, "source": self.source, "type": self.type}
+        if self.subject is not None:
+            headers["subject"] = self.subject
+        headers["time"] = self.time.isoformat()
+        if self.traceparent is not None:
+            headers["traceparent"] = self.traceparent
+        return headers, self.body
+
+    @classmethod
+    def from_wire(cls, headers: Mapping[str, str], body: bytes) -> Self:
+        """The message that these headers and this body carry. Raises `MalformedMessage` with the reason."""
+        missing = [name for name in ("id", "type") if not headers.get(name)]
+        if missing:
+            raise MalformedMessage(f"envelope without {' and '.join(missing)}")
+        known = {name: headers[name] for name in _ATTRIBUTES if headers.get(name) is not None}
+        if "time" in known:
+            return cls(body=body, **{**known, "time": _parse_time(known["time"])})  # type: ignore[arg-type]
+        return cls(body=body, **known)  # type: ignore[arg-type]
+
+
+def encode_json(value: object) -> bytes:
+    """JSON as bytes, ASCII only, keys in the caller's order; NaN and infinities are refused (they are not JSON)."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def canonical_json(value: object) -> str:
+    """One text per JSON value: keys sorted, no spaces, ASCII. Two equal answers have equal canonical texts."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _attribute(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise MalformedMessage(f"{name} must be a text that is not empty, not {value!r}")
+    if len(value) > ATTRIBUTE_CHARS_MAX:
+        raise MalformedMessage(f"{name} is longer than {ATTRIBUTE_CHARS_MAX} characters")
+    if not value.isprintable():
+        raise MalformedMessage(f"{name} has a character that headers cannot carry: {value!r}")
+    return value
+
+
+def _parse_time(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise MalformedMessage(f"time is no RFC 3339 timestamp: {text!r}") from None

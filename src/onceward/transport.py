@@ -1,0 +1,119 @@
+"""The transport contract: two small interfaces, and the traits that say what a transport can do.
+
+A transport is a retryable shell: nothing that it does decides anything. Decisions are rows (see ARCHITECTURE.md). One
+conformance suite, `onceward.testing.transport`, reads the traits and runs on every adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final, NamedTuple, Protocol
+
+from onceward.message import Message
+
+
+class Outcome(Enum):
+    """What became of one entry of `settle` or `extend`."""
+
+    SETTLED = "settled"
+    LOST = "lost"  # the delivery is not ours any more: it was, or will be, delivered again
+
+
+class Settlement(NamedTuple):
+    """What is to happen to a delivery at its queue: `ack`, `release` (again after the delay), or `leave` (say nothing)."""
+
+    action: str
+    delay_seconds: float = 0.0
+
+
+ACK: Final = Settlement("ack")
+LEAVE: Final = Settlement("leave")
+
+
+def release(delay_seconds: float) -> Settlement:
+    """Give the delivery back, to come again after `delay_seconds` (0: at once)."""
+    return Settlement("release", delay_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One arrival of a message. Its `id` is the transport's (receipt handle, tag, offset), never the message's."""
+
+    id: str
+    source: str
+    headers: Mapping[str, str]
+    body: bytes
+    count: int = 0  # how often the queue has delivered it, this time included; 0: the queue does not count
+    handle: Any = field(default=None, compare=False, repr=False)
+
+
+class Received(NamedTuple):
+    """What one `receive` gave: new deliveries, and earlier ones that were taken away (revoked partitions)."""
+
+    deliveries: Sequence[Delivery]
+    lost: Sequence[Delivery] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What a transport can do; the conformance suite holds it to every line."""
+
+    lease_seconds: float  # a delivery comes again when it is neither settled nor extended for this long
+    settle_fenced: bool  # settling an old delivery of a message that was delivered again is refused (LOST)
+    counts_deliveries: bool  # `Delivery.count` is right
+    delay_step_seconds: float = 0.0  # the grain of a release's delay; 0: any
+    delay_seconds_max: float | None = None
+    poll_seconds_max: float | None = None  # `receive` must be called at least this often, also with limit 0
+    receive_max: int = 100  # entries that one `receive` may give
+    publish_max: int = 100  # entries that one `publish` takes
+    body_bytes_max: int | None = None
+    retention_seconds: float | None = None  # how long the queue keeps a message; None: for ever
+
+
+class Source(Protocol):
+    """Where deliveries come from. `receive` is called on one thread; `settle` and `extend` on any."""
+
+    @property
+    def name(self) -> str: ...  # stable, for humans and for the parked rows of deliveries without an id
+
+    @property
+    def traits(self) -> Traits: ...
+
+    def receive(self, limit: int, wait_seconds: float) -> Received:
+        """At most `limit` deliveries (0: only keep the connection alive), waiting up to `wait_seconds` for the first.
+
+        Raises `TransportError` or the client's own error; both mean: nothing is lost, call again.
+        """
+        ...
+
+    def settle(self, entries: Sequence[tuple[Delivery, Settlement]]) -> Sequence[Outcome]:
+        """Carry out each settlement (`leave` does nothing); one outcome per entry, in order. Idempotent.
+
+        Crash: what was not settled is delivered again; the inbox turns a finished one away.
+        """
+        ...
+
+    def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
+        """Each delivery stays ours for `seconds` from now; one outcome per entry, in order."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Sink(Protocol):
+    """Where messages go to."""
+
+    @property
+    def traits(self) -> Traits: ...
+
+    def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
+        """Send each message; returns once the queue has confirmed. One entry each: None = confirmed, else why not.
+
+        Entries with the same subject are sent in order. A confirmed entry is stored durably; an entry with an error may
+        be stored too (a lost ack): it is sent again, and the consumer's inbox removes the double.
+        """
+        ...
+
+    def close(self) -> None: ...
