@@ -1,0 +1,255 @@
+"""`Consumer`: a registry of handlers by message type. It connects to nothing until it is opened or run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, Final, Literal, NamedTuple
+
+import psycopg
+from psycopg import Connection
+from psycopg.types.json import Json
+
+from onceward.database import Database, DatabaseSource
+from onceward.delivery import Limits, Shape
+from onceward.errors import UsageError
+from onceward.events import Listener, Listeners
+from onceward.inbox import WINDOW_DEFAULT, Inbox, storable
+from onceward.intent import Intents
+from onceward.lease import LeaseKeeper
+from onceward.message import MalformedMessage, Message
+from onceward.nudge import Nudge
+from onceward.once import Once
+from onceward.perform import Performer
+from onceward.retry import Backoff
+from onceward.rows import Runtime
+from onceward.schema import check_schema, make_partition_for
+from onceward.statements import SCHEMA_DEFAULT
+from onceward.transport import ACK, LEAVE, Delivery, Settlement, Source
+
+logger = logging.getLogger("onceward")
+
+Transactional = Callable[[Message, Connection[Any]], None]
+Effectful = Callable[[Message, Once], None]
+OtherTypes = Literal["park", "ignore"]
+# Beside the threads' own connections: one for the heartbeat, one for nudges, one for upkeep.
+CONNECTIONS_BESIDE_THREADS: Final = 3
+
+
+class Handler(NamedTuple):
+    """One registered handler and its shape."""
+
+    shape: Shape
+    call: Callable[..., None]
+
+
+class Consumer:
+    """The handlers of one consumer, by message type, and the limits of their tries.
+
+    `name` is part of every key: it must be stable; renaming it is a migration.
+    `window` is how far back a duplicate is recognised: longer than the queue keeps messages, dead letters included.
+    `other_types`: what becomes of a message whose type has no handler here.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        window: timedelta = WINDOW_DEFAULT,
+        lease_seconds: float = 30.0,
+        attempts_max: int = 10,
+        deliveries_max: int = 50,
+        backoff: Backoff = Backoff(),  # noqa: B008 - immutable
+        other_types: OtherTypes = "park",
+        schema: str = SCHEMA_DEFAULT,
+    ) -> None:
+        Inbox(name, window=window, lease_seconds=lease_seconds, schema=schema)  # refuses a bad name, window or lease now
+        if attempts_max < 1 or deliveries_max < 1:
+            raise UsageError("attempts_max and deliveries_max must be at least 1")
+        if other_types not in ("park", "ignore"):
+            raise UsageError(f"other_types is 'park' or 'ignore', not {other_types!r}")
+        self.name = name
+        self.window = window
+        self.lease_seconds = lease_seconds
+        self.limits = Limits(attempts_max, deliveries_max)
+        self.backoff = backoff
+        self.other_types = other_types
+        self.schema = schema
+        self.handlers: dict[str, Handler] = {}
+        self._opened: OpenConsumer | None = None
+
+    def transactional(self, message_type: str) -> Callable[[Transactional], Transactional]:
+        """Register `(message, tx)`: its writes, and the inbox row, are one transaction that is opened before it runs."""
+        return self._register("transactional", message_type)
+
+    def effectful(self, message_type: str) -> Callable[[Effectful], Effectful]:
+        """Register `(message, once)`: it touches the outside by `once.effect`, and writes in `once.transaction()`."""
+        return self._register("effectful", message_type)
+
+    def _register(self, shape: Shape, message_type: str) -> Callable[[Any], Any]:
+        if not isinstance(message_type, str) or not message_type:
+            raise UsageError(f"register a handler for a message type, like 'order.placed', not {message_type!r}")
+
+        def register(call: Any) -> Any:
+            if message_type in self.handlers:
+                raise UsageError(f"consumer {self.name!r} has a handler for {message_type!r} already")
+            self.handlers[message_type] = Handler(shape, call)
+            return call
+
+        return register
+
+    def open(
+        self,
+        database: DatabaseSource,
+        *,
+        threads: int = 1,
+        listeners: Sequence[Listener] = (),
+        source: Source | None = None,
+    ) -> OpenConsumer:
+        """Connect: checks the schema and the window, starts the heartbeat. Close what it returns.
+
+        Raises `SchemaMismatch`, `UsageError`, or psycopg's own error when the database does not answer.
+        """
+        self._opened = OpenConsumer(self, database, threads=threads, listeners=listeners, source=source)
+        return self._opened
+
+    def deliver(self, delivery: Delivery) -> Settlement:
+        """One delivery, without the loop: what the queue is to be told. `open` must have been called in this process."""
+        if self._opened is None:
+            raise UsageError("call consumer.open(database) once in this process before consumer.deliver(...)")
+        return self._opened.deliver(delivery)
+
+
+class OpenConsumer:
+    """A consumer with its database in this process. A context manager; `deliver` may be called from many threads."""
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        database: DatabaseSource,
+        *,
+        threads: int = 1,
+        listeners: Sequence[Listener] = (),
+        source: Source | None = None,
+    ) -> None:
+        if not consumer.handlers:
+            raise UsageError(f"consumer {consumer.name!r} has no handler: register one with @consumer.transactional(...)")
+        self.consumer = consumer
+        self.listeners = Listeners(listeners)
+        self.database = Database(
+            database,
+            size=threads + CONNECTIONS_BESIDE_THREADS,
+            schema=consumer.schema,
+            application_name=f"onceward {consumer.name}"[:63],
+        )
+        try:
+            self._start(source)
+        except BaseException:
+            self.database.close()
+            raise
+
+    def _start(self, source: Source | None) -> None:
+        consumer = self.consumer
+        inbox = Inbox(
+            consumer.name,
+            window=consumer.window,
+            lease_seconds=consumer.lease_seconds,
+            schema=consumer.schema,
+        )
+        with self.database.connection() as conn:
+            check_schema(conn, consumer.schema)
+            check_window(conn, inbox, source)
+            conn.execute(
+                inbox.statements["consumer_seen"],
+                {"consumer": consumer.name, "window_seconds": consumer.window.total_seconds()},
+            )
+        self.nudge = Nudge(self.database)
+        self.keeper = LeaseKeeper(self.database, inbox, source, self.listeners)
+        self.runtime = Runtime(
+            inbox=inbox,
+            intents=Intents(consumer.name, schema=consumer.schema),
+            database=self.database,
+            limits=consumer.limits,
+            backoff=consumer.backoff,
+            listeners=self.listeners,
+            keeper=self.keeper,
+            nudge=self.nudge,
+            partition_late=self._make_partition,
+        )
+
+    def deliver(self, delivery: Delivery) -> Settlement:
+        """Take, handle, finish or park: what the queue is to be told afterwards. The lease is kept until it returns."""
+        try:
+            return self._deliver(delivery)
+        finally:
+            self.keeper.done(delivery)
+
+    def _deliver(self, delivery: Delivery) -> Settlement:
+        try:
+            message = Message.from_wire(delivery.headers, delivery.body)
+        except MalformedMessage as error:
+            return self._park_beside(delivery, "malformed", str(error))
+        handler = self.consumer.handlers.get(message.type)
+        if handler is not None:
+            return Performer(self.runtime, handler.shape, handler.call, message, delivery).run()
+        if self.consumer.other_types == "ignore":
+            return ACK
+        known = ", ".join(sorted(self.consumer.handlers))
+        return self._park_beside(delivery, "unknown type", f"no handler for {message.type!r} here (there are: {known})")
+
+    def _park_beside(self, delivery: Delivery, reason: str, detail: str) -> Settlement:
+        """Parked under its source and delivery id: it is no message that could be taken.
+
+        Crash before it: the delivery comes again. Crash after it: it comes again and is parked again, the same row.
+        """
+        inbox = self.runtime.inbox
+        headers = {storable(str(name)): storable(str(value)) for name, value in delivery.headers.items()}
+        stand_in = Message(type="malformed", body=delivery.body)
+        params = inbox.park_params(stand_in, delivery.source, reason, storable(detail))
+        params |= {"parked_id": storable(f"{delivery.source}#{delivery.id}"), "headers": Json(headers)}
+        try:
+            with self.database.connection() as conn:
+                conn.execute(inbox.statements["park_beside"], params)
+        except psycopg.OperationalError as error:
+            logger.warning("delivery %s stays in its queue: the database does not answer: %s", delivery.id, error)
+            return LEAVE
+        logger.warning("delivery %s is parked: %s: %s", delivery.id, reason, detail)
+        self.listeners.emit("consumer.parked", inbox.consumer, reason=reason)
+        return ACK
+
+    def _make_partition(self, message: Message) -> None:
+        try:
+            with self.database.connection() as conn:
+                make_partition_for(conn, message.id, self.consumer.schema)
+        except psycopg.OperationalError as error:
+            logger.error("the missing partition could not be made, the message comes again: %s", error)
+
+    def close(self) -> None:
+        """Stop the heartbeat and give the connections back. Claims that are still held lapse by themselves."""
+        self.keeper.stop()
+        self.nudge.stop()
+        self.database.close()
+
+    def __enter__(self) -> OpenConsumer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def check_window(conn: Connection[Any], inbox: Inbox, source: Source | None) -> None:
+    """Raises `UsageError` when the window is shorter than a message may live: a late duplicate would be unknown."""
+    window = inbox.window.total_seconds()
+    retention = source.traits.retention_seconds if source is not None else None
+    if retention is not None and retention > window:
+        raise UsageError(
+            f"the dedup window of {inbox.consumer!r} is {window:g} s, but its queue keeps messages for {retention:g} s: a "
+            f"duplicate could come after it is forgotten; make the window longer"
+        )
+    row = conn.execute(inbox.statements["outbox_oldest_seconds"]).fetchone()
+    if row is not None and row[0] > window:
+        raise UsageError(
+            f"the outbox holds a message that is {row[0]:.0f} s old, longer than the dedup window of {inbox.consumer!r} "
+            f"({window:g} s): start a relay, or make the window longer"
+        )

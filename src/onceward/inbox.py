@@ -1,0 +1,259 @@
+"""The inbox row: "this consumer has taken this message". INSERT first; done in the handler's own transaction.
+
+This is also the second door, for code that keeps its own loop: every method takes the caller's connection first and never
+opens one of its own. A duplicate is a result, not an exception. The one exception: above READ COMMITTED, Postgres answers a
+race with 40001 (serialization failure), and the caller's transaction must be run again, as any transaction there.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+from functools import cache
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg import Connection
+from psycopg.rows import tuple_row
+from psycopg.types.json import Json
+
+from onceward.errors import UsageError
+from onceward.message import Message, parse_uuid7
+from onceward.outbox import check_in_transaction
+from onceward.statements import SCHEMA_DEFAULT, statements
+
+WINDOW_DEFAULT: Final = timedelta(days=30)
+FUTURE_SECONDS: Final = 300.0
+TAKES_AGAIN_MAX: Final = 8
+
+
+@cache
+def _worker_of(process_id: int) -> str:
+    return f"{process_id}-{uuid4().hex[:12]}"
+
+
+def worker_id() -> str:
+    """This process's name as a worker: its own after a fork, never a host or pod name (two processes may wear one)."""
+    return _worker_of(os.getpid())
+
+
+class TakeResult(Enum):
+    """What became of a take. Only TAKEN allows the handler to run."""
+
+    TAKEN = "taken"
+    DUPLICATE = "duplicate"  # done or parked: acknowledge it
+    IN_FLIGHT = "in flight"  # another worker holds it: give it back for `retry_after_seconds`
+    CONFLICT = "conflict"  # the id is known with another payload: a person must look
+    OUTSIDE_WINDOW = "outside window"  # too old to be told from a duplicate, or no time in its id: never processed
+
+
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """The result of a take, and, when TAKEN, the fence under which everything else is done."""
+
+    result: TakeResult
+    token: int = 0
+    fresh: bool = True  # the row did not exist before
+    takes: int = 1  # claims that ended in nothing so far, this one included
+    retry_after_seconds: float = 0.0
+    detail: str = ""
+
+
+class Inbox:
+    """The inbox of one consumer. `consumer` is part of the key: renaming it is a migration."""
+
+    def __init__(
+        self,
+        consumer: str,
+        *,
+        window: timedelta = WINDOW_DEFAULT,
+        lease_seconds: float = 30.0,
+        schema: str = SCHEMA_DEFAULT,
+        worker: str | None = None,
+    ) -> None:
+        if not consumer or not consumer.isprintable() or len(consumer) > 200:
+            raise UsageError(f"a consumer needs a stable name of 1 to 200 printable characters, not {consumer!r}")
+        if window <= timedelta(0) or lease_seconds <= 0:
+            raise UsageError("window and lease_seconds must be more than 0")
+        self.consumer = consumer
+        self.window = window
+        self.lease_seconds = lease_seconds
+        self.worker = worker or worker_id()
+        self.statements = statements(schema)
+
+    # ---- the second door ---------------------------------------------------------------------------------------------
+
+    def take(self, conn: Connection[Any], message: Message) -> Taking:
+        """Take `message` inside the transaction open on `conn`: its row is done when the caller commits.
+
+        Crash before the caller's commit: nothing is taken, the redelivery starts afresh.
+        Crash after it: the redelivery is a DUPLICATE.
+
+        Raises `NotInTransaction` in autocommit mode, `UsageError` when the session would not commit durably.
+        """
+        check_in_transaction(conn)
+        _check_durable(conn)
+        return self._second_door(conn, message, "done")
+
+    def claim(self, conn: Connection[Any], message: Message) -> Taking:
+        """Claim `message` for an effectful handler: its row is committed as pending, under a lease, before this returns.
+
+        Crash after it: the lease lapses, and a redelivery takes over with the next token.
+        Raises `UsageError` inside an open transaction (the claim must be committed before any effect).
+        """
+        if conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+            raise UsageError("claim() commits on its own: call it outside a transaction")
+        with conn.transaction():
+            _check_durable(conn)
+            return self._second_door(conn, message, "pending")
+
+    def finish(self, conn: Connection[Any], message: Message, taking: Taking) -> bool:
+        """The claimed row is done, in the transaction open on `conn`; the first statement there, before any write.
+
+        False: the lease was lost to another worker: roll back and write nothing.
+        """
+        check_in_transaction(conn)
+        _check_durable(conn)
+        params = self.key(message) | {"token": taking.token} | self.mark("", "0")
+        return _one(conn, self.statements["inbox_finish"], params) is not None
+
+    def give_back(self, conn: Connection[Any], message: Message, taking: Taking) -> bool:
+        """The claim is given back uncounted, so that a retry may take over at once. False: it was lost already."""
+        return _one(conn, self.statements["inbox_yield"], self.key(message) | {"token": taking.token}) is not None
+
+    def _second_door(self, conn: Connection[Any], message: Message, state: str) -> Taking:
+        """A savepoint around the take, so that a lock that was waited for too long is a result, not a dead transaction."""
+        before = _one(conn, "SELECT current_setting('lock_timeout'), set_config('lock_timeout', '1s', true)", {})
+        lock_timeout = before[0] if before else "0"
+        params = self.take_params(message, state, mark="", lock_timeout=lock_timeout)
+        if params is None:
+            return untimed(message)
+        try:
+            with conn.transaction():
+                taking = self.take_with(conn, params)
+        except psycopg.errors.LockNotAvailable:
+            taking = locked_out()
+        except psycopg.errors.CheckViolation as error:
+            if error.diag.constraint_name is not None:
+                raise
+            taking = self._without_partition(conn, params)
+        conn.execute("SELECT set_config('lock_timeout', %s, true)", (lock_timeout,))
+        return taking
+
+    def _without_partition(self, conn: Connection[Any], params: dict[str, Any]) -> Taking:
+        age = self.read(conn, params)[0]
+        if age == "current":
+            raise UsageError("a partition for a current id is missing: run `onceward upkeep` (or let `run` do it)")
+        return outside_window(age)
+
+    # ---- statements, shared with the runtime -------------------------------------------------------------------------
+
+    def key(self, message: Message) -> dict[str, Any]:
+        return {"consumer": self.consumer, "message_id": UUID(message.id)}
+
+    def mark(self, mark: str, lock_timeout: str) -> dict[str, str]:
+        return {"mark": mark, "lock_timeout": lock_timeout}
+
+    def take_params(self, message: Message, state: str, *, mark: str, lock_timeout: str) -> dict[str, Any] | None:
+        """All that a take needs; None when the id is no UUIDv7 and so has no time."""
+        message_id = parse_uuid7(message.id)
+        if message_id is None:
+            return None
+        return {
+            "consumer": self.consumer,
+            "message_id": message_id,
+            "fingerprint": message.fingerprint(),
+            "state": state,
+            "lease_seconds": self.lease_seconds if state == "pending" else None,
+            "worker": self.worker,
+            "id_seconds": (message_id.int >> 80) / 1000,
+            "window_seconds": self.window.total_seconds(),
+            "future_seconds": FUTURE_SECONDS,
+            "mark": mark,
+            "lock_timeout": lock_timeout,
+        }
+
+    def take_with(self, conn: Connection[Any], params: dict[str, Any]) -> Taking:
+        """INSERT, and where that gives no row: read, decide, perhaps take over; again when the row changed meanwhile."""
+        row = _one(conn, self.statements["inbox_insert"], params)
+        if row is not None:
+            return Taking(TakeResult.TAKEN, token=row[0])
+        for _ in range(TAKES_AGAIN_MAX):
+            taking = self.take_existing(conn, params)
+            if taking is not None:
+                return taking
+            row = _one(conn, self.statements["inbox_insert"], params)
+            if row is not None:
+                return Taking(TakeResult.TAKEN, token=row[0])
+        return Taking(TakeResult.IN_FLIGHT, retry_after_seconds=0.1, detail="the row changed again and again")
+
+    def take_existing(self, conn: Connection[Any], params: dict[str, Any]) -> Taking | None:
+        """Decide on the row that is there; None: it vanished or changed in between, so take again."""
+        age, state, same_payload, token, lapsed, lease_left_seconds = self.read(conn, params)
+        if state is None:
+            return None if age == "current" else outside_window(age)
+        if not same_payload:
+            return Taking(TakeResult.CONFLICT, detail="another payload under an id that is known")
+        if state != "pending":
+            return Taking(TakeResult.DUPLICATE, detail=state)
+        if not lapsed:
+            return Taking(TakeResult.IN_FLIGHT, retry_after_seconds=lease_left_seconds, detail="its lease is alive")
+        row = _one(conn, self.statements["inbox_take_over"], params | {"token": token})
+        return None if row is None else Taking(TakeResult.TAKEN, token=row[0], fresh=False, takes=row[1])
+
+    def read(self, conn: Connection[Any], params: dict[str, Any]) -> tuple[Any, ...]:
+        """(age, state, same payload, token, lapsed, seconds of lease left) by the database's clock; state None: no row."""
+        row = _one(conn, self.statements["inbox_read"], params)
+        if row is None:
+            raise psycopg.InternalError("inbox_read gave no row")
+        return row
+
+    def park_params(self, message: Message, source: str, reason: str, detail: str) -> dict[str, Any]:
+        headers, body = message.to_wire()
+        known = parse_uuid7(message.id)
+        return {
+            "consumer": self.consumer,
+            "message_id": known,
+            "parked_id": str(known) if known else message.id,
+            "fingerprint": message.fingerprint(),
+            "reason": reason,
+            "detail": storable(detail),
+            "source": source,
+            "headers": Json(headers),
+            "body": body,
+            "worker": self.worker,
+        }
+
+
+def storable(text: str, chars_max: int = 4000) -> str:
+    """The text as Postgres can hold it: no NUL, no lone surrogates, bounded."""
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()[:chars_max]
+
+
+def outside_window(age: str) -> Taking:
+    why = {"old": "older than the window, and unseen", "future": "its time is ahead of the database's clock"}
+    return Taking(TakeResult.OUTSIDE_WINDOW, detail=why.get(age, age))
+
+
+def untimed(message: Message) -> Taking:
+    """An id without a time: after its row is pruned it would be taken as new, so it is refused."""
+    return Taking(TakeResult.OUTSIDE_WINDOW, detail=f"its id is no UUIDv7, so it has no time: {message.id[:80]!r}")
+
+
+def locked_out() -> Taking:
+    """An uncommitted row of a slow or frozen transaction was waited for, and the wait ran out."""
+    return Taking(TakeResult.IN_FLIGHT, retry_after_seconds=1.0, detail="its row is locked by an open transaction")
+
+
+def _check_durable(conn: Connection[Any]) -> None:
+    row = _one(conn, "SELECT current_setting('synchronous_commit')", {})
+    if row is not None and row[0] == "off":
+        raise UsageError("synchronous_commit is off in this session: a crash of the database could take the row back")
+
+
+def _one(conn: Connection[Any], statement: Any, params: dict[str, Any]) -> tuple[Any, ...] | None:
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        return cursor.execute(statement, params or None).fetchone()

@@ -1,0 +1,166 @@
+"""The heartbeat: keeps every delivery that this process holds, from receive on, through drain, until it is settled.
+
+It makes two workers on one message rare; it is not what makes them harmless (that is the fence). On the database's clock,
+on a connection of its own, from a thread that no handler can block.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+import psycopg
+
+from onceward.database import Database
+from onceward.events import Listeners
+from onceward.inbox import Inbox
+from onceward.message import Message
+from onceward.transport import Delivery, Outcome, Source
+
+logger = logging.getLogger("onceward")
+BEATS_PER_LEASE: Final = 3.5  # "at most a third", with room for a late beat
+
+
+class LeaseKeeper:
+    """Extends, at least three times a lease, the queue's lease of all deliveries held and the inbox's of all claims."""
+
+    def __init__(self, database: Database, inbox: Inbox, source: Source | None, listeners: Listeners) -> None:
+        self._database = database
+        self._inbox = inbox
+        self._source = source
+        self._listeners = listeners
+        self._held: dict[str, Delivery] = {}
+        self._claims: dict[str, tuple[Delivery, UUID, int]] = {}
+        self._lost: set[str] = set()
+        self._beating: set[str] = set()
+        self._changed = threading.Condition()
+        self._stop = False
+        leases = [inbox.lease_seconds] + ([source.traits.lease_seconds] if source is not None else [])
+        self._every_seconds = min(leases) / BEATS_PER_LEASE
+        self._thread: threading.Thread | None = None
+
+    # ---- what is held ------------------------------------------------------------------------------------------------
+
+    def received(self, deliveries: Sequence[Delivery]) -> None:
+        """These are ours from now on: also while they only wait in this process."""
+        with self._changed:
+            self._held.update((delivery.id, delivery) for delivery in deliveries)
+            self._ensure_thread()
+
+    def claimed(self, delivery: Delivery, message: Message, token: int) -> None:
+        with self._changed:
+            self._claims[delivery.id] = (delivery, UUID(message.id), token)
+            self._ensure_thread()
+
+    def done(self, delivery: Delivery) -> None:
+        """The claim is over (finished, failed, parked or lost); the queue's lease goes on until `drop`."""
+        with self._changed:
+            self._claims.pop(delivery.id, None)
+
+    def drop(self, deliveries: Sequence[Delivery]) -> None:
+        """These are about to be settled: returns once no extension of them is in flight any more."""
+        ids = {delivery.id for delivery in deliveries}
+        with self._changed:
+            for name in ids:
+                self._held.pop(name, None)
+                self._claims.pop(name, None)
+                self._lost.discard(name)
+            self._changed.wait_for(lambda: not (ids & self._beating))
+
+    def lost(self, deliveries: Sequence[Delivery]) -> None:
+        """The queue took these away."""
+        self._mark_lost([delivery.id for delivery in deliveries])
+
+    def is_lost(self, delivery: Delivery) -> bool:
+        return delivery.id in self._lost
+
+    # ---- the beat ----------------------------------------------------------------------------------------------------
+
+    def _ensure_thread(self) -> None:
+        if self._thread is None and not self._stop:
+            self._thread = threading.Thread(target=self._run, name="onceward-heartbeat", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if self._changed.wait_for(lambda: self._stop, timeout=self._every_seconds):
+                    return
+            self._beat()
+
+    def _beat(self) -> None:
+        with self._changed:
+            held = list(self._held.values())
+            claims = list(self._claims.values())
+            self._beating = {delivery.id for delivery in held}
+        try:
+            self._extend_claims(claims)
+            self._extend_held(held)
+        finally:
+            with self._changed:
+                self._beating = set()
+                self._changed.notify_all()
+
+    def _extend_held(self, held: list[Delivery]) -> None:
+        if not held or self._source is None:
+            return
+        try:
+            outcomes = self._source.extend(held, self._source.traits.lease_seconds)
+        except Exception as error:  # noqa: BLE001 - the next beat tries again; if none succeeds, redelivery decides
+            logger.warning("the leases of %d deliveries could not be extended: %s", len(held), error)
+            return
+        gone = [delivery.id for delivery, outcome in zip(held, outcomes, strict=True) if outcome is Outcome.LOST]
+        self._mark_lost(gone)
+
+    def _extend_claims(self, claims: list[tuple[Delivery, UUID, int]]) -> None:
+        if not claims:
+            return
+        params = {
+            "consumer": self._inbox.consumer,
+            "message_ids": [message_id for _, message_id, _ in claims],
+            "tokens": [token for _, _, token in claims],
+            "lease_seconds": self._inbox.lease_seconds,
+        }
+        try:
+            with self._database.connection() as conn:
+                extended = {row[0] for row in conn.execute(self._inbox.statements["inbox_extend"], params)}
+                gone = self._truly_lost(conn, claims, extended)
+        except psycopg.Error as error:
+            logger.warning("the leases of %d claims could not be extended: %s", len(claims), error)
+            return
+        self._mark_lost(gone)
+
+    def _truly_lost(
+        self, conn: psycopg.Connection, claims: list[tuple[Delivery, UUID, int]], extended: set[UUID]
+    ) -> list[str]:
+        """Of the claims that were not extended, those that are another's now; the others are being finished."""
+        missed = [claim for claim in claims if claim[1] not in extended]
+        if not missed:
+            return []
+        params = {
+            "consumer": self._inbox.consumer,
+            "message_ids": [message_id for _, message_id, _ in missed],
+            "tokens": [token for _, _, token in missed],
+        }
+        gone = {row[0] for row in conn.execute(self._inbox.statements["inbox_lost"], params)}
+        return [delivery.id for delivery, message_id, _ in missed if message_id in gone]
+
+    def _mark_lost(self, delivery_ids: list[str]) -> None:
+        with self._changed:
+            fresh = [
+                name for name in delivery_ids if (name in self._held or name in self._claims) and name not in self._lost
+            ]
+            self._lost.update(fresh)
+        for name in fresh:
+            logger.warning("the lease of delivery %s is lost: another worker has its message, or soon will", name)
+            self._listeners.emit("consumer.lease_lost", self._inbox.consumer, delivery=name)
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stop = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout=5.0)

@@ -1,0 +1,1 @@
+"""Plain SQL, one file a version; see `onceward.schema`."""

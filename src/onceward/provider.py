@@ -1,0 +1,139 @@
+"""What is known of an outside provider, as data; and which of its answers means what. No I/O.
+
+A profile is what the provider's own documentation promises of its idempotency keys. The numbers are guarantees: outside
+the window a retry is a new request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+from onceward.errors import UsageError
+from onceward.message import canonical_json
+from onceward.protocol import Answered, Failed, Later, Mismatch, Replayed
+
+Replies = Answered | Failed | Later | Mismatch | Replayed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderProfile:
+    """One provider's promise, and how it is called.
+
+    `window_seconds` runs from `starts_at`; None: the provider knows no keys, and an intent without an answer is never
+    called again. `margin_seconds` is kept free at its end: it must be longer than the longest call.
+    Raises `UsageError` when it is not: a call that could still be under way when its key expires is a second charge.
+    """
+
+    name: str
+    window_seconds: float | None
+    margin_seconds: float
+    starts_at: Literal["first request", "completion"] = "first request"
+    caches: Literal["everything", "success", "nothing"] = "everything"
+    on_mismatch: Literal["error", "ignore"] = "error"
+    after_expiry: Literal["new request", "error"] = "new request"
+    call_timeout_seconds: float = 80.0
+    call_retries: int = 0
+
+    def __post_init__(self) -> None:
+        if self.window_seconds is None:
+            return
+        longest = self.call_timeout_seconds * (self.call_retries + 1)
+        if longest >= self.margin_seconds:
+            raise UsageError(
+                f"provider {self.name}: a call may take {longest:g} s (timeout x (retries + 1)), and the margin before "
+                f"the key expires is {self.margin_seconds:g} s: make the margin longer, or the call shorter"
+            )
+        if self.margin_seconds >= self.window_seconds:
+            raise UsageError(
+                f"provider {self.name}: the margin of {self.margin_seconds:g} s leaves nothing of the key's window of "
+                f"{self.window_seconds:g} s"
+            )
+
+    @property
+    def callable_seconds(self) -> float:
+        """How long after the intent was committed its key may still be sent; 0 without keys."""
+        return 0.0 if self.window_seconds is None else self.window_seconds - self.margin_seconds
+
+    def calling(self, *, timeout_seconds: float, retries: int = 0) -> ProviderProfile:
+        """The same provider, called with this timeout and this many retries of the client's own."""
+        return replace(self, call_timeout_seconds=timeout_seconds, call_retries=retries)
+
+
+# Stripe API v1: keys "can be removed ... after they're at least 24 hours old"; a key reused after that is a new request.
+# The saved result includes 500s. Source: Stripe API reference, "Idempotent requests", and "Advanced error handling".
+STRIPE_V1: Final = ProviderProfile(name="stripe-v1", window_seconds=86_400.0, margin_seconds=3_600.0)
+
+# A provider without idempotency keys: at most once per message; an intent without an answer is held, never called again.
+NO_KEYS: Final = ProviderProfile(name="no-keys", window_seconds=None, margin_seconds=0.0, caches="nothing")
+
+
+def idempotency_key(consumer: str, message_id: str, name: str) -> str:
+    """The key of one effect: the same for every attempt and every worker, another for every message, consumer and effect.
+
+    44 characters: `ow1:` and 40 hex digits of SHA-256 over the three, each with its length before it.
+    """
+    parts = "".join(f"{len(part)}:{part}" for part in (consumer, message_id, name))
+    return "ow1:" + hashlib.sha256(parts.encode()).hexdigest()[:40]
+
+
+def read_error(profile: ProviderProfile, error: BaseException) -> Replies:
+    """What an exception of the provider's client means.
+
+    Read from the attributes that HTTP clients share (`http_status` or `status_code`, `code`, `headers`), so that no client
+    is imported: the official stripe SDK has them all.
+
+    - 402: a definite refusal (the card was declined), which is an answer.
+    - 400 with type `idempotency_error`: the key is known with another request.
+    - 409: the key is in flight: later. 429: later.
+    - 5xx with `Idempotent-Replayed`: a stored failure that no retry can change.
+    - everything else (401, other 4xx, a first 5xx, timeouts, connection errors): nothing definite; it is tried again.
+    """
+    status = _status(error)
+    if status == 402:
+        return _refusal(error)
+    if status is None or profile.window_seconds is None:
+        return Failed(_describe(error))
+    if status in (409, 429):
+        return Later(1.0)
+    if status == 400 and _error_type(error) == "idempotency_error":
+        return Mismatch(_describe(error))
+    if status >= 500 and _replayed(error):
+        return Replayed()
+    return Failed(_describe(error))
+
+
+def _refusal(error: BaseException) -> Answered:
+    body = {"type": type(error).__name__, "code": getattr(error, "code", None), "message": str(error)}
+    return Answered(canonical_json(body), refused=True)
+
+
+def _status(error: BaseException) -> int | None:
+    for name in ("http_status", "status_code"):
+        value = getattr(error, name, None)
+        if isinstance(value, int):
+            return value
+    response = getattr(error, "response", None)
+    value = getattr(response, "status_code", None)
+    return value if isinstance(value, int) else None
+
+
+def _error_type(error: BaseException) -> str | None:
+    body: Any = getattr(error, "json_body", None)
+    if isinstance(body, Mapping) and isinstance(body.get("error"), Mapping):
+        kind = body["error"].get("type")
+        return kind if isinstance(kind, str) else None
+    return None
+
+
+def _replayed(error: BaseException) -> bool:
+    headers = getattr(error, "headers", None) or {}
+    return any(
+        str(name).lower() == "idempotent-replayed" and str(value).lower() == "true" for name, value in dict(headers).items()
+    )
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,293 @@
+"""The transactions of one delivery: take, finish, fail, park, yield. Each answers with what happened; none decides."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Final, Protocol
+
+import psycopg
+from psycopg import Connection
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from onceward import protocol as p
+from onceward.database import Database, is_lost
+from onceward.delivery import Limits, State
+from onceward.events import Listeners
+from onceward.inbox import Inbox, TakeResult, Taking, locked_out, outside_window, storable, untimed
+from onceward.intent import Intents
+from onceward.message import Message
+from onceward.outbox import take_published
+from onceward.retry import Backoff
+from onceward.transport import Delivery
+
+logger = logging.getLogger("onceward")
+
+# The commit guard. One string is one round trip: when the division fails, the server does not go on to COMMIT.
+COMMIT_GUARDED: Final = "SELECT 1 / coalesce((current_setting('onceward.delivery', true) = '{mark}')::int, 0); COMMIT"
+_marks: Final = count(1)
+Row = tuple[Any, ...]
+
+
+class Keeper(Protocol):
+    """Who keeps leases alive (see `onceward.lease`)."""
+
+    def claimed(self, delivery: Delivery, message: Message, token: int) -> None: ...
+    def is_lost(self, delivery: Delivery) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """What the deliveries of one consumer in one process share."""
+
+    inbox: Inbox
+    intents: Intents
+    database: Database
+    limits: Limits
+    backoff: Backoff
+    listeners: Listeners
+    keeper: Keeper
+    nudge: Callable[[], None]
+    partition_late: Callable[[Message], None]
+
+
+class Rows:
+    """What one delivery writes. At most one connection is held at a time, and none while a provider is called."""
+
+    def __init__(self, runtime: Runtime, message: Message, delivery: Delivery) -> None:
+        self.runtime = runtime
+        self.message = message
+        self.delivery = delivery
+        self.taking = Taking(TakeResult.IN_FLIGHT)
+        self.conn: Connection[Any] | None = None
+        self._held = ExitStack()
+        self._mark = f"{runtime.inbox.worker}-{next(_marks)}"
+
+    # ---- the take ----------------------------------------------------------------------------------------------------
+
+    def take(self, state: State) -> p.Event:
+        shape = state.shape
+        row_state = "done" if shape == "transactional" else "pending"
+        mark, lock_timeout = self._mark, self.runtime.database.lock_timeout
+        params = self.runtime.inbox.take_params(self.message, row_state, mark=mark, lock_timeout=lock_timeout)
+        if params is None:
+            return p.OutsideWindow(untimed(self.message).detail)
+        try:
+            taking = self._take_guarded(params, in_transaction=shape == "transactional")
+        except psycopg.Error as error:
+            return self.database_lost("not taken", error)
+        self.taking = taking
+        return self._taken(state, taking)
+
+    def _take_guarded(self, params: dict[str, Any], *, in_transaction: bool) -> Taking:
+        """One transaction with the handler's writes, or (autocommit) one of its own. Not TAKEN: nothing is left open."""
+        try:
+            conn = self._open(begin=in_transaction)
+            taking = self.runtime.inbox.take_with(conn, params)
+        except psycopg.errors.LockNotAvailable:
+            taking = locked_out()
+        except psycopg.errors.CheckViolation as error:
+            if error.diag.constraint_name is not None:
+                raise
+            taking = self._without_partition(params)
+        if taking.result is not TakeResult.TAKEN or not in_transaction:
+            self.close()
+        return taking
+
+    def _without_partition(self, params: dict[str, Any]) -> Taking:
+        self.close()
+        with self.runtime.database.connection() as conn:
+            age = self.runtime.inbox.read(conn, params)[0]
+        if age != "current":
+            return outside_window(age)
+        logger.error("the partition for message %s was missing: upkeep is late; it is made now", self.message.id)
+        self.emit("upkeep.partition_late")
+        self.runtime.partition_late(self.message)
+        return Taking(TakeResult.IN_FLIGHT, retry_after_seconds=0.0)
+
+    def _taken(self, state: State, taking: Taking) -> p.Event:
+        match taking.result:
+            case TakeResult.TAKEN:
+                if state.shape == "effectful":
+                    self.runtime.keeper.claimed(self.delivery, self.message, taking.token)
+                    self.emit("consumer.claimed", token=taking.token)
+                else:
+                    self.emit("consumer.taken", token=taking.token)
+                return p.Taken(taking.token, taking.fresh, taking.takes)
+            case TakeResult.DUPLICATE:
+                self.emit("consumer.duplicate", state=taking.detail)
+                return p.Duplicate()
+            case TakeResult.IN_FLIGHT:
+                self.emit("consumer.in_flight", seconds=taking.retry_after_seconds)
+                return p.InFlight(taking.retry_after_seconds)
+            case TakeResult.CONFLICT:
+                return p.Conflict(taking.detail)
+            case TakeResult.OUTSIDE_WINDOW:
+                return p.OutsideWindow(taking.detail)
+
+    # ---- the finish --------------------------------------------------------------------------------------------------
+
+    def begin(self) -> p.Event:
+        inbox = self.runtime.inbox
+        marks = inbox.mark(self._mark, self.runtime.database.lock_timeout)
+        params = inbox.key(self.message) | {"token": self.taking.token} | marks
+        try:
+            row = _one(self._open(begin=True), inbox.statements["inbox_finish"], params)
+        except psycopg.Error as error:
+            return self.database_lost("transaction not opened", error)
+        if row is None:
+            self.close()
+            self.emit("consumer.lease_lost")
+            return p.Lost()
+        self.emit("consumer.finishing", token=self.taking.token)
+        return p.Begun(row[0], row[1])
+
+    def commit(self) -> p.Event:
+        self.emit("consumer.handled")
+        conn = self.conn
+        if conn is None or is_lost(conn):
+            return p.DatabaseLost()
+        published = take_published(conn)
+        event = commit_guarded(conn, self._mark)
+        if isinstance(event, p.Committed):
+            self.emit("consumer.committed")
+            if published:
+                self.runtime.nudge()
+        self.close()
+        return event
+
+    # ---- fail, park, yield -------------------------------------------------------------------------------------------
+
+    def fail(self, state: State, command: p.Fail) -> p.Event:
+        def write(conn: Connection[Any]) -> p.Event:
+            error = {"error": storable(command.error)}
+            row = self._fenced(conn, state, "fail", error)
+            if row is None:
+                return p.Lost()
+            if row[0] < self.runtime.limits.attempts_max:
+                return p.Counted(self.runtime.backoff.delay_seconds(row[0]))
+            park = p.Park("attempts ran out", command.error)
+            return p.Parked() if self._fenced(conn, state, "park", self._park_params(park)) else p.Lost()
+
+        event = self._write(write)
+        self.emit("consumer.failed", error=command.error)
+        if isinstance(event, p.Parked):
+            self.emit("consumer.parked", reason="attempts ran out")
+        return event
+
+    def park(self, state: State, command: p.Park) -> p.Event:
+        def write(conn: Connection[Any]) -> p.Event:
+            params = self._park_params(command)
+            statements = self.runtime.inbox.statements
+            row = None
+            if command.fence == "foreign commit":
+                row = _one(conn, statements["park_foreign_commit"], params | {"token": self.taking.token})
+            elif command.fence != "beside":
+                row = self._fenced(conn, state, "park", params)
+            if row is None and command.fence in ("beside", "holder or beside"):
+                row = _one(conn, statements["park_beside"], params)
+            return p.Parked() if row is not None else p.Lost()
+
+        event = self._write(write)
+        if isinstance(event, p.Parked):
+            logger.warning("message %s is parked: %s: %s", self.message.id, command.reason, command.detail)
+            self.emit("consumer.parked", reason=command.reason)
+        return event
+
+    def give_back(self) -> p.Event:
+        def write(conn: Connection[Any]) -> p.Event:
+            params = self.runtime.inbox.key(self.message) | {"token": self.taking.token}
+            return p.Yielded() if _one(conn, self.runtime.inbox.statements["inbox_yield"], params) else p.Lost()
+
+        return self._write(write)
+
+    def _park_params(self, command: p.Park) -> dict[str, Any]:
+        params = self.runtime.inbox.park_params(self.message, self.delivery.source, command.reason, command.detail)
+        return params | {"unknown_n": command.unknown_n}
+
+    def _fenced(self, conn: Connection[Any], state: State, verb: str, params: dict[str, Any]) -> Row | None:
+        """`verb` under the fence of whoever holds the message: the claim, or (its row rolled back) what was there before."""
+        statements = self.runtime.inbox.statements
+        params = self.runtime.inbox.key(self.message) | params
+        if state.shape == "transactional" and state.fresh:
+            return _one(conn, statements[f"{verb}_absent"], params)
+        token = state.token if state.shape == "effectful" else state.token - 1
+        return _one(conn, statements[f"{verb}_held"], params | {"token": token})
+
+    def _write(self, write: Callable[[Connection[Any]], p.Event]) -> p.Event:
+        """One transaction of ours, after whatever was open is rolled back."""
+        self.close()
+        try:
+            with self.runtime.database.connection() as conn:
+                with conn.transaction() as transaction:
+                    event = write(conn)
+                    if isinstance(event, p.Lost):
+                        raise psycopg.Rollback(transaction)
+                return event
+        except psycopg.Error as error:
+            return self.database_lost("outcome not written", error)
+
+    def database_lost(self, what: str, error: Exception) -> p.DatabaseLost:
+        self.close()
+        logger.warning("message %s: %s, redelivery decides: %s", self.message.id, what, error)
+        return p.DatabaseLost()
+
+    # ---- the connection ----------------------------------------------------------------------------------------------
+
+    def _open(self, *, begin: bool) -> Connection[Any]:
+        if self.conn is None:
+            self.conn = self._held.enter_context(self.runtime.database.connection())
+            if begin:
+                self.conn.execute("BEGIN")
+        return self.conn
+
+    def roll_back(self) -> None:
+        """Whatever is open is undone; a connection that is gone has undone it itself."""
+        conn = self.conn
+        if conn is None or is_lost(conn) or conn.info.transaction_status == TransactionStatus.IDLE:
+            return
+        try:
+            conn.execute("ROLLBACK")
+        except psycopg.OperationalError as error:
+            logger.warning("message %s: the connection was lost while rolling back: %s", self.message.id, error)
+
+    def close(self) -> None:
+        if self.conn is not None:
+            self.roll_back()
+            take_published(self.conn)
+            self.conn = None
+            self._held.close()
+
+    def emit(self, point: str, **fields: Any) -> None:
+        if self.runtime.listeners:
+            self.runtime.listeners.emit(point, self.runtime.inbox.consumer, self.message.id, **fields)
+
+
+def commit_guarded(conn: Connection[Any], mark: str) -> p.Committed | p.Aborted | p.ForeignCommit | p.Ambiguous:
+    """COMMIT, only if this session is still in the transaction that was marked so, and only if the reply says COMMIT.
+
+    A transaction that failed inside "commits" as ROLLBACK without an error; a handler that ended it by raw SQL leaves none.
+    """
+    if conn.info.transaction_status == TransactionStatus.INERROR:
+        return p.Aborted()
+    try:
+        cursor = conn.execute(COMMIT_GUARDED.format(mark=mark), prepare=False)
+        while cursor.nextset():
+            pass
+    except psycopg.errors.DivisionByZero:
+        return p.ForeignCommit()
+    except psycopg.Error as error:
+        if conn.closed or conn.broken:
+            return p.Ambiguous()
+        logger.warning("a transaction could not be committed: %s", error)
+        return p.Aborted()
+    return p.Committed() if cursor.statusmessage == "COMMIT" else p.Aborted()
+
+
+def _one(conn: Connection[Any], statement: Any, params: dict[str, Any]) -> tuple[Any, ...] | None:
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        return cursor.execute(statement, params).fetchone()

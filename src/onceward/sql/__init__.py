@@ -1,0 +1,1 @@
+"""The runtime's statements; see `onceward.statements`."""

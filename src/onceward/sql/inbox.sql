@@ -1,0 +1,200 @@
+-- name: inbox_insert
+-- why: INSERT-first. One row back = TAKEN; none = somebody was here, or the id's age forbids it: read the row next.
+--      The settings mark the transaction as ours (the commit guard looks for the mark) and give the handler its own
+--      lock timeout; they ride on this statement because a round trip of their own would be the dearest part of a take.
+-- locks: the new row; waits (lock_timeout) for an uncommitted row of the same id
+-- index: inbox_pkey
+INSERT INTO {schema}.inbox (consumer, message_id, fingerprint, state, lease_until, worker)
+SELECT %(consumer)s, %(message_id)s, %(fingerprint)s, %(state)s,
+       clock_timestamp() + make_interval(secs => %(lease_seconds)s), %(worker)s
+ WHERE to_timestamp(%(id_seconds)s) BETWEEN clock_timestamp() - make_interval(secs => %(window_seconds)s)
+                                        AND clock_timestamp() + make_interval(secs => %(future_seconds)s)
+ON CONFLICT (consumer, message_id) DO NOTHING
+RETURNING token, set_config('onceward.delivery', %(mark)s, true), set_config('lock_timeout', %(lock_timeout)s, true)
+
+-- name: inbox_read
+-- why: the second statement of a take. It must be a statement of its own: one that both inserts and reads sees neither
+--      its own nor the other's row when it raced.
+-- locks: none
+-- index: inbox_pkey
+SELECT CASE WHEN to_timestamp(%(id_seconds)s) < clock_timestamp() - make_interval(secs => %(window_seconds)s) THEN 'old'
+            WHEN to_timestamp(%(id_seconds)s) > clock_timestamp() + make_interval(secs => %(future_seconds)s) THEN 'future'
+            ELSE 'current' END AS age,
+       i.state, i.fingerprint = %(fingerprint)s AS same_payload, i.token,
+       (i.lease_until IS NULL OR i.lease_until <= clock_timestamp()) AS lapsed,
+       greatest(extract(epoch FROM i.lease_until - clock_timestamp())::float8, 0) AS lease_left_seconds
+  FROM (SELECT 1) AS one
+  LEFT JOIN {schema}.inbox AS i ON i.consumer = %(consumer)s AND i.message_id = %(message_id)s
+
+-- name: inbox_take_over
+-- why: the holder of a pending row let its lease lapse, or a person redrove it. The expected state and token are
+--      repeated, so that of two that try, one gets no row.
+-- locks: the row
+-- index: inbox_pkey
+UPDATE {schema}.inbox
+   SET state = %(state)s, token = token + 1, worker = %(worker)s, taken_at = clock_timestamp(),
+       lease_until = clock_timestamp() + make_interval(secs => %(lease_seconds)s)
+ WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND state = 'pending' AND token = %(token)s
+   AND fingerprint = %(fingerprint)s AND (lease_until IS NULL OR lease_until <= clock_timestamp())
+RETURNING token, token - forgiven AS takes,
+          set_config('onceward.delivery', %(mark)s, true), set_config('lock_timeout', %(lock_timeout)s, true)
+
+-- name: inbox_finish
+-- why: the first statement of an effectful handler's own transaction. Its row lock shuts out a take-over until COMMIT;
+--      a worker that lost its lease gets no row and writes nothing. A lapsed lease that nobody took over may finish.
+-- locks: the row
+-- index: inbox_pkey, intents_pkey
+UPDATE {schema}.inbox
+   SET state = 'done', lease_until = NULL
+ WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND state = 'pending' AND token = %(token)s
+RETURNING (SELECT count(*) FROM {schema}.intents AS t
+            WHERE t.consumer = %(consumer)s AND t.message_id = %(message_id)s) AS intents,
+          (SELECT count(*) FROM {schema}.intents AS t
+            WHERE t.consumer = %(consumer)s AND t.message_id = %(message_id)s AND t.state <> 'done') AS intents_open,
+          set_config('onceward.delivery', %(mark)s, true), set_config('lock_timeout', %(lock_timeout)s, true)
+
+-- name: inbox_extend
+-- why: the heartbeat of all effectful deliveries that this process holds. SKIP LOCKED: a row that is being finished is
+--      left alone, so that one slow commit does not stall the others' leases.
+-- locks: the rows that are free
+-- index: inbox_pkey
+WITH held AS (
+    SELECT i.consumer, i.message_id
+      FROM unnest(%(message_ids)s::uuid[], %(tokens)s::bigint[]) AS h (message_id, token)
+      JOIN {schema}.inbox AS i ON i.consumer = %(consumer)s AND i.message_id = h.message_id
+     WHERE i.state = 'pending' AND i.token = h.token
+       FOR UPDATE OF i SKIP LOCKED
+)
+UPDATE {schema}.inbox AS i
+   SET lease_until = clock_timestamp() + make_interval(secs => %(lease_seconds)s)
+  FROM held
+ WHERE i.consumer = held.consumer AND i.message_id = held.message_id
+RETURNING i.message_id
+
+-- name: inbox_lost
+-- why: of the rows that a heartbeat could not extend, those that are truly another's now (the rest are being finished).
+-- locks: none
+-- index: inbox_pkey
+SELECT h.message_id
+  FROM unnest(%(message_ids)s::uuid[], %(tokens)s::bigint[]) AS h (message_id, token)
+  LEFT JOIN {schema}.inbox AS i ON i.consumer = %(consumer)s AND i.message_id = h.message_id
+ WHERE i.token IS DISTINCT FROM h.token OR i.state = 'parked'
+
+-- name: inbox_yield
+-- why: the holder gives its claim back without a failure (deferred, key in flight at the provider, database lost). The
+--      take is forgiven: it was no crash.
+-- locks: the row
+-- index: inbox_pkey
+UPDATE {schema}.inbox
+   SET lease_until = NULL, forgiven = forgiven + 1
+ WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND state = 'pending' AND token = %(token)s
+RETURNING token
+
+-- name: fail_held
+-- why: a failed attempt of the holder of a claim: counted, and the lease given back so that the retry may take over.
+-- locks: the inbox row, the attempts row
+-- index: inbox_pkey, attempts_pkey
+WITH mine AS (
+    UPDATE {schema}.inbox
+       SET lease_until = NULL, forgiven = forgiven + 1
+     WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND state = 'pending' AND token = %(token)s
+    RETURNING consumer, message_id
+)
+INSERT INTO {schema}.attempts AS a (consumer, message_id, n, error)
+SELECT consumer, message_id, 1, %(error)s FROM mine
+ON CONFLICT (consumer, message_id) DO UPDATE
+   SET n = a.n + 1, error = excluded.error, failed_at = clock_timestamp()
+RETURNING n
+
+-- name: fail_absent
+-- why: a failed attempt of a transactional handler: its inbox row was rolled back, so there must be none. A row that is
+--      there belongs to somebody who was faster.
+-- locks: the attempts row
+-- index: inbox_pkey, attempts_pkey
+INSERT INTO {schema}.attempts AS a (consumer, message_id, n, error)
+SELECT %(consumer)s, %(message_id)s, 1, %(error)s
+ WHERE NOT EXISTS (SELECT 1 FROM {schema}.inbox WHERE consumer = %(consumer)s AND message_id = %(message_id)s)
+ON CONFLICT (consumer, message_id) DO UPDATE
+   SET n = a.n + 1, error = excluded.error, failed_at = clock_timestamp()
+RETURNING n
+
+-- name: park_held
+-- why: the holder parks its message: fenced by state and token; no row back = the lease was lost, nothing is written.
+--      The intent whose outcome nobody knows is named in the same statement.
+-- locks: the inbox row, the intent, the parked row
+-- index: inbox_pkey, intents_pkey, parked_pkey
+WITH mine AS (
+    UPDATE {schema}.inbox
+       SET state = 'parked', lease_until = NULL
+     WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND state = 'pending' AND token = %(token)s
+    RETURNING consumer, message_id
+), held AS (
+    UPDATE {schema}.intents AS t
+       SET state = 'unknown'
+      FROM mine
+     WHERE t.consumer = mine.consumer AND t.message_id = mine.message_id AND t.n = %(unknown_n)s AND t.state = 'pending'
+)
+INSERT INTO {schema}.parked AS p (consumer, message_id, fingerprint, reason, detail, attempts, source, headers, body)
+SELECT %(consumer)s, %(parked_id)s, %(fingerprint)s, %(reason)s, %(detail)s,
+       coalesce((SELECT n FROM {schema}.attempts AS a
+                  WHERE a.consumer = %(consumer)s AND a.message_id = %(message_id)s), 0),
+       %(source)s, %(headers)s, %(body)s
+  FROM mine
+ON CONFLICT (consumer, message_id, fingerprint) DO UPDATE
+   SET reason = excluded.reason, detail = excluded.detail, attempts = excluded.attempts, parked_at = clock_timestamp()
+RETURNING message_id
+
+-- name: park_absent
+-- why: a transactional message is parked after its own row was rolled back: the inbox row is made, as parked, only if
+--      there is none.
+-- locks: the new inbox row, the parked row
+-- index: inbox_pkey, parked_pkey
+WITH mine AS (
+    INSERT INTO {schema}.inbox (consumer, message_id, fingerprint, state, worker)
+    VALUES (%(consumer)s, %(message_id)s, %(fingerprint)s, 'parked', %(worker)s)
+    ON CONFLICT (consumer, message_id) DO NOTHING
+    RETURNING consumer, message_id
+)
+INSERT INTO {schema}.parked AS p (consumer, message_id, fingerprint, reason, detail, attempts, source, headers, body)
+SELECT %(consumer)s, %(parked_id)s, %(fingerprint)s, %(reason)s, %(detail)s,
+       coalesce((SELECT n FROM {schema}.attempts AS a
+                  WHERE a.consumer = %(consumer)s AND a.message_id = %(message_id)s), 0),
+       %(source)s, %(headers)s, %(body)s
+  FROM mine
+ON CONFLICT (consumer, message_id, fingerprint) DO UPDATE
+   SET reason = excluded.reason, detail = excluded.detail, attempts = excluded.attempts, parked_at = clock_timestamp()
+RETURNING message_id
+
+-- name: park_foreign_commit
+-- why: the handler ended our transaction by itself: what it wrote may stand, also the row as done. A person must look.
+-- locks: the inbox row, the parked row
+-- index: inbox_pkey, parked_pkey
+WITH mine AS (
+    UPDATE {schema}.inbox
+       SET state = 'parked', lease_until = NULL
+     WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND token = %(token)s
+)
+INSERT INTO {schema}.parked AS p (consumer, message_id, fingerprint, reason, detail, attempts, source, headers, body)
+VALUES (%(consumer)s, %(parked_id)s, %(fingerprint)s, %(reason)s, %(detail)s, 0, %(source)s, %(headers)s, %(body)s)
+ON CONFLICT (consumer, message_id, fingerprint) DO UPDATE
+   SET reason = excluded.reason, detail = excluded.detail, parked_at = clock_timestamp()
+RETURNING message_id
+
+-- name: park_beside
+-- why: parked without touching any inbox row: another payload under a known id, an id outside the window, no id at all,
+--      a second answer met by a worker that holds nothing.
+-- locks: the parked row
+-- index: parked_pkey
+INSERT INTO {schema}.parked AS p (consumer, message_id, fingerprint, reason, detail, attempts, source, headers, body)
+VALUES (%(consumer)s, %(parked_id)s, %(fingerprint)s, %(reason)s, %(detail)s, 0, %(source)s, %(headers)s, %(body)s)
+ON CONFLICT (consumer, message_id, fingerprint) DO UPDATE
+   SET reason = excluded.reason, detail = excluded.detail, parked_at = clock_timestamp()
+RETURNING message_id
+
+-- name: consumer_seen
+-- why: upkeep keeps partitions for the longest window of all consumers that were ever started on this schema.
+-- locks: the row
+-- index: consumers_pkey
+INSERT INTO {schema}.consumers AS c (name, window_seconds)
+VALUES (%(consumer)s, %(window_seconds)s)
+ON CONFLICT (name) DO UPDATE SET window_seconds = excluded.window_seconds, seen_at = clock_timestamp()

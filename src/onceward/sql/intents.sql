@@ -1,0 +1,36 @@
+-- name: intent_insert
+-- why: the intent is committed before the call. FOR SHARE holds the claim still: no take-over between the check of lease
+--      and token and the row. held = false: the lease is lost or lapsed, and the effect must not start.
+-- locks: the inbox row (share), the new intent
+-- index: inbox_pkey, intents_pkey
+WITH held AS (
+    SELECT i.consumer, i.message_id
+      FROM {schema}.inbox AS i
+     WHERE i.consumer = %(consumer)s AND i.message_id = %(message_id)s AND i.state = 'pending'
+       AND i.token = %(token)s AND i.lease_until > clock_timestamp()
+       FOR SHARE
+), made AS (
+    INSERT INTO {schema}.intents (consumer, message_id, n, name, request_fingerprint, key)
+    SELECT consumer, message_id, %(n)s, %(name)s, %(request_fingerprint)s, %(key)s FROM held
+    ON CONFLICT (consumer, message_id, n) DO NOTHING
+    RETURNING n
+)
+SELECT EXISTS (SELECT 1 FROM held) AS held, EXISTS (SELECT 1 FROM made) AS made
+
+-- name: intent_read
+-- why: the intent was there already: its answer, or whether the provider still remembers its key (database's clock).
+-- locks: none
+-- index: intents_pkey
+SELECT name, request_fingerprint, key, state, refused, answer::text AS answer,
+       clock_timestamp() < started_at + make_interval(secs => %(callable_seconds)s) AS callable
+  FROM {schema}.intents
+ WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND n = %(n)s
+
+-- name: intent_record
+-- why: an answer is a fact: write-once, and not fenced, because a zombie's known charge must not be thrown away.
+-- locks: the intent
+-- index: intents_pkey
+UPDATE {schema}.intents
+   SET state = 'done', answer = %(answer)s, refused = %(refused)s, answered_at = clock_timestamp()
+ WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND n = %(n)s AND state IN ('pending', 'unknown')
+RETURNING n

@@ -1,0 +1,55 @@
+-- name: outbox_insert
+-- why: "this message is to be sent", in the transaction of whoever wants it sent.
+-- locks: the new row
+-- index: none
+INSERT INTO {schema}.outbox (id, aggregatetype, aggregateid, type, source, time, traceparent, payload)
+VALUES (%(id)s, %(aggregatetype)s, %(aggregateid)s, %(type)s, %(source)s, %(time)s, %(traceparent)s, %(payload)s)
+
+-- name: outbox_take_heads
+-- why: the first waiting row of each key, and rows without a key. The head's lock is the lock of its whole key: a row may
+--      go only when no earlier row of its key is there, locked or not, so two relays cannot overtake each other.
+-- locks: the heads (SKIP LOCKED)
+-- index: outbox_pkey, outbox_key
+SELECT o.position, o.id, o.aggregateid, o.type, o.source, o.time, o.traceparent, o.payload, o.attempts
+  FROM {schema}.outbox AS o
+ WHERE (o.retry_at IS NULL OR o.retry_at <= clock_timestamp())
+   AND (o.aggregateid IS NULL
+        OR NOT EXISTS (SELECT 1 FROM {schema}.outbox AS e
+                        WHERE e.aggregateid = o.aggregateid AND e.position < o.position))
+ ORDER BY o.position
+ LIMIT %(limit)s
+   FOR UPDATE OF o SKIP LOCKED
+
+-- name: outbox_take_followers
+-- why: the rows behind the heads that this relay holds, in order; guarded by the lock of their head.
+-- locks: none (the heads are held)
+-- index: outbox_key
+SELECT o.position, o.id, o.aggregateid, o.type, o.source, o.time, o.traceparent, o.payload, o.attempts
+  FROM {schema}.outbox AS o
+ WHERE o.aggregateid = ANY (%(keys)s) AND o.position <> ALL (%(positions)s)
+ ORDER BY o.position
+ LIMIT %(limit)s
+
+-- name: outbox_delete
+-- why: only what the sink confirmed leaves the outbox.
+-- locks: the rows (held already, or guarded by their head)
+-- index: outbox_pkey
+DELETE FROM {schema}.outbox WHERE position = ANY (%(positions)s)
+
+-- name: outbox_postpone
+-- why: a row that could not be sent is set aside until its next try; with a key it holds its key, the rest flow.
+-- locks: the row
+-- index: outbox_pkey
+UPDATE {schema}.outbox
+   SET attempts = attempts + 1, error = %(error)s,
+       retry_at = clock_timestamp() + make_interval(secs => %(delay_seconds)s)
+ WHERE position = %(position)s
+
+-- name: outbox_oldest_seconds
+-- why: the window must be longer than the oldest row that is still to be sent.
+-- locks: none
+-- index: outbox_pkey
+SELECT extract(epoch FROM clock_timestamp() - o.created_at)::float8
+  FROM {schema}.outbox AS o
+ ORDER BY o.position
+ LIMIT 1

@@ -1,0 +1,53 @@
+-- name: parked_list
+-- why: what a person looks at when paged; newest first, bounded.
+-- locks: none
+-- index: parked_age
+SELECT consumer, message_id, encode(fingerprint, 'hex') AS fingerprint, reason, detail, attempts, source, parked_at,
+       length(body) AS body_bytes, headers->>'type' AS type, headers->>'subject' AS subject
+  FROM {schema}.parked
+ WHERE %(consumer)s::text IS NULL OR consumer = %(consumer)s
+ ORDER BY parked_at DESC
+ LIMIT %(limit)s
+
+-- name: parked_show
+-- why: one message whole; two bodies under one id are two rows.
+-- locks: none
+-- index: parked_pkey
+SELECT p.consumer, p.message_id, encode(p.fingerprint, 'hex') AS fingerprint, p.reason, p.detail, p.attempts, p.source,
+       p.parked_at, p.headers, p.body, length(p.body) AS body_bytes, p.headers->>'type' AS type,
+       p.headers->>'subject' AS subject
+  FROM {schema}.parked AS p
+ WHERE p.message_id = %(message_id)s AND (%(consumer)s::text IS NULL OR p.consumer = %(consumer)s)
+ ORDER BY p.parked_at
+
+-- name: parked_intents
+-- why: the effects of a parked message: which are done, which nobody knows.
+-- locks: none
+-- index: intents_pkey
+SELECT n, name, state, key, answer::text AS answer, started_at
+  FROM {schema}.intents
+ WHERE consumer = %(consumer)s AND message_id = %(message_id)s
+ ORDER BY n
+
+-- name: redrive_inbox
+-- why: parked becomes pending, under a new token (whoever held it before is fenced out), its takes forgiven.
+-- locks: the row
+-- index: inbox_pkey
+UPDATE {schema}.inbox
+   SET state = 'pending', token = token + 1, forgiven = token + 1, lease_until = NULL
+ WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND state = 'parked' AND fingerprint = %(fingerprint)s
+RETURNING token
+
+-- name: redrive_delete_attempts
+-- why: a redriven message starts with no attempts.
+-- locks: the row
+-- index: attempts_pkey
+DELETE FROM {schema}.attempts WHERE consumer = %(consumer)s AND message_id = %(message_id)s
+
+-- name: redrive_delete_parked
+-- why: the parked row goes in the transaction that puts the message back on its way.
+-- locks: the row
+-- index: parked_pkey
+DELETE FROM {schema}.parked
+ WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND fingerprint = %(fingerprint)s
+RETURNING message_id

@@ -1,0 +1,1 @@
+"""Public: what the tests of a user of Onceward may use."""

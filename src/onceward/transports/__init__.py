@@ -1,0 +1,1 @@
+"""One file per transport; the core imports none of them."""

@@ -1,0 +1,262 @@
+"""pgmq: a queue in Postgres, by SQL from its own package (`pip install 'onceward[pgmq]'`). No extension is needed.
+
+Settling is by message id alone, so an old delivery settles a newer one of the same message (`settle_fenced=False`). That is
+safe here: an ack follows a durable fact, and the fact is about the message, not about the delivery.
+A delivery is visible again after whole seconds only (`read` takes an integer); a release may be shorter, by a timestamp.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any, Final
+
+import psycopg
+from psycopg import Connection
+from psycopg.types.json import Jsonb, set_json_loads
+
+from onceward.errors import TransportError, UsageError
+from onceward.message import Message, encode_json
+from onceward.transport import Delivery, Outcome, Received, Settlement, Traits
+
+POLL_MILLISECONDS: Final = 20
+BODY_BYTES_MAX: Final = 64 * 1024 * 1024
+_MISSING: Final = "pgmq's SQL comes with its own package: pip install 'onceward[pgmq]'"
+
+
+def install(conn: Connection[Any]) -> bool:
+    """The schema `pgmq` is in this database; False: it was there already. One transaction under an advisory lock."""
+    try:
+        text = files("pgmq").joinpath("sql", "pgmq.sql").read_text(encoding="utf-8")
+    except ModuleNotFoundError as error:
+        raise UsageError(_MISSING) from error
+    with conn.transaction():
+        conn.execute("SELECT pg_advisory_xact_lock(hashtext('onceward pgmq install'))")
+        row = conn.execute("SELECT to_regclass('pgmq.meta') IS NOT NULL").fetchone()
+        if row and row[0]:
+            return False
+        conn.execute(text.encode())
+        return True
+
+
+def create_queue(conn: Connection[Any], name: str) -> None:
+    """The queue `name` is there; made if it was not. Needs `install` first."""
+    conn.execute("SELECT pgmq.create(%s)", (name,))
+
+
+class Session:
+    """One connection that is made when it is needed, and made anew after it was lost. One caller at a time."""
+
+    def __init__(self, dsn: str, application_name: str) -> None:
+        self._dsn = dsn
+        self._application_name = application_name
+        self._conn: Connection[dict[str, Any]] | None = None
+        self._lock = threading.Lock()
+
+    def fetch(self, statement: str, params: Mapping[str, Any]) -> list[Any]:
+        with self._lock:
+            try:
+                return self._connection().execute(statement.encode(), params).fetchall()
+            except psycopg.OperationalError as error:
+                if self._conn is None or self._conn.closed or self._conn.broken:
+                    self._conn = None
+                    raise TransportError(f"the queue's database does not answer: {error}") from error
+                raise
+
+    def _connection(self) -> Connection[Any]:
+        if self._conn is None:
+            conn: Connection[Any] = psycopg.connect(
+                self._dsn, autocommit=True, connect_timeout=5, application_name=self._application_name
+            )
+            set_json_loads(_undecoded, conn)
+            conn.execute("SET statement_timeout TO '30s'; SET lock_timeout TO '5s'; SET synchronous_commit TO on")
+            self._conn = conn
+        return self._conn
+
+    def close(self) -> None:
+        with self._lock:
+            if self._conn is not None:
+                self._conn.close()
+                self._conn = None
+
+
+class Source:
+    """One pgmq queue as a source. `visibility_seconds`: whole seconds that a delivery stays hidden unless extended."""
+
+    def __init__(self, queue: str, dsn: str, *, visibility_seconds: int = 30, archive: bool = False) -> None:
+        """`archive`: an acknowledged message is kept in the queue's archive table, instead of deleted."""
+        if visibility_seconds != int(visibility_seconds) or visibility_seconds < 1:
+            raise UsageError("pgmq counts visibility in whole seconds, at least 1")
+        self.name = f"pgmq:{queue}"
+        self.traits = Traits(
+            lease_seconds=float(visibility_seconds),
+            settle_fenced=False,
+            counts_deliveries=True,
+            receive_max=1000,
+            publish_max=1000,
+            body_bytes_max=BODY_BYTES_MAX,
+        )
+        self._queue = queue
+        self._visibility_seconds = int(visibility_seconds)
+        self._remove = "archive" if archive else "delete"
+        self._receiving = Session(dsn, f"onceward {queue} receive"[:63])
+        self._settling = Session(dsn, f"onceward {queue} settle"[:63])
+
+    def receive(self, limit: int, wait_seconds: float) -> Received:
+        if limit < 1:
+            return Received(())
+        rows = self._receiving.fetch(_READ, self._params() | {"limit": limit})
+        if not rows and wait_seconds > 0:
+            wait = {"limit": limit, "wait": max(1, round(wait_seconds)), "poll": POLL_MILLISECONDS}
+            rows = self._receiving.fetch(_READ_WAITING, self._params() | wait)
+        return Received([self._delivery(*row) for row in rows])
+
+    def _params(self) -> dict[str, Any]:
+        return {"queue": self._queue, "visibility": self._visibility_seconds}
+
+    def _delivery(self, msg_id: int, read_ct: int, message: bytes | None, headers: bytes | None) -> Delivery:
+        return Delivery(
+            id=str(msg_id),
+            source=self.name,
+            headers=_headers(headers),
+            body=_body(message),
+            count=read_ct,
+            handle=msg_id,
+        )
+
+    def settle(self, entries: Sequence[tuple[Delivery, Settlement]]) -> Sequence[Outcome]:
+        done: set[int] = set()
+        acked = [delivery.handle for delivery, settlement in entries if settlement.action == "ack"]
+        if acked:
+            rows = self._settling.fetch(f"SELECT pgmq.{self._remove}(%(queue)s, %(ids)s::bigint[])", self._ids(acked))
+            done.update(row[0] for row in rows)
+        released = [(d.handle, s.delay_seconds) for d, s in entries if s.action == "release"]
+        for delay in {delay for _, delay in released}:
+            done |= self._hide([handle for handle, its in released if its == delay], delay)
+        left = {delivery.handle for delivery, settlement in entries if settlement.action == "leave"}
+        return [Outcome.SETTLED if d.handle in done | left else Outcome.LOST for d, _ in entries]
+
+    def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
+        there = self._hide([delivery.handle for delivery in deliveries], seconds)
+        return [Outcome.SETTLED if delivery.handle in there else Outcome.LOST for delivery in deliveries]
+
+    def _hide(self, ids: list[int], seconds: float) -> set[int]:
+        """Hidden until `seconds` from now, by a timestamp: the integer form knows whole seconds only."""
+        rows = self._settling.fetch(_SET_VT, self._ids(ids) | {"seconds": max(0.0, seconds)})
+        return {row[0] for row in rows}
+
+    def _ids(self, ids: list[int]) -> dict[str, Any]:
+        return {"queue": self._queue, "ids": ids}
+
+    def close(self) -> None:
+        self._receiving.close()
+        self._settling.close()
+
+
+class Sink:
+    """pgmq queues as a sink. `queues` says where each message type goes: one queue, several, or all types to one."""
+
+    def __init__(self, queues: str | Mapping[str, str | Sequence[str]], dsn: str) -> None:
+        self.traits = Traits(
+            lease_seconds=30.0,
+            settle_fenced=False,
+            counts_deliveries=True,
+            publish_max=1000,
+            body_bytes_max=BODY_BYTES_MAX,
+        )
+        self._queues = queues
+        self._session = Session(dsn, "onceward publish")
+
+    def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
+        """One `send_batch` per queue: stored together or not at all. A batch that is refused is sent one by one."""
+        errors: list[BaseException | None] = [self._refuse(message) for message in messages]
+        by_queue: dict[str, list[int]] = {}
+        for index, message in enumerate(messages):
+            if errors[index] is None:
+                for queue in self._targets(message.type):
+                    by_queue.setdefault(queue, []).append(index)
+        for queue, indexes in by_queue.items():
+            self._publish_to(queue, indexes, messages, errors)
+        return errors
+
+    def _publish_to(
+        self, queue: str, indexes: list[int], messages: Sequence[Message], errors: list[BaseException | None]
+    ) -> None:
+        try:
+            self._send(queue, [messages[index] for index in indexes])
+        except psycopg.Error as error:
+            if len(indexes) == 1:
+                errors[indexes[0]] = error
+                return
+            held: set[str] = set()
+            for index in indexes:
+                subject = messages[index].subject
+                if subject is not None and subject in held:
+                    errors[index] = TransportError("held by an earlier message of its subject")
+                    continue
+                self._publish_to(queue, [index], messages, errors)
+                if errors[index] is not None and subject is not None:
+                    held.add(subject)
+
+    def _send(self, queue: str, messages: Sequence[Message]) -> None:
+        wires = [message.to_wire() for message in messages]
+        params = {
+            "queue": queue,
+            "messages": [Jsonb({"data_base64": base64.b64encode(body).decode()}) for _, body in wires],
+            "headers": [Jsonb(headers) for headers, _ in wires],
+        }
+        self._session.fetch("SELECT pgmq.send_batch(%(queue)s, %(messages)s::jsonb[], %(headers)s::jsonb[])", params)
+
+    def _targets(self, message_type: str) -> Sequence[str]:
+        if isinstance(self._queues, str):
+            return (self._queues,)
+        target = self._queues.get(message_type, ())
+        return (target,) if isinstance(target, str) else target
+
+    def _refuse(self, message: Message) -> BaseException | None:
+        if not self._targets(message.type):
+            return UsageError(f"no queue is named for messages of type {message.type!r}")
+        if len(message.body) > BODY_BYTES_MAX:
+            return UsageError(
+                f"a body of {len(message.body)} bytes is more than the {BODY_BYTES_MAX} that this queue takes"
+            )
+        return None
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def _undecoded(data: str | bytes) -> bytes:
+    return data.encode() if isinstance(data, str) else bytes(data)
+
+
+def _headers(headers: bytes | None) -> dict[str, str]:
+    """Headers as text to text; what another producer wrote as numbers or objects is kept as its JSON text."""
+    value = json.loads(headers) if headers else {}
+    if not isinstance(value, dict):
+        return {}
+    return {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in value.items() if v is not None}
+
+
+def _body(message: bytes | None) -> bytes:
+    """Our own messages travel as base64; another producer's JSON is the body as it stands."""
+    value = json.loads(message) if message else None
+    if isinstance(value, dict) and set(value) == {"data_base64"} and isinstance(value["data_base64"], str):
+        try:
+            return base64.b64decode(value["data_base64"], validate=True)
+        except ValueError:
+            pass
+    return encode_json(value)
+
+
+_READ: Final = "SELECT msg_id, read_ct, message, headers FROM pgmq.read(%(queue)s, %(visibility)s, %(limit)s)"
+_READ_WAITING: Final = (
+    "SELECT msg_id, read_ct, message, headers FROM pgmq.read_with_poll(%(queue)s, %(visibility)s, %(limit)s,"
+    " %(wait)s::integer, %(poll)s::integer)"
+)
+_SET_VT: Final = (
+    "SELECT msg_id FROM pgmq.set_vt(%(queue)s, %(ids)s::bigint[], clock_timestamp() + make_interval(secs => %(seconds)s))"
+)
