@@ -1,0 +1,6 @@
+"""The reference payment service: one producer and two consumers, naive and hardened side by side.
+
+    place an order ──order.placed──▶ charge the card, mark it paid ──order.paid──▶ book it: balance = balance + amount
+
+`naive.py` is what one writes first. `hardened.py` is the same service on Onceward. `card.py` is what both call.
+"""

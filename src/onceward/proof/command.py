@@ -1,0 +1,114 @@
+"""`onceward prove`: make or read the schedule, run the variants, report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from onceward.errors import UsageError
+from onceward.proof.options import ProveOptions
+from onceward.proof.outcome import EXIT_CODES, judge, to_json
+from onceward.proof.report import Live, print_plan, print_report
+from onceward.proof.roles import CREWS
+from onceward.proof.run import Place, Result, place, run_variant
+from onceward.proof.schedule import Schedule, make_schedule, read_schedule, write_schedule
+from onceward.proof.workload import make_orders, read_orders
+
+
+def prove(options: ProveOptions) -> int:
+    """Run it; returns 0 proven, 1 hardened broke, 3 inconclusive. Raises `UsageError` before anything is started."""
+    _check(options)
+    schedule = _schedule(options)
+    console = Console()
+    logging.getLogger("onceward").setLevel(logging.ERROR)
+    with _kept(options) as kept:
+        schedule_file = options.schedule or _written(schedule, kept)
+        print_plan(console, schedule, str(schedule_file))
+        results = _run(options, schedule, schedule_file, console, kept)
+        print_report(console, schedule, results)
+        _write_reports(options, schedule, schedule_file, results, console)
+        if options.keep:
+            console.print(f"kept: {kept}", highlight=False, soft_wrap=True)
+    return EXIT_CODES[judge(results)[0]]
+
+
+def _check(options: ProveOptions) -> None:
+    if options.queue != "pgmq":
+        raise UsageError(f"--queue {options.queue}: there is pgmq, and nothing else yet")
+    unknown = [name for name in options.variants if name not in CREWS]
+    if unknown or not options.variants:
+        raise UsageError(f"--variants: unknown {', '.join(unknown) or 'nothing'}; there are: {', '.join(CREWS)}")
+    if len(set(options.variants)) != len(options.variants):
+        raise UsageError("--variants: each variant once")
+    for path in (options.json, options.html):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise UsageError(f"cannot write {path}: there is no folder {path.resolve().parent}")
+    if options.schedule is not None and (options.orders_from is not None or options.seed is not None):
+        raise UsageError("--schedule brings its own orders and seed: leave out --orders-from and --seed")
+
+
+def _schedule(options: ProveOptions) -> Schedule:
+    if options.schedule is not None:
+        return read_schedule(options.schedule)
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
+    orders = read_orders(options.orders_from) if options.orders_from else make_orders(options.orders, seed)
+    return make_schedule(orders, seed, options.queue)
+
+
+@contextmanager
+def _kept(options: ProveOptions) -> Iterator[Path]:
+    """The folder that the schedule is written to: ./prove-SEED with --keep, else the temporary folder's."""
+    if options.keep:
+        number = 1
+        while (folder := Path(f"prove-{number}")).exists():
+            number += 1
+        folder.mkdir()
+        yield folder
+        return
+    yield Path(tempfile.gettempdir())
+
+
+def _written(schedule: Schedule, folder: Path) -> Path:
+    path = folder / f"onceward-schedule-{schedule.seed}-{len(schedule.orders)}.json"
+    write_schedule(schedule, path)
+    return path
+
+
+def _run(options: ProveOptions, schedule: Schedule, schedule_file: Path, console: Console, kept: Path) -> list[Result]:
+    results: list[Result] = []
+    with place() as where, Live(console, len(schedule.orders)) as live:
+        try:
+            for variant in options.variants:
+                result = run_variant(where, schedule, schedule_file.resolve(), variant, live)
+                results.append(result)
+        finally:
+            if options.keep:
+                _keep_files(where, kept)
+    return results
+
+
+def _keep_files(where: Place, kept: Path) -> None:
+    """Logs, ledgers and server logs, for looking into a run afterwards; sockets are left out."""
+    shutil.copytree(where.folder, kept / "files", ignore=shutil.ignore_patterns("c"), dirs_exist_ok=True)
+
+
+def _write_reports(
+    options: ProveOptions, schedule: Schedule, schedule_file: Path, results: list[Result], console: Console
+) -> None:
+    if options.json is not None:
+        document = to_json(schedule, str(schedule_file), results)
+        options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        console.print(f"JSON: {options.json}", highlight=False, soft_wrap=True)
+    if options.html is not None:
+        from onceward.proof.page import write_page  # noqa: PLC0415 - the plotting library is slow to import
+
+        write_page(options.html, schedule, results)
+        console.print(f"HTML: {options.html}", highlight=False, soft_wrap=True)

@@ -1,0 +1,90 @@
+"""The faults, as data: where each strikes, what it does, and which variant it is meant to hurt.
+
+They strike at boundaries that every variant has (publish, provider request, provider response, ack), at random instants,
+and at the servers; at nothing that only hardened code has. A fault whose name begins with `kill` is a SIGKILL.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Action = Literal["kill", "drop", "lose", "slow", "freeze", "error before", "error after", "cut"]
+
+SLOW_SECONDS: Final = 3.0  # longer than the visibility timeout (2 s)
+FREEZE_SECONDS: Final = 3.0  # longer than the lease (1.5 s) and the visibility timeout
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One kind of fault. `weight`: its share of all aimed faults; `last`: the order may bear no later fault."""
+
+    name: str
+    boundary: str  # place.side of the passage that it strikes at
+    message_type: str  # of the message that passes
+    action: Action
+    weight: float
+    story: str
+    last: bool = False  # some variant loses or holds the order here
+    held: bool = False  # hardened holds the order: it is parked, and predicted so
+
+
+_ALL: Final = (
+    Fault("kill-before-publish-placed", "publish.before", "order.placed", "kill", 3, last=True,
+          story="the publisher is killed between the commit and the publish"),
+    Fault("kill-after-publish-placed", "publish.after", "order.placed", "kill", 3,
+          story="the publisher is killed when the queue has the event, before it knows"),
+    Fault("drop-publish-placed", "publish.before", "order.placed", "drop", 2, last=True,
+          story="the publish fails: the queue never sees the event"),
+    Fault("lose-publish-ack-placed", "publish.after", "order.placed", "lose", 2,
+          story="the queue stores the event, its confirmation is lost"),
+    Fault("kill-at-request", "request", "order.placed", "kill", 4,
+          story="the consumer is killed while it asks for the charge: nothing is charged"),
+    Fault("error-before-charge", "request", "order.placed", "error before", 1, last=True, held=True,
+          story="the provider saves a 500 for the key, and has charged nothing: it will replay that 500"),
+    Fault("error-after-charge", "request", "order.placed", "error after", 1.5,
+          story="the provider charges, then saves and sends a 500"),
+    Fault("kill-after-charge", "response", "order.placed", "kill", 5,
+          story="the consumer is killed when the card is charged, before it knows"),
+    Fault("cut-after-charge", "response", "order.placed", "cut", 2,
+          story="the card is charged, the connection is cut before the answer"),
+    Fault("slow-charge", "response", "order.placed", "slow", 1.5,
+          story="the card is charged, the answer comes after the visibility timeout"),
+    Fault("freeze-after-charge", "response", "order.placed", "freeze", 1.5,
+          story="the consumer is stopped past its lease when the card is charged, then woken"),
+    Fault("kill-before-publish-paid", "publish.before", "order.paid", "kill", 3,
+          story="the publisher is killed between the commit and the publish"),
+    Fault("kill-after-publish-paid", "publish.after", "order.paid", "kill", 3,
+          story="the publisher is killed when the queue has the event, before it knows"),
+    Fault("drop-publish-paid", "publish.before", "order.paid", "drop", 2, last=True,
+          story="the publish fails: the queue never sees the event"),
+    Fault("lose-publish-ack-paid", "publish.after", "order.paid", "lose", 1.5,
+          story="the queue stores the event, its confirmation is lost"),
+    Fault("kill-before-ack-charge", "ack.before", "order.placed", "kill", 5,
+          story="the consumer is killed after its commit, before the ack"),
+    Fault("kill-after-ack-charge", "ack.after", "order.placed", "kill", 2,
+          story="the consumer is killed just after the ack"),
+    Fault("lose-ack-charge", "ack.before", "order.placed", "lose", 2,
+          story="the ack is lost on its way to the queue"),
+    Fault("kill-before-ack-ledger", "ack.before", "order.paid", "kill", 5,
+          story="the consumer is killed after its commit, before the ack"),
+    Fault("kill-after-ack-ledger", "ack.after", "order.paid", "kill", 2,
+          story="the consumer is killed just after the ack"),
+    Fault("lose-ack-ledger", "ack.before", "order.paid", "lose", 2,
+          story="the ack is lost on its way to the queue"),
+)  # fmt: skip
+
+AIMED: Final = {fault.name: fault for fault in _ALL}
+# The order in which one order meets the boundaries, in every variant.
+PASSAGES: Final = {fault.name: index for index, fault in enumerate(_ALL)}
+
+KILL_RANDOM: Final = "kill-random"
+GLOBAL: Final = {
+    "kill-postgres-app": "the application's database server is killed with all its backends, and restarted",
+    "kill-postgres-queue": "the queue's database server is killed with all its backends, and restarted",
+}
+STORIES: Final = (
+    {fault.name: fault.story for fault in _ALL}
+    | {KILL_RANDOM: "a worker is killed at a random instant, not at a boundary"}
+    | GLOBAL
+)

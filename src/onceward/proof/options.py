@@ -1,0 +1,21 @@
+"""What `onceward prove` was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProveOptions:
+    """The command line of `onceward prove`. `seed` None: one is chosen, and printed."""
+
+    orders: int = 1000
+    seed: int | None = None
+    variants: tuple[str, ...] = ("naive", "hardened")
+    queue: str = "pgmq"
+    orders_from: Path | None = None
+    schedule: Path | None = None
+    json: Path | None = None
+    html: Path | None = None
+    keep: bool = False

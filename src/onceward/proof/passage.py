@@ -1,0 +1,141 @@
+"""The worker's end of the line to the controller, and the Source and Sink that report every passage of a boundary.
+
+Every variant gets the same ones. A passage is either noted (no answer is waited for) or, where the schedule has armed it,
+asked: then the worker waits for what the controller decides. While it waits it may be killed; that is the point.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onceward.errors import TransportError
+from onceward.message import Message
+from onceward.proof.faults import AIMED
+from onceward.proof.schedule import Schedule
+from onceward.transport import Delivery, Outcome, Received, Settlement, Sink, Source, Traits
+
+Place = tuple[str, str, str]  # boundary, message type, order
+
+
+def armed_places(schedule: Schedule) -> dict[Place, str]:
+    """Where aimed faults wait: place -> fault."""
+    return {(AIMED[a.fault].boundary, AIMED[a.fault].message_type, a.order): a.fault for a in schedule.aimed}
+
+
+class Line:
+    """One worker's connection to the controller: a line of JSON each way. Usable from any thread of the worker."""
+
+    def __init__(self, path: Path, who: dict[str, Any], armed: frozenset[Place]) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.connect(str(path))
+        self._answers = self._socket.makefile("r", encoding="utf-8")
+        self._lock = threading.Lock()
+        self._armed = armed
+        self.note(hello=who)
+
+    def note(self, **what: Any) -> None:
+        with self._lock:
+            self._send(what)
+
+    def pass_by(self, boundary: str, message_type: str, order: str) -> str:
+        """Report a passage; what the controller wants done: go, drop or lose. May never return."""
+        what = {"at": boundary, "type": message_type, "order": order}
+        with self._lock:
+            if (boundary, message_type, order) not in self._armed:
+                self._send(what)
+                return "go"
+            self._send(what | {"ask": True})
+            answer = self._answers.readline()
+        if not answer:
+            raise SystemExit("the controller is gone")
+        return str(json.loads(answer)["do"])
+
+    def _send(self, what: dict[str, Any]) -> None:
+        self._socket.sendall(json.dumps(what).encode() + b"\n")
+
+
+class WatchedSource:
+    """A source whose deliveries are counted and whose acks pass a boundary."""
+
+    def __init__(self, inner: Source, line: Line) -> None:
+        self._inner = inner
+        self._line = line
+        self._busy = False
+
+    @property
+    def name(self) -> str:
+        return self._inner.name
+
+    @property
+    def traits(self) -> Traits:
+        return self._inner.traits
+
+    def receive(self, limit: int, wait_seconds: float) -> Received:
+        if self._busy:
+            self._line.note(idle=True)
+            self._busy = False
+        received = self._inner.receive(limit, wait_seconds)
+        for delivery in received.deliveries:
+            self._busy = True
+            self._line.note(received=delivery.headers.get("id", ""), type=_type(delivery), order=_order(delivery))
+        return received
+
+    def settle(self, entries: Sequence[tuple[Delivery, Settlement]]) -> Sequence[Outcome]:
+        return [self._settle(delivery, settlement) for delivery, settlement in entries]
+
+    def _settle(self, delivery: Delivery, settlement: Settlement) -> Outcome:
+        if settlement.action != "ack":
+            self._line.note(settled=settlement.action, type=_type(delivery), order=_order(delivery))
+            return self._inner.settle([(delivery, settlement)])[0]
+        if self._line.pass_by("ack.before", _type(delivery), _order(delivery)) == "lose":
+            return Outcome.LOST
+        outcome = self._inner.settle([(delivery, settlement)])[0]
+        self._line.pass_by("ack.after", _type(delivery), _order(delivery))
+        return outcome
+
+    def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
+        return self._inner.extend(deliveries, seconds)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class WatchedSink:
+    """A sink whose publishes pass a boundary before and after. A dropped publish is an error to the caller, never a lie."""
+
+    def __init__(self, inner: Sink, line: Line) -> None:
+        self._inner = inner
+        self._line = line
+
+    @property
+    def traits(self) -> Traits:
+        return self._inner.traits
+
+    def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
+        errors: list[BaseException | None] = [None] * len(messages)
+        for index, message in enumerate(messages):
+            if self._line.pass_by("publish.before", message.type, str(message.subject)) == "drop":
+                errors[index] = TransportError("the publish was dropped")
+        going = [index for index, error in enumerate(errors) if error is None]
+        results = self._inner.publish([messages[index] for index in going]) if going else []
+        for index, result in zip(going, results, strict=True):
+            message = messages[index]
+            lost = self._line.pass_by("publish.after", message.type, str(message.subject)) == "lose"
+            errors[index] = TransportError("the confirmation was lost") if lost else result
+        return errors
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def _type(delivery: Delivery) -> str:
+    return delivery.headers.get("type", "")
+
+
+def _order(delivery: Delivery) -> str:
+    return delivery.headers.get("subject", "")

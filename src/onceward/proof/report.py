@@ -1,0 +1,142 @@
+"""The proof on a terminal: live progress while it runs, the before/after table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from onceward.proof.control import Controller
+from onceward.proof.faults import STORIES
+from onceward.proof.outcome import Verdict, judge
+from onceward.proof.run import Result
+from onceward.proof.schedule import Schedule
+
+SAYINGS: Final[dict[Verdict, str]] = {
+    "proven": "PROVEN",
+    "broken": "BROKEN",
+    "inconclusive": "INCONCLUSIVE",
+}
+WIDE: Final = 120
+COLOURS: Final[dict[Verdict, str]] = {"proven": "green", "broken": "red", "inconclusive": "yellow"}
+
+
+class Live:
+    """One bar per variant: orders done, kills so far. On no terminal it prints nothing until the end."""
+
+    def __init__(self, console: Console, orders: int) -> None:
+        self._orders = orders
+        self._tasks: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description:>10}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[doing]}"),
+            TimeElapsedColumn(),
+            console=console,
+            refresh_per_second=5,
+            disable=not console.is_terminal,
+        )
+
+    def __call__(self, variant: str, controller: Controller) -> None:
+        if variant not in self._tasks:
+            self._tasks[variant] = self._progress.add_task(variant, total=self._orders, doing="")
+        counts = controller.counts
+        if controller.all_placed:
+            doing = f"booked; {counts.kills} kills, {counts.redeliveries} redeliveries"
+            self._progress.update(self._tasks[variant], completed=counts.acked, doing=doing)
+        else:
+            self._progress.update(self._tasks[variant], completed=counts.placed, doing=f"placed; {counts.kills} kills")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._progress.stop()
+
+
+def print_plan(console: Console, schedule: Schedule, path: str) -> None:
+    planned = schedule.planned()
+    console.print(
+        f"{len(schedule.orders)} orders, seed {schedule.seed}, {sum(planned.values())} faults planned, "
+        f"{schedule.kills()} of them SIGKILLs of a worker or a server",
+        highlight=False,
+    )
+    console.print(f"schedule: {path}", highlight=False, soft_wrap=True)
+
+
+def print_report(console: Console, schedule: Schedule, results: Sequence[Result]) -> None:
+    """The table, the faults, and the verdict with its reasons."""
+    console.print(before_after(results))
+    console.print(faults_table(results, console.width))
+    verdict, reasons = judge(results)
+    console.print(Text(SAYINGS[verdict], style=f"bold {COLOURS[verdict]}"), end=" ")
+    console.print(_saying(verdict, schedule, results), highlight=False)
+    for reason in reasons:
+        console.print(f"  - {reason}", highlight=False)
+
+
+def _saying(verdict: Verdict, schedule: Schedule, results: Sequence[Result]) -> str:
+    if verdict == "inconclusive":
+        return "this run proves nothing, either way:"
+    if verdict == "broken":
+        return "the hardened consumer broke its guarantee:"
+    parked = next(len(result.verdict.parked) for result in results if result.variant == "hardened")
+    held = f"; {parked} held for a person, as predicted" if parked else ""
+    return f"the same {sum(schedule.planned().values())} faults: naive doubled and lost, hardened did neither{held}."
+
+
+ROWS: Final = (
+    ("orders", lambda r: r.verdict.orders, False),
+    ("charges at the provider", lambda r: r.verdict.charges, False),
+    ("orders charged twice or more", lambda r: len(r.verdict.double_charged), True),
+    ("charges without an order", lambda r: len(r.verdict.phantom), True),
+    ("events lost: never paid", lambda r: len(r.verdict.lost_first_hop), True),
+    ("events lost: paid, never booked", lambda r: len(r.verdict.lost_second_hop), True),
+    ("accounts booked twice or more", lambda r: len(r.verdict.doubled_writes), True),
+    ("held for a person (parked)", lambda r: len(r.verdict.parked), False),
+    ("deliveries", lambda r: r.counts.deliveries, False),
+    ("  of them again", lambda r: r.counts.redeliveries, False),
+    ("  turned away by the inbox", lambda r: r.counts.dedup_hits, False),
+    ("SIGKILLs", lambda r: sum(n for name, n in r.counts.fired.items() if name.startswith("kill")), False),
+    ("seconds", lambda r: round(r.wall_seconds, 1), False),
+)
+
+
+def before_after(results: Sequence[Result]) -> Table:
+    table = Table(title="The same faults, counted by an independent checker", title_justify="left")
+    table.add_column("")
+    for result in results:
+        table.add_column(result.variant, justify="right")
+    for name, read, is_harm in ROWS:
+        values = [read(result) for result in results]
+        table.add_row(name, *(_cell(value, is_harm) for value in values))
+    return table
+
+
+def _cell(value: float, is_harm: bool) -> Text:
+    return Text(f"{value:,}", style=("bold red" if value else "bold green") if is_harm else "")
+
+
+def faults_table(results: Sequence[Result], width: int) -> Table:
+    table = Table(title="Faults fired / planned", title_justify="left")
+    table.add_column("fault")
+    for result in results:
+        table.add_column(result.variant, justify="right")
+    wide = width >= WIDE
+    if wide:
+        table.add_column("what happens")
+    planned = results[0].planned if results else {}
+    for name, count in planned.items():
+        cells = [
+            Text(f"{r.counts.fired[name]}/{count}", style="" if r.counts.fired[name] == count else "yellow")
+            for r in results
+        ]
+        table.add_row(name, *cells, *([STORIES[name]] if wide else []))
+    return table

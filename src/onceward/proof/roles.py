@@ -1,0 +1,201 @@
+"""What each worker process of a variant does. Runs in a child that was forked from the nursery."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import psycopg
+import requests
+import stripe
+
+from onceward.events import Event
+from onceward.loop import run
+from onceward.proof.passage import Line, Place, WatchedSink, WatchedSource, armed_places
+from onceward.proof.schedule import read_schedule
+from onceward.relay import relay
+from onceward.transports import pgmq
+
+VISIBILITY_SECONDS: Final = 2
+LEASE_SECONDS: Final = 1.5
+QUEUES: Final = {"order.placed": "charges", "order.paid": "bookings"}
+RELAY_BATCH: Final = 5
+DEDUP_POINTS: Final = frozenset({"consumer.claimed", "consumer.taken", "consumer.duplicate"})
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What every worker of one variant's run needs to know."""
+
+    variant: str
+    database: str
+    queue_database: str
+    provider_url: str
+    control_socket: str
+    schedule: str
+    service: str  # the folder that holds the package `payments`
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Setting:
+        return cls(**json.loads(text))
+
+
+class Worker:
+    """One forked worker: its line to the controller and its connections."""
+
+    def __init__(
+        self, setting: Setting, armed: frozenset[Place], orders: list[dict[str, Any]], role: str, slot: int
+    ) -> None:
+        self.setting = setting
+        self.orders = orders
+        self.name = f"{role}-{slot}-{os.getpid()}"
+        who = {"role": role, "slot": slot, "pid": os.getpid()}
+        self.line = Line(Path(setting.control_socket), who, armed)
+
+    def source(self, queue: str) -> WatchedSource:
+        inner = pgmq.Source(queue, self.setting.queue_database, visibility_seconds=VISIBILITY_SECONDS)
+        return WatchedSource(inner, self.line)
+
+    def sink(self) -> WatchedSink:
+        return WatchedSink(pgmq.Sink(QUEUES, self.setting.queue_database), self.line)
+
+    def connect(self) -> psycopg.Connection:
+        return psycopg.connect(self.setting.database, autocommit=True, connect_timeout=5)
+
+    def card(self) -> Any:
+        """The card client; the SDK's own retries are off, and the worker is named in a header of the connection."""
+        from payments.card import TIMEOUT_SECONDS, Card  # noqa: PLC0415 - found on the service's own path
+
+        session = requests.Session()
+        session.headers["X-Onceward-Worker"] = self.name
+        session.trust_env = False
+        http = stripe.RequestsClient(timeout=TIMEOUT_SECONDS, session=session)
+        client = stripe.StripeClient(
+            "sk_test_proof",
+            base_addresses={"api": self.setting.provider_url},
+            max_network_retries=0,
+            http_client=http,
+        )
+        return Card(client)
+
+    def watch(self, event: Event) -> None:
+        if event.point in DEDUP_POINTS:
+            self.line.note(dedup=event.point == "consumer.duplicate")
+
+
+def produce(worker: Worker, place: Callable[[psycopg.Connection, dict[str, Any]], None]) -> None:
+    """Place all orders that are not in the database yet: what a restarted producer sees of its own past."""
+    with worker.connect() as conn:
+        there = {row[0] for row in conn.execute("SELECT id FROM orders")}
+        for order in worker.orders:
+            if order["id"] not in there:
+                place(conn, order)
+                worker.line.note(placed=order["id"])
+    worker.line.note(done=True)
+
+
+# ---- naive -----------------------------------------------------------------------------------------------------------
+
+
+def naive_producer(worker: Worker) -> None:
+    from payments import naive  # noqa: PLC0415 - found on the service's own path
+
+    sink = worker.sink()
+    produce(worker, lambda conn, order: naive.place(conn, sink, order))
+
+
+def naive_charge(worker: Worker) -> None:
+    from payments import naive  # noqa: PLC0415 - found on the service's own path
+
+    naive.consume_charges(worker.source("charges"), worker.connect(), worker.sink(), worker.card())
+
+
+def naive_ledger(worker: Worker) -> None:
+    from payments import naive  # noqa: PLC0415 - found on the service's own path
+
+    naive.consume_bookings(worker.source("bookings"), worker.connect())
+
+
+# ---- hardened --------------------------------------------------------------------------------------------------------
+
+
+def hardened_producer(worker: Worker) -> None:
+    from payments import hardened  # noqa: PLC0415 - found on the service's own path
+
+    produce(worker, hardened.place)
+
+
+def hardened_charge(worker: Worker) -> None:
+    from payments import hardened  # noqa: PLC0415 - found on the service's own path
+
+    _run(worker, hardened.charges(worker.card(), lease_seconds=LEASE_SECONDS), "charges")
+
+
+def hardened_ledger(worker: Worker) -> None:
+    from payments import hardened  # noqa: PLC0415 - found on the service's own path
+
+    _run(worker, hardened.ledger(lease_seconds=LEASE_SECONDS), "bookings")
+
+
+def _run(worker: Worker, consumer: Any, queue: str) -> None:
+    run(
+        consumer,
+        source=lambda: worker.source(queue),
+        database=worker.setting.database,
+        threads=1,
+        prefetch=0,
+        drain_seconds=1.0,
+        listeners=[worker.watch],
+    )
+
+
+def hardened_relay(worker: Worker) -> None:
+    relay(sink=worker.sink, database=worker.setting.database, batch=RELAY_BATCH, lanes=1, poll_seconds=0.5)
+
+
+# Per variant: how many processes of each role.
+CREWS: Final[dict[str, dict[str, int]]] = {
+    "naive": {"producer": 1, "charge": 8, "ledger": 3},
+    "hardened": {"producer": 1, "charge": 8, "ledger": 3, "relay": 2},
+}
+ROLES: Final[dict[tuple[str, str], Callable[[Worker], None]]] = {
+    ("naive", "producer"): naive_producer,
+    ("naive", "charge"): naive_charge,
+    ("naive", "ledger"): naive_ledger,
+    ("hardened", "producer"): hardened_producer,
+    ("hardened", "charge"): hardened_charge,
+    ("hardened", "ledger"): hardened_ledger,
+    ("hardened", "relay"): hardened_relay,
+}
+
+
+def prepare(setting: Setting) -> tuple[frozenset[Place], list[dict[str, Any]]]:
+    """What the nursery reads once, before any fork: the armed places and the orders."""
+    sys.path.insert(0, setting.service)
+    from payments import card, hardened, naive  # noqa: F401, PLC0415 - imported here so that a fork need not
+
+    schedule = read_schedule(Path(setting.schedule))
+    orders = [{"id": order.id, "amount": order.amount} for order in schedule.orders]
+    return frozenset(armed_places(schedule)), orders
+
+
+def child(setting: Setting, armed: frozenset[Place], orders: list[dict[str, Any]], role: str, slot: int) -> NoReturn:
+    """Be this worker until killed. An exception ends the process, as it does in production; it is in the log."""
+    code = 1
+    try:
+        ROLES[setting.variant, role](Worker(setting, armed, orders, role, slot))
+        code = 0
+    except BaseException:  # noqa: BLE001 - told in the log; the supervisor starts the worker again
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
