@@ -21,6 +21,7 @@ from onceward.proof.passage import Place, armed_places
 from onceward.proof.schedule import Schedule, Timed
 
 RESTART_SECONDS: Final = 0.05
+NEEDS_VICTIM: Final = frozenset({"kill", "freeze"})
 
 
 class Moment(NamedTuple):
@@ -155,7 +156,7 @@ class Controller:
 
     async def _member(self, who: dict[str, Any]) -> Member | None:
         """The member that says hello; its fork may be told of a moment later on the nursery's line."""
-        for _ in range(200):
+        for _ in range(2000):
             if who["pid"] in self._members or not who["pid"]:
                 break
             await asyncio.sleep(0.005)
@@ -168,11 +169,12 @@ class Controller:
         place = (told["at"], told["type"], told["order"])
         asker = member or self._named(told.get("worker"))
         self._tell_story(told, asker)
-        first = place not in self._passed
-        self._passed.add(place)
-        if first:
+        fault = None if place in self._passed else self._armed.get(place)
+        if fault is not None and AIMED[fault].action in NEEDS_VICTIM and not self._is_alive(asker):
+            fault = None  # its victim died by another hand: the next passage is the first that can be struck
+        elif place not in self._passed:
+            self._passed.add(place)
             self._progress(place)
-        fault = self._armed.get(place) if first else None
         answer = "go"
         if fault is not None:
             self.counts.fired[fault] += 1
@@ -208,6 +210,9 @@ class Controller:
             self._freeze(member, order)
             return "go"
         return action
+
+    def _is_alive(self, member: Member | None) -> bool:
+        return member is not None and member.pid in self._members
 
     def _kill(self, member: Member | None) -> None:
         if member is None or member.pid not in self._members:

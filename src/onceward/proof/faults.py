@@ -29,13 +29,14 @@ class Fault:
     held: bool = False  # hardened holds the order: it is parked, and predicted so
 
 
+# In the order in which one order meets the boundaries, in every variant: a chain of faults follows it.
 _ALL: Final = (
     Fault("kill-before-publish-placed", "publish.before", "order.placed", "kill", 3, last=True,
           story="the publisher is killed between the commit and the publish"),
-    Fault("kill-after-publish-placed", "publish.after", "order.placed", "kill", 3,
-          story="the publisher is killed when the queue has the event, before it knows"),
     Fault("drop-publish-placed", "publish.before", "order.placed", "drop", 2, last=True,
           story="the publish fails: the queue never sees the event"),
+    Fault("kill-after-publish-placed", "publish.after", "order.placed", "kill", 3,
+          story="the publisher is killed when the queue has the event, before it knows"),
     Fault("lose-publish-ack-placed", "publish.after", "order.placed", "lose", 2,
           story="the queue stores the event, its confirmation is lost"),
     Fault("kill-at-request", "request", "order.placed", "kill", 4,
@@ -54,28 +55,27 @@ _ALL: Final = (
           story="the consumer is stopped past its lease when the card is charged, then woken"),
     Fault("kill-before-publish-paid", "publish.before", "order.paid", "kill", 3,
           story="the publisher is killed between the commit and the publish"),
-    Fault("kill-after-publish-paid", "publish.after", "order.paid", "kill", 3,
-          story="the publisher is killed when the queue has the event, before it knows"),
     Fault("drop-publish-paid", "publish.before", "order.paid", "drop", 2, last=True,
           story="the publish fails: the queue never sees the event"),
+    Fault("kill-after-publish-paid", "publish.after", "order.paid", "kill", 3,
+          story="the publisher is killed when the queue has the event, before it knows"),
     Fault("lose-publish-ack-paid", "publish.after", "order.paid", "lose", 1.5,
           story="the queue stores the event, its confirmation is lost"),
     Fault("kill-before-ack-charge", "ack.before", "order.placed", "kill", 5,
           story="the consumer is killed after its commit, before the ack"),
-    Fault("kill-after-ack-charge", "ack.after", "order.placed", "kill", 2,
-          story="the consumer is killed just after the ack"),
     Fault("lose-ack-charge", "ack.before", "order.placed", "lose", 2,
           story="the ack is lost on its way to the queue"),
+    Fault("kill-after-ack-charge", "ack.after", "order.placed", "kill", 2,
+          story="the consumer is killed just after the ack"),
     Fault("kill-before-ack-ledger", "ack.before", "order.paid", "kill", 5,
           story="the consumer is killed after its commit, before the ack"),
-    Fault("kill-after-ack-ledger", "ack.after", "order.paid", "kill", 2,
-          story="the consumer is killed just after the ack"),
     Fault("lose-ack-ledger", "ack.before", "order.paid", "lose", 2,
           story="the ack is lost on its way to the queue"),
+    Fault("kill-after-ack-ledger", "ack.after", "order.paid", "kill", 2,
+          story="the consumer is killed just after the ack"),
 )  # fmt: skip
 
 AIMED: Final = {fault.name: fault for fault in _ALL}
-# The order in which one order meets the boundaries, in every variant.
 PASSAGES: Final = {fault.name: index for index, fault in enumerate(_ALL)}
 
 KILL_RANDOM: Final = "kill-random"
