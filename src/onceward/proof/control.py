@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from onceward.proof.faults import AIMED, FREEZE_SECONDS, GLOBAL, KILL_RANDOM
+from onceward.proof.faults import AIMED, FREEZE_SECONDS, GLOBAL, KILL_RANDOM, STORIES
 from onceward.proof.passage import Place, armed_places
 from onceward.proof.schedule import Schedule, Timed
 
@@ -43,6 +43,8 @@ class Member:
     busy: bool = False
     frozen: bool = False
     heard: bool = False
+    order: str = ""  # whose message it has in hand
+    outcome: str = ""  # what its consumer said of that message
 
     @property
     def name(self) -> str:
@@ -253,22 +255,32 @@ class Controller:
             if victims:
                 break
             await asyncio.sleep(0.005)
+        victim = victims[entry.slot % len(victims)]
         self.counts.fired[KILL_RANDOM] += 1
-        self._kill(victims[entry.slot % len(victims)])
+        self._add_moment(victim.order, "fault", f"{KILL_RANDOM}: {STORIES[KILL_RANDOM]} ({victim.name})")
+        self._kill(victim)
 
     async def _kill_server(self, fault: str) -> None:
         """On this thread, on purpose: a server that is started from another would outlive a killed prove."""
         self.counts.fired[fault] += 1
+        for member in self._members.values():
+            if member.busy:
+                self._add_moment(member.order, "fault", f"{fault}: {STORIES[fault]} ({member.name})")
         self._servers[fault]()
 
     # ---- notes -------------------------------------------------------------------------------------------------------
 
     def _note(self, told: dict[str, Any], member: Member) -> None:
         if "received" in told:
-            member.busy = True
+            member.busy, member.order, member.outcome = True, told["order"], ""
             self._count_delivery(told, member)
         elif "idle" in told:
-            member.busy = False
+            member.busy, member.order = False, ""
+        elif "outcome" in told:
+            member.outcome = told["outcome"]
+            self._tell_outcome(member)
+        elif "extended" in told:
+            self._add_moment(told["order"], member.name, "keeps its lease (heartbeat)")
         elif "dedup" in told:
             self.counts.dedup_checks += 1
             self.counts.dedup_hits += told["dedup"]
@@ -279,6 +291,11 @@ class Controller:
             self._everything_placed()
         elif "settled" in told:
             self._add_moment(told["order"], member.name, f"gives {told['type']} back to the queue")
+
+    def _tell_outcome(self, member: Member) -> None:
+        text = _OUTCOMES.get(member.outcome)
+        if text is not None:
+            self._add_moment(member.order, member.name, text)
 
     def _everything_placed(self) -> None:
         self.all_placed = True
@@ -308,11 +325,18 @@ class Controller:
         if text is None:
             return
         if told["at"] == "response":
-            text = f"charges the card: {told['charge']}" if told.get("charge") else "replays its saved answer"
+            text = _answer_story(told)
+        elif told["at"] == "ack.before" and member is not None:
+            text = {
+                "consumer.duplicate": f"acknowledges the duplicate of {told['type']}",
+                "consumer.parked": f"has parked it, acknowledges {told['type']}",
+            }.get(member.outcome, text)
         who = "provider" if told["at"] == "response" else member.name if member else "?"
         self._add_moment(told["order"], who, text)
 
     def _add_moment(self, order: str, who: str, what: str) -> None:
+        if not order:
+            return
         self.moments[order].append(Moment(time.monotonic() - self._started, who, what))
 
     def _spawn_task(self, work: Any) -> None:
@@ -321,6 +345,18 @@ class Controller:
         task.add_done_callback(self._tasks.discard)
 
 
+def _answer_story(told: dict[str, Any]) -> str:
+    if told.get("charge"):
+        return f"charges the card: {told['charge']}"
+    if told.get("replayed"):
+        return "replays its saved answer"
+    return f"answers {told.get('status')}, charges nothing"
+
+
+_OUTCOMES: Final = {
+    "consumer.duplicate": "is turned away by the inbox: already done",
+    "consumer.in_flight": "finds another worker's lease",
+}
 _STORY: Final = {
     ("publish.after", "order.placed"): "publishes order.placed",
     ("request", "order.placed"): "asks the provider for the charge",

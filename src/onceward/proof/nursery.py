@@ -40,7 +40,6 @@ class Nursery:
         selector = selectors.DefaultSelector()
         selector.register(self._line, selectors.EVENT_READ, "line")
         selector.register(self._wake_read, selectors.EVENT_READ, "child")
-        gc.freeze()  # what is there now is shared with the children: do not let the collector touch, and copy, it
         try:
             while True:
                 for key, _ in selector.select():
@@ -66,6 +65,8 @@ class Nursery:
         if "setting" in order:
             self._setting = Setting(**order["setting"])
             self._prepared = prepare(self._setting)
+            gc.collect()
+            gc.freeze()  # what is there now is shared with the children: the collector must not touch, and copy, it
             self._tell({"ready": self._setting.variant})
         else:
             self._fork(order["fork"], order["slot"])

@@ -66,6 +66,7 @@ class WatchedSource:
         self._inner = inner
         self._line = line
         self._busy = False
+        self._extended: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -99,6 +100,10 @@ class WatchedSource:
         return outcome
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
+        for delivery in deliveries:
+            if delivery.id not in self._extended:
+                self._extended.add(delivery.id)
+                self._line.note(extended=True, order=_order(delivery))
         return self._inner.extend(deliveries, seconds)
 
     def close(self) -> None:

@@ -50,6 +50,7 @@ class Reporter:
         what: dict[str, Any] = {
             "at": boundary, "type": "order.placed", "order": context.transfer_group, "worker": context.worker,
             "key": context.idempotency_key, "replayed": context.replayed, "charge": context.charge,
+            "status": context.status,
         }  # fmt: skip
         if (boundary, "order.placed", context.transfer_group) not in self._armed:
             await self._send(what)

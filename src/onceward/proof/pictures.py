@@ -1,0 +1,239 @@
+"""The pictures of the report, drawn with matplotlib, made fit to stand inside a page.
+
+Each is drawn twice, for a wide page and for a phone; the page shows one. Text stays text (the reader's own font), colours
+are the page's own variables, so that light and dark both work; ids are made unique, and nothing points outside.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from onceward.proof.story import Hold, Step, Story, Told
+
+# Colours that stand for the page's variables: matplotlib writes them, `_for_page` puts the variables in their place.
+INK: Final = "#010203"
+MUTED: Final = "#010204"
+LINE: Final = "#010205"
+BAD: Final = "#010206"
+GOOD: Final = "#010207"
+WARN: Final = "#010208"
+HOLD: Final = "#010209"
+PAPER: Final = "#01020a"
+_VARIABLES: Final = {
+    INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", BAD: "var(--bad)", GOOD: "var(--good)",
+    WARN: "var(--warn)", HOLD: "var(--hold)", PAPER: "var(--paper)",
+}  # fmt: skip
+_SETTINGS: Final[Any] = {  # matplotlib types its keys one by one
+    "svg.fonttype": "none",
+    "svg.hashsalt": "onceward",
+    "text.parse_math": False,  # a $ is a dollar
+    "font.family": "DejaVu Sans",  # ships with matplotlib; wider than what browsers use, so that what fits here fits there
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": INK,
+}
+WIDE_INCHES: Final = 9.4
+NARROW_INCHES: Final = 3.9
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture as inline SVG, for a wide page and for a narrow one."""
+
+    wide: str
+    narrow: str
+
+
+@dataclass(frozen=True, slots=True)
+class Harm:
+    """One kind of harm, counted in each variant."""
+
+    name: str
+    counts: tuple[tuple[str, int], ...]  # variant, count
+
+
+# ---- bars ------------------------------------------------------------------------------------------------------------
+
+
+def draw_bars(harms: Sequence[Harm], title: str) -> Picture:
+    """One bar per variant and kind of harm, all on one scale; nothing is a green nought."""
+    with mpl.rc_context(_SETTINGS):
+        wide, narrow = _bars(harms, columns=2), _bars(harms, columns=1)
+        return Picture(_svg(wide, "bars-wide", title), _svg(narrow, "bars-narrow", title))
+
+
+def _bars(harms: Sequence[Harm], columns: int) -> Figure:
+    most = max((count for harm in harms for _, count in harm.counts), default=0) or 1
+    rows = -(-len(harms) // columns)
+    height = 0.36 + 0.24 * max((len(harm.counts) for harm in harms), default=1)
+    figure = Figure(
+        figsize=(WIDE_INCHES if columns > 1 else NARROW_INCHES, max(rows, 1) * height + 0.05), layout="constrained"
+    )
+    for index, harm in enumerate(harms):
+        _bar_group(figure.add_subplot(rows, columns, index + 1), harm, most)
+    return figure
+
+
+def _bar_group(axes: Axes, harm: Harm, most: int) -> None:
+    axes.set_title(harm.name, loc="left", fontsize=9.5, fontweight="bold", pad=3)
+    for row, (_, count) in enumerate(harm.counts):
+        axes.barh(row, count, height=0.62, color=BAD)
+        colour = BAD if count else GOOD
+        axes.text(count + most * 0.015, row, f"{count:,}", va="center", ha="left", color=colour, fontweight="bold")
+    axes.set_yticks(range(len(harm.counts)), [variant for variant, _ in harm.counts])
+    axes.set_ylim(len(harm.counts) - 0.5, -0.5)
+    axes.set_xlim(0, most * 1.16)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    for side in ("top", "right", "bottom"):
+        axes.spines[side].set_visible(False)
+
+
+# ---- lanes -----------------------------------------------------------------------------------------------------------
+
+
+def draw_lanes(story: Story, title: str) -> Picture:
+    """Who had the message in hand when, and what the provider did, in both variants on the same scale of time."""
+    told = [each for each in (story.doubled, story.beside) if each is not None and each.steps]
+    with mpl.rc_context(_SETTINGS):
+        wide, narrow = _lanes(told, beside=True), _lanes(told, beside=False)
+        return Picture(_svg(wide, "lanes-wide", title), _svg(narrow, "lanes-narrow", title))
+
+
+def _lanes(told: Sequence[Told], *, beside: bool) -> Figure:
+    lanes = [_workers(each) for each in told]
+    counts = [len(workers) + 1 for workers in lanes]
+    if beside:
+        counts = [max(counts, default=1)] * len(counts)
+    span = max((_end(each) - _begin(each) for each in told), default=1.0) or 1.0
+    heights = [0.75 + 0.52 * count for count in counts]
+    if beside:
+        figure = Figure(figsize=(WIDE_INCHES, max(heights, default=1.0)), layout="constrained")
+        grid = figure.add_gridspec(1, max(len(told), 1))
+    else:
+        figure = Figure(figsize=(NARROW_INCHES, sum(heights) or 1.0), layout="constrained")
+        grid = figure.add_gridspec(max(len(told), 1), 1, height_ratios=heights or [1.0])
+    for index, (each, workers) in enumerate(zip(told, lanes, strict=True)):
+        _lane_picture(figure.add_subplot(grid[index]), each, workers, span, counts[index])
+    return figure
+
+
+def _workers(told: Told) -> list[str]:
+    return list(dict.fromkeys(hold.worker for hold in _shown(told)))
+
+
+def _shown(told: Told) -> list[Hold]:
+    """What concerns the charge; the rest of the way is in the list below the picture."""
+    return [hold for hold in told.holds if hold.message_type == "order.placed"]
+
+
+def _begin(told: Told) -> float:
+    return min((hold.begin for hold in _shown(told)), default=told.steps[0].seconds)
+
+
+def _end(told: Told) -> float:
+    return max((hold.end for hold in _shown(told)), default=told.steps[-1].seconds)
+
+
+def _lane_picture(axes: Axes, told: Told, workers: Sequence[str], span: float, count: int) -> None:
+    """Lanes from the top: the workers in order of appearance, then the provider."""
+    begin, provider = _begin(told), len(workers)
+    charged = len(told.charges)
+    saying = f"{told.variant}: {charged} charge{'' if charged == 1 else 's'}"
+    axes.set_title(saying, loc="left", fontsize=10, fontweight="bold", color=GOOD if charged < 2 else BAD, pad=6)
+    axes.set_xlim(begin - span * 0.06, begin + span * 1.44)
+    axes.set_ylim(count - 0.5, -0.72)
+    axes.set_yticks(range(provider + 1), [*workers, "provider"])
+    axes.hlines(range(provider + 1), *axes.get_xlim(), color=LINE, linewidth=0.8, zorder=0)
+    holds = _shown(told)
+    for hold, following in zip(holds, [*holds[1:], None], strict=True):
+        _draw_hold(axes, hold, workers.index(hold.worker), span)
+        if following is not None and following.begin - hold.end > span * 0.12:
+            _draw_wait(axes, hold.end, following.begin, workers.index(hold.worker))
+    asker = 0
+    for step in told.steps:
+        asker = workers.index(step.who) if step.who in workers else asker
+        _draw_step(axes, step, asker, provider, span)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:.0f} s"))
+    axes.tick_params(length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+_ENDINGS: Final = {"acked": "acked", "back": "given back", "killed": "", "loose": ""}
+
+
+def _draw_hold(axes: Axes, hold: Hold, row: int, span: float) -> None:
+    width = max(hold.end - hold.begin, span * 0.012)
+    open_end = hold.ending in {"killed", "loose"}
+    axes.barh(
+        row, width, left=hold.begin, height=0.3, color=HOLD, edgecolor=MUTED, linewidth=0.6,
+        linestyle="--" if open_end else "-", zorder=1,
+    )  # fmt: skip
+    axes.text(hold.begin + width + span * 0.02, row, _ENDINGS[hold.ending], va="center", fontsize=8, color=MUTED, zorder=4)
+
+
+def _draw_wait(axes: Axes, begin: float, end: float, row: int) -> None:
+    """Nobody has the message: the queue hides it until its visibility timeout is over."""
+    axes.hlines(row, begin, end, color=MUTED, linewidth=1.1, linestyle=":", zorder=1)
+    axes.text((begin + end) / 2, row + 0.25, f"{end - begin:.1f} s", ha="center", fontsize=8, color=MUTED, zorder=4)
+
+
+def _draw_step(axes: Axes, step: Step, asker: int, provider: int, span: float) -> None:
+    x, right = step.seconds, step.seconds + span * 0.025
+    if step.kind in {"charge", "second"}:
+        colour, label = (INK, "charged") if step.kind == "charge" else (BAD, "charged again")
+        axes.vlines(x, asker, provider, color=colour, linewidth=1.1, zorder=2)
+        axes.plot([x], [provider], marker="o", markersize=8, color=colour, zorder=3)
+        weight = "bold" if step.kind == "second" else "normal"
+        axes.text(right, provider - 0.28, label, fontsize=8.5, color=colour, fontweight=weight, zorder=4)
+    elif step.kind == "kept" and step.who == "provider":
+        axes.vlines(x, asker, provider, color=GOOD, linewidth=1.1, linestyle=":", zorder=2)
+        axes.plot([x], [provider], marker="D", markersize=6.5, markerfacecolor=PAPER, color=GOOD, zorder=3)
+        axes.text(right, provider - 0.28, "saved answer", fontsize=8.5, color=GOOD, zorder=4)
+    elif step.kind == "fault":
+        axes.plot([x], [asker], marker="X", markersize=9, color=WARN, markeredgecolor=PAPER, markeredgewidth=0.8, zorder=5)
+        axes.text(x, asker - 0.27, step.fault or "woken", fontsize=8.5, color=WARN, fontweight="bold", zorder=4)
+
+
+# ---- for the page ----------------------------------------------------------------------------------------------------
+
+
+def _svg(figure: Figure, name: str, title: str) -> str:
+    out = io.StringIO()
+    figure.savefig(
+        out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
+    return _for_page(out.getvalue(), name, title)
+
+
+def _for_page(svg: str, name: str, title: str) -> str:
+    """Only the drawing: no prologue, no metadata, no namespace addresses, no fonts; the page's colours; ids of its own."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    svg = re.sub(r'\bid="', f'id="{name}-', svg).replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL).replace("font-family: 'DejaVu Sans'; ", "")
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    kind = name.rpartition("-")[2]
+    box = re.search(r'viewBox="[^"]*"', svg)
+    head = f'<svg class="{kind}" role="img" aria-label="{_attribute(title)}" {box[0] if box else ""}>'
+    return re.sub(r"^<svg[^>]*>", lambda _: head, svg, count=1)
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")

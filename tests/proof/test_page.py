@@ -1,0 +1,279 @@
+"""The HTML report: stands alone, escapes what users wrote, tells the right order, and fits a phone."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from onceward.proof.checker import Verdict
+from onceward.proof.control import Counts, Moment
+from onceward.proof.page import heat_rows, money, render, run_again, tell_account, write_page
+from onceward.proof.run import Result
+from onceward.proof.schedule import Aimed, Schedule, Timed, make_schedule
+from onceward.proof.story import choose_story, tell
+from onceward.proof.workload import Order, make_orders
+
+CHROMIUM: Final = Path("/usr/bin/chromium")
+HOSTILE: Final = """<script>alert("1")</script>'&$x_1$"""
+FIRST, SECOND, ONLY = "ch_first0000000000000000000", "ch_second000000000000000000", "ch_only00000000000000000000"
+VOID: Final = {"meta", "link", "br", "hr", "img", "input"}
+
+ORDERS: Final = (Order("O-1", 1_250), Order("O-2", 99), Order("O-3", 500_000), Order(HOSTILE, 700))
+SCHEDULE: Final = Schedule(
+    seed=7,
+    queue="pgmq",
+    orders=ORDERS,
+    aimed=(
+        Aimed("kill-after-charge", "O-1"),
+        Aimed("drop-publish-placed", "O-2"),
+        Aimed("slow-charge", HOSTILE),
+        Aimed("error-before-charge", "O-3"),
+    ),
+    timed=(Timed("kill-random", 1), Timed("kill-postgres-app", 2)),
+)
+
+NAIVE_MOMENTS: Final = [
+    Moment(1.0, "producer-0", "publishes order.placed"),
+    Moment(3.0, "charge-4", "receives order.placed"),
+    Moment(3.002, "charge-4", "asks the provider for the charge"),
+    Moment(3.003, "provider", f"charges the card: {FIRST}"),
+    Moment(3.004, "fault", "slow-charge: the card is charged, the answer comes after the visibility timeout (charge-4)"),
+    Moment(5.0, "charge-7", "receives order.placed again"),
+    Moment(5.003, "provider", f"charges the card: {SECOND}"),
+    Moment(5.1, "charge-7", "has committed the payment, acknowledges order.placed"),
+    Moment(5.2, "ledger-0", "receives order.paid"),
+    Moment(5.3, "ledger-0", "has committed the booking, acknowledges order.paid"),
+    Moment(6.0, "charge-4", "has committed the payment, acknowledges order.placed"),
+]
+HARDENED_MOMENTS: Final = [
+    Moment(2.0, "relay-0", "publishes order.placed"),
+    Moment(3.0, "charge-1", "receives order.placed"),
+    Moment(3.1, "provider", f"charges the card: {ONLY}"),
+    Moment(3.2, "fault", "kill-after-charge: the consumer is killed when the card is charged, before it knows (charge-1)"),
+    Moment(5.0, "charge-2", "receives order.placed again"),
+    Moment(5.1, "provider", "replays its saved answer"),
+    Moment(5.2, "charge-2", "has committed the payment, acknowledges order.placed"),
+]
+
+
+def a_verdict(**changed: Any) -> Verdict:
+    calm = Verdict(
+        orders=4, charges=3, double_charged=(), phantom=(), lost_first_hop=(), lost_second_hop=(), doubled_writes=(),
+        wrong_charge=(), parked=(), money={"charged": 2_049, "paid": 2_049, "booked": 2_049},
+    )  # fmt: skip
+    return replace(calm, **changed)
+
+
+def a_result(variant: str, verdict: Verdict, moments: dict[str, list[Moment]] | None = None) -> Result:
+    planned = SCHEDULE.planned()
+    return Result(
+        variant=variant,
+        verdict=verdict,
+        counts=Counts(fired=Counter(planned), deliveries=9, redeliveries=2),
+        planned=planned,
+        predicted_parked=SCHEDULE.predicted_parked() if variant != "naive" else frozenset(),
+        finished=True,
+        wall_seconds=1.5,
+        moments=moments or {},
+    )
+
+
+def naive() -> Result:
+    verdict = a_verdict(
+        charges=5,
+        double_charged=("O-1", HOSTILE),
+        lost_first_hop=("O-2", "O-3"),
+        doubled_writes=(HOSTILE,),
+        money={"charged": 3_900, "paid": 1_950, "booked": 2_650},
+    )
+    return a_result("naive", verdict, {HOSTILE: NAIVE_MOMENTS, "O-1": NAIVE_MOMENTS})
+
+
+def hardened() -> Result:
+    return a_result("hardened", a_verdict(parked=("O-3",)), {HOSTILE: HARDENED_MOMENTS, "O-1": HARDENED_MOMENTS})
+
+
+class Structure(HTMLParser):
+    """Which tags are open; every end must close the last of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.tags: Counter[str] = Counter()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._look(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._look(tag, attrs)
+
+    def _look(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.addresses += [value or "" for name, value in attrs if name in {"src", "href", "xlink:href", "action"}]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+
+def parsed(page: str) -> Structure:
+    structure = Structure()
+    structure.feed(page)
+    structure.close()
+    assert not structure.open
+    return structure
+
+
+CASES: Final[dict[str, list[Result]]] = {
+    "proven": [naive(), hardened()],
+    "naive only": [naive()],
+    "hardened only": [hardened()],
+    "no double charge": [a_result("naive", a_verdict()), hardened()],
+    "no moments": [replace(naive(), moments={}), replace(hardened(), moments={})],
+    "moments of one variant": [naive(), replace(hardened(), moments={})],
+    "broken": [naive(), replace(naive(), variant="hardened", predicted_parked=frozenset())],
+    "stalled": [replace(naive(), finished=False, why_stalled="queue charges: 3"), hardened()],
+    "a third variant": [naive(), replace(naive(), variant="ack-first"), hardened()],
+    "nothing": [],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_page_is_balanced_and_asks_nobody_for_anything(case: str) -> None:
+    page = render(SCHEDULE, CASES[case])
+    structure = parsed(page)
+    assert all(address.startswith(("#", "data:")) for address in structure.addresses)
+    assert not re.search(r"https?://|@import|url\((?!#)", page)
+    assert not structure.tags["script"]
+    assert len(structure.ids) == len(set(structure.ids))
+
+
+@pytest.mark.parametrize(
+    ("case", "verdict"),
+    [("proven", "PROVEN"), ("broken", "BROKEN"), ("naive only", "INCONCLUSIVE"), ("no double charge", "INCONCLUSIVE")],
+)
+def test_the_headline_is_the_verdict_with_its_reasons(case: str, verdict: str) -> None:
+    page = render(SCHEDULE, CASES[case])
+    assert f"<strong>{verdict}</strong>" in page
+    assert ("orders were charged more than once" in page) == (case == "broken")
+
+
+def test_an_order_id_is_text_whatever_it_says() -> None:
+    page = render(SCHEDULE, [naive(), hardened()])
+    assert choose_story(SCHEDULE, [naive(), hardened()])
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_the_double_charge_shows_both_charges_beside_the_one() -> None:
+    page = render(SCHEDULE, [naive(), hardened()])
+    assert FIRST in page
+    assert SECOND in page
+    assert ONLY in page
+    assert "replays its saved answer" in page
+
+
+def test_the_classic_incident_is_told_before_the_others() -> None:
+    story = choose_story(SCHEDULE, [naive(), hardened()])
+    assert story is not None
+    assert (story.order, story.faults) == (HOSTILE, ("slow-charge",))
+    assert story.doubled.charges == (FIRST, SECOND)
+    assert story.beside is not None
+    assert story.beside.charges == (ONLY,)
+
+
+def test_an_order_that_the_other_variant_harmed_is_not_told() -> None:
+    harmed = replace(hardened(), verdict=a_verdict(lost_second_hop=(HOSTILE,)))
+    story = choose_story(SCHEDULE, [naive(), harmed])
+    assert story is not None
+    assert story.order == "O-1"
+
+
+def test_a_double_charge_of_hardened_is_what_is_told() -> None:
+    story = choose_story(SCHEDULE, CASES["broken"])
+    assert story is not None
+    assert story.doubled.variant == "hardened"
+
+
+def test_times_count_from_the_first_moment_and_holds_end_where_they_ended() -> None:
+    told = tell(hardened(), "O-1")
+    assert told.steps[0].seconds == 0
+    assert [(hold.worker, hold.ending) for hold in told.holds] == [("charge-1", "killed"), ("charge-2", "acked")]
+    assert told.outcome == "Charged once; delivered to a consumer twice."
+    assert [step.kind for step in told.steps].count("kept") == 1
+    assert tell(naive(), "O-1").loose_ends == 0
+
+
+def test_harm_is_told_in_words_and_money() -> None:
+    account = tell_account(SCHEDULE, naive())
+    said = " ".join(sentence for sentence, _ in account.sentences)
+    assert "Customers were charged $19.50 too much" in said
+    assert "2 orders were charged twice or more." in said
+    assert "2 orders worth $5,000.99 were lost: placed, never paid." in said
+    assert not account.clean
+    assert tell_account(SCHEDULE, hardened()).clean
+    assert [money(cents) for cents in (0, 5, 123_456, -150)] == ["$0.00", "$0.05", "$1,234.56", "-$1.50"]
+
+
+def test_harm_is_laid_at_a_fault_only_where_it_was_alone() -> None:
+    both = replace(SCHEDULE, aimed=(*SCHEDULE.aimed, Aimed("kill-before-ack-charge", "O-1")))
+    rows = {row.name: row for row in heat_rows(both, [naive(), hardened()])}
+    assert set(rows) == {"drop-publish-placed", "slow-charge", "error-before-charge"}
+    assert [cell.text for cell in rows["slow-charge"].cells] == ["1", "0", "1", "0", "0", "0", "0"]
+    assert [cell.text for cell in rows["error-before-charge"].cells] == ["0", "1", "0", "0", "0", "0", "1"]
+
+
+def test_how_to_run_it_again_is_what_makes_the_same_schedule() -> None:
+    pair = [naive(), hardened()]
+    made = make_schedule(make_orders(30, 5), 5, "pgmq")
+    assert run_again(made, pair)[0] == "onceward prove --seed 5 --orders 30"
+    assert run_again(made, pair[1:])[0] == "onceward prove --seed 5 --orders 30 --variants hardened"
+    assert "--orders-from" in run_again(make_schedule(ORDERS, 5, "pgmq"), pair)[0]
+    assert "--schedule" in run_again(SCHEDULE, pair)[0]
+
+
+def test_an_unreached_fault_is_named() -> None:
+    result = hardened()
+    result.counts.fired["slow-charge"] = 0
+    page = render(SCHEDULE, [naive(), result])
+    assert "1 of slow-charge never struck" in page
+    assert "0 (1 unreached)" in page
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("case", ["proven", "a third variant"])
+def test_a_real_browser_shows_it_on_a_phone_without_scrolling_sideways(tmp_path: Path, scheme: Any, case: str) -> None:
+    if not CHROMIUM.exists():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"there is no {CHROMIUM}")
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - slow to import, and needed here alone
+
+    write_page(tmp_path / "page.html", SCHEDULE, CASES[case])
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=flags)
+        page = browser.new_page(viewport={"width": 380, "height": 800}, color_scheme=scheme)
+        asked: list[str] = []
+        complaints: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.goto((tmp_path / "page.html").as_uri())
+        fits = page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        shown = page.locator("svg:visible").count()
+        browser.close()
+    assert fits
+    assert shown == 2
+    assert all(url.startswith(("file:", "data:")) for url in asked)
+    assert not complaints
