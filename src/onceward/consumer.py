@@ -11,7 +11,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.types.json import Json
 
-from onceward.database import Database, DatabaseSource
+from onceward.database import Database, DatabaseSource, tuples
 from onceward.delivery import Limits, Shape
 from onceward.errors import UsageError
 from onceward.events import Listener, Listeners
@@ -247,9 +247,9 @@ def check_window(conn: Connection[Any], inbox: Inbox, source: Source | None) -> 
             f"the dedup window of {inbox.consumer!r} is {window:g} s, but its queue keeps messages for {retention:g} s: a "
             f"duplicate could come after it is forgotten; make the window longer"
         )
-    row = conn.execute(inbox.statements["outbox_oldest_seconds"]).fetchone()
-    if row is not None and row[0] > window:
+    oldest = tuples(conn, inbox.statements["outbox_oldest_seconds"])
+    if oldest and oldest[0][0] > window:
         raise UsageError(
-            f"the outbox holds a message that is {row[0]:.0f} s old, longer than the dedup window of {inbox.consumer!r} "
-            f"({window:g} s): start a relay, or make the window longer"
+            f"the outbox holds a message that is {oldest[0][0]:.0f} s old, longer than the dedup window of "
+            f"{inbox.consumer!r} ({window:g} s): start a relay, or make the window longer"
         )

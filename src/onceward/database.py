@@ -6,20 +6,27 @@ durable commits, and a limit on every wait.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, Union
 
 import psycopg
 from psycopg import Connection
-from psycopg_pool import ConnectionPool
+from psycopg.rows import tuple_row
 
 from onceward.errors import UsageError
 from onceward.statements import SCHEMA_DEFAULT, statements
 
-DatabaseSource = str | ConnectionPool[Connection] | Callable[[], Connection]
+if TYPE_CHECKING:
+    from psycopg_pool import ConnectionPool  # imported where a pool is made: it would be a quarter of `import onceward`
+
+DatabaseSource = Union[str, "ConnectionPool[Connection]", Callable[[], Connection]]
 TAKE_LOCK_SECONDS: Final = 1.0
 POOL_WAIT_SECONDS: Final = 10.0
+_SETTINGS: Final = ("synchronous_commit", "lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout")
+_READ_SETTINGS: Final = "SELECT " + ", ".join(f"current_setting('{name}')" for name in _SETTINGS)
+_RESTORE_SETTINGS: Final = ("SELECT " + ", ".join(f"set_config('{name}', %s, false)" for name in _SETTINGS)).encode()
 
 
 class Database:
@@ -47,16 +54,20 @@ class Database:
         self._factory: Callable[[], Connection] | None = None
         if isinstance(source, str):
             self._pool, self._own = self._make_pool(source, size, application_name), True
-        elif isinstance(source, ConnectionPool):
-            check_pool_size(source, size)
-            self._pool = source
-        else:
+        elif (pool := as_pool(source)) is not None:
+            check_pool_size(pool, size)
+            self._pool = pool
+        elif callable(source):
             self._factory = source
+        else:
+            raise UsageError(f"database: a DSN, a psycopg pool or a callable, not a {type(source).__name__}")
 
     def _make_pool(self, dsn: str, size: int, application_name: str) -> ConnectionPool[Connection]:
+        from psycopg_pool import ConnectionPool  # noqa: PLC0415 - see above
+
         keywords = {"autocommit": True, "application_name": application_name}
         return ConnectionPool(
-            dsn, min_size=min(size, 2), max_size=size, kwargs=keywords, configure=self._configure,
+            dsn, min_size=1, max_size=size, kwargs=keywords, configure=self._configure,
             timeout=POOL_WAIT_SECONDS, reconnect_timeout=60.0, open=True, name="onceward",
         )  # fmt: skip
 
@@ -71,7 +82,10 @@ class Database:
                 yield conn
         elif self._own:
             with self._pool.connection() as conn:
-                yield conn
+                try:
+                    yield conn
+                finally:
+                    _leave(conn)
         else:
             with self._pool.connection() as conn, self._borrowed(conn):
                 yield conn
@@ -95,13 +109,13 @@ class Database:
         autocommit = conn.autocommit
         if not autocommit:
             conn.autocommit = True
+        before = tuples(conn, _READ_SETTINGS)[0]
         self._configure(conn)
         try:
             yield
         finally:
-            if not conn.closed and not conn.broken:
-                _roll_back(conn)
-                conn.execute("RESET ALL")
+            if _leave(conn):
+                conn.execute(_RESTORE_SETTINGS, before)
                 conn.autocommit = autocommit
 
     def forget_broken(self) -> None:
@@ -112,6 +126,18 @@ class Database:
     def close(self) -> None:
         if self._pool is not None and self._own:
             self._pool.close(timeout=5.0)
+
+
+def as_pool(source: Any) -> ConnectionPool[Connection] | None:
+    """The source if it is a psycopg pool; when nobody has imported psycopg_pool, it is none."""
+    module = sys.modules.get("psycopg_pool")
+    return source if module is not None and isinstance(source, module.ConnectionPool) else None
+
+
+def tuples(conn: Connection[Any], statement: Any, params: Any = None) -> list[tuple[Any, ...]]:
+    """The rows as tuples, whatever row factory the caller's pool has."""
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        return cursor.execute(statement, params).fetchall()
 
 
 def check_pool_size(pool: ConnectionPool[Connection], needed: int) -> None:
@@ -130,9 +156,13 @@ def is_lost(conn: Connection | None, error: BaseException | None = None) -> bool
     return isinstance(error, psycopg.OperationalError) and getattr(error, "sqlstate", None) is None
 
 
-def _roll_back(conn: Connection) -> None:
+def _leave(conn: Connection) -> bool:
+    """Whatever is open is rolled back; a pool would commit it. False: the connection is gone, and has done so itself."""
+    if conn.closed or conn.broken:
+        return False
     if conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
         conn.execute("ROLLBACK")
+    return True
 
 
 def _session_settings(handler_seconds_max: float) -> str:

@@ -173,7 +173,7 @@ def _at_taking(state: State, event: Event) -> Step:
         case Conflict(detail):
             return _park(state, Park("conflict", detail, "beside"))
         case OutsideWindow(detail):
-            return _park(state, Park("outside window", detail, "beside"))
+            return _park(state, Park("outside window", detail, "absent"))
         case DatabaseLost():
             return _settle(state, LEAVE)
     raise _impossible(state, event)
@@ -215,6 +215,8 @@ def _raised(state: State, event: Raised) -> Step:
             return _yield(state, event.delay_seconds, event.detail)
         case "connection lost":
             return _yield(state, event.delay_seconds, event.detail)
+        case "foreign commit":
+            return _park(state, Park("foreign commit", event.detail, "foreign commit"))
         case _:
             return _fail(state, event.detail)
 

@@ -26,8 +26,9 @@ from onceward.outbox import check_in_transaction
 from onceward.statements import SCHEMA_DEFAULT, statements
 
 WINDOW_DEFAULT: Final = timedelta(days=30)
-FUTURE_SECONDS: Final = 300.0
+FUTURE_SECONDS: Final = 3600.0  # a producer whose clock runs ahead by less than this is served like any other
 TAKES_AGAIN_MAX: Final = 8
+DETAIL_CHARS_MAX: Final = 200_000  # a second answer that was met is kept here, and nowhere else
 
 
 @cache
@@ -212,6 +213,7 @@ class Inbox:
         return row
 
     def park_params(self, message: Message, source: str, reason: str, detail: str) -> dict[str, Any]:
+        """All that a parked row needs; its `message_id` is None for an id that no inbox row can have."""
         headers, body = message.to_wire()
         known = parse_uuid7(message.id)
         return {
@@ -220,7 +222,7 @@ class Inbox:
             "parked_id": str(known) if known else message.id,
             "fingerprint": message.fingerprint(),
             "reason": reason,
-            "detail": storable(detail),
+            "detail": storable(detail, DETAIL_CHARS_MAX),
             "source": source,
             "headers": Json(headers),
             "body": body,

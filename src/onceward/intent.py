@@ -16,7 +16,7 @@ from psycopg.rows import dict_row, tuple_row
 
 from onceward.errors import UsageError
 from onceward.inbox import Taking
-from onceward.message import Message, canonical_json
+from onceward.message import Message, canonical_json, parse_uuid7
 from onceward.protocol import Changed, Expired, Intended, Lost, Recorded, TwoAnswers
 from onceward.provider import ProviderProfile, idempotency_key
 from onceward.statements import SCHEMA_DEFAULT, statements
@@ -30,8 +30,12 @@ class Intents:
         self.statements = statements(schema)
 
     def key(self, message: Message, name: str) -> str:
-        """The idempotency key to send with the effect `name` of `message`: the same for every attempt."""
-        return idempotency_key(self.consumer, message.id, name)
+        """The idempotency key to send with the effect `name` of `message`: the same for every attempt.
+
+        From the id's one canonical spelling: a resend that writes the same UUID in capitals is the same message.
+        """
+        known = parse_uuid7(message.id)
+        return idempotency_key(self.consumer, str(known) if known else message.id, name)
 
     def intend(
         self, conn: Connection[Any], message: Message, taking: Taking, *, n: int, name: str, request: object,
@@ -89,7 +93,8 @@ class Intents:
             raise psycopg.InternalError(f"intent {n} of message {message.id} is gone")
         if canonical_json(json.loads(there["answer"])) == answer and there["refused"] == refused:
             return Recorded(answer, refused)
-        return TwoAnswers(f"effect {n} has the answer {there['answer']} and now met {answer}")
+        # The new one first: it is stored nowhere else.
+        return TwoAnswers(f"effect {n} met the answer {answer}, but the one that is recorded is {there['answer']}")
 
     def _params(self, message: Message, n: int) -> dict[str, Any]:
         return {"consumer": self.consumer, "message_id": UUID(message.id), "n": n}

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import psycopg
 
-from onceward.database import Database
+from onceward.database import Database, tuples
 from onceward.events import Listeners
 from onceward.inbox import Inbox
 from onceward.message import Message
@@ -32,10 +32,12 @@ class LeaseKeeper:
         self._inbox = inbox
         self._source = source
         self._listeners = listeners
-        self._held: dict[str, Delivery] = {}
-        self._claims: dict[str, tuple[Delivery, UUID, int]] = {}
-        self._lost: set[str] = set()
-        self._beating: set[str] = set()
+        # By the arrival itself, not by its id: a message that comes again while its first delivery is still in hand may
+        # come under the same id (pgmq), and settling the one must not end the heartbeat of the other.
+        self._held: dict[int, Delivery] = {}
+        self._claims: dict[int, tuple[Delivery, UUID, int]] = {}
+        self._lost: set[int] = set()
+        self._beating: set[int] = set()
         self._changed = threading.Condition()
         self._stop = False
         leases = [inbox.lease_seconds] + ([source.traits.lease_seconds] if source is not None else [])
@@ -47,35 +49,40 @@ class LeaseKeeper:
     def received(self, deliveries: Sequence[Delivery]) -> None:
         """These are ours from now on: also while they only wait in this process."""
         with self._changed:
-            self._held.update((delivery.id, delivery) for delivery in deliveries)
+            self._held.update((id(delivery), delivery) for delivery in deliveries)
             self._ensure_thread()
 
     def claimed(self, delivery: Delivery, message: Message, token: int) -> None:
         with self._changed:
-            self._claims[delivery.id] = (delivery, UUID(message.id), token)
+            self._claims[id(delivery)] = (delivery, UUID(message.id), token)
             self._ensure_thread()
 
     def done(self, delivery: Delivery) -> None:
         """The claim is over (finished, failed, parked or lost); the queue's lease goes on until `drop`."""
         with self._changed:
-            self._claims.pop(delivery.id, None)
+            self._claims.pop(id(delivery), None)
+            if id(delivery) not in self._held:
+                self._lost.discard(id(delivery))
 
     def drop(self, deliveries: Sequence[Delivery]) -> None:
         """These are about to be settled: returns once no extension of them is in flight any more."""
-        ids = {delivery.id for delivery in deliveries}
+        arrivals = {id(delivery) for delivery in deliveries}
         with self._changed:
-            for name in ids:
-                self._held.pop(name, None)
-                self._claims.pop(name, None)
-                self._lost.discard(name)
-            self._changed.wait_for(lambda: not (ids & self._beating))
+            for arrival in arrivals:
+                self._held.pop(arrival, None)
+                self._claims.pop(arrival, None)
+                self._lost.discard(arrival)
+            self._changed.wait_for(lambda: not (arrivals & self._beating))
 
     def lost(self, deliveries: Sequence[Delivery]) -> None:
         """The queue took these away."""
-        self._mark_lost([delivery.id for delivery in deliveries])
+        ids = {delivery.id for delivery in deliveries}
+        with self._changed:
+            gone = [delivery for delivery in self._held.values() if delivery.id in ids]
+        self._mark_lost(gone)
 
     def is_lost(self, delivery: Delivery) -> bool:
-        return delivery.id in self._lost
+        return id(delivery) in self._lost
 
     # ---- the beat ----------------------------------------------------------------------------------------------------
 
@@ -95,7 +102,7 @@ class LeaseKeeper:
         with self._changed:
             held = list(self._held.values())
             claims = list(self._claims.values())
-            self._beating = {delivery.id for delivery in held}
+            self._beating = {id(delivery) for delivery in held}
         try:
             self._extend_claims(claims)
             self._extend_held(held)
@@ -112,7 +119,7 @@ class LeaseKeeper:
         except Exception as error:  # noqa: BLE001 - the next beat tries again; if none succeeds, redelivery decides
             logger.warning("the leases of %d deliveries could not be extended: %s", len(held), error)
             return
-        gone = [delivery.id for delivery, outcome in zip(held, outcomes, strict=True) if outcome is Outcome.LOST]
+        gone = [delivery for delivery, outcome in zip(held, outcomes, strict=True) if outcome is Outcome.LOST]
         self._mark_lost(gone)
 
     def _extend_claims(self, claims: list[tuple[Delivery, UUID, int]]) -> None:
@@ -126,7 +133,7 @@ class LeaseKeeper:
         }
         try:
             with self._database.connection() as conn:
-                extended = {row[0] for row in conn.execute(self._inbox.statements["inbox_extend"], params)}
+                extended = {row[0] for row in tuples(conn, self._inbox.statements["inbox_extend"], params)}
                 gone = self._truly_lost(conn, claims, extended)
         except psycopg.Error as error:
             logger.warning("the leases of %d claims could not be extended: %s", len(claims), error)
@@ -135,7 +142,7 @@ class LeaseKeeper:
 
     def _truly_lost(
         self, conn: psycopg.Connection, claims: list[tuple[Delivery, UUID, int]], extended: set[UUID]
-    ) -> list[str]:
+    ) -> list[Delivery]:
         """Of the claims that were not extended, those that are another's now; the others are being finished."""
         missed = [claim for claim in claims if claim[1] not in extended]
         if not missed:
@@ -145,18 +152,17 @@ class LeaseKeeper:
             "message_ids": [message_id for _, message_id, _ in missed],
             "tokens": [token for _, _, token in missed],
         }
-        gone = {row[0] for row in conn.execute(self._inbox.statements["inbox_lost"], params)}
-        return [delivery.id for delivery, message_id, _ in missed if message_id in gone]
+        gone = {row[0] for row in tuples(conn, self._inbox.statements["inbox_lost"], params)}
+        return [delivery for delivery, message_id, _ in missed if message_id in gone]
 
-    def _mark_lost(self, delivery_ids: list[str]) -> None:
+    def _mark_lost(self, deliveries: Sequence[Delivery]) -> None:
         with self._changed:
-            fresh = [
-                name for name in delivery_ids if (name in self._held or name in self._claims) and name not in self._lost
-            ]
-            self._lost.update(fresh)
-        for name in fresh:
-            logger.warning("the lease of delivery %s is lost: another worker has its message, or soon will", name)
-            self._listeners.emit("consumer.lease_lost", self._inbox.consumer, delivery=name)
+            known = self._held.keys() | self._claims.keys()
+            fresh = [delivery for delivery in deliveries if id(delivery) in known and id(delivery) not in self._lost]
+            self._lost.update(id(delivery) for delivery in fresh)
+        for delivery in fresh:
+            logger.warning("the lease of delivery %s is lost: another worker has its message, or soon will", delivery.id)
+            self._listeners.emit("consumer.lease_lost", self._inbox.consumer, delivery=delivery.id)
 
     def stop(self) -> None:
         with self._changed:

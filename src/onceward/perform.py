@@ -40,6 +40,7 @@ class Performer:
         self._state = start(shape, runtime.limits)
         self._asked: Effect | None = None
         self._failure: BaseException | None = None
+        self._ended = False  # the handler ended our transaction by itself, and then raised
 
     # ---- driving the protocol ----------------------------------------------------------------------------------------
 
@@ -76,9 +77,13 @@ class Performer:
             elif self._state.at != "unwinding":
                 logger.warning("message %s: its handler raised %s", self.message.id, describe(error))
             return self._advance(self._raised(error))
-        return self._advance(p.Returned())
+        return self._advance(self._raised_after_end() if self._ended else p.Returned())
 
     def _raised(self, error: BaseException) -> p.Raised:
+        if self._state.shape == "transactional" and not self._rows.is_ours():
+            self._ended = True
+        if self._ended:
+            return self._raised_after_end()
         match error:
             case Refused():
                 return p.Raised("refused", canonical_json(error.answer))
@@ -89,6 +94,10 @@ class Performer:
         if self._rows.conn is not None and is_lost(self._rows.conn):
             return p.Raised("connection lost", describe(error), 1.0)
         return p.Raised("failed", describe(error))
+
+    def _raised_after_end(self) -> p.Raised:
+        """What it wrote may stand, with the row as done: a retry would be turned away, and the rest never be done."""
+        return p.Raised("foreign commit", "the handler ended the transaction that was opened for it, and then raised")
 
     # ---- what `Once` asks for ----------------------------------------------------------------------------------------
 
@@ -108,6 +117,7 @@ class Performer:
         try:
             yield self._rows.conn
         except BaseException:
+            self._ended = not self._rows.is_ours()
             self._rows.roll_back()
             self._advance(p.BlockRaised())
             raise

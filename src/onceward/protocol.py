@@ -81,7 +81,7 @@ class Park(NamedTuple):
 
     reason: str
     detail: str = ""
-    fence: Literal["holder", "beside", "holder or beside", "foreign commit"] = "holder"
+    fence: Literal["holder", "absent", "beside", "holder or beside", "foreign commit"] = "holder"
     unknown_n: int = 0
 
 
@@ -165,7 +165,7 @@ class Returned(NamedTuple):
 
 
 class Raised(NamedTuple):
-    """The handler raised. `kind`: failed | refused | rejected | deferred | connection lost."""
+    """The handler raised. `kind`: failed | refused | rejected | deferred | connection lost | foreign commit."""
 
     kind: str
     detail: str = ""

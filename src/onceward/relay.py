@@ -42,8 +42,9 @@ def relay(
     stop: threading.Event | None = None,
     until_empty: bool = False,
 ) -> None:
-    """Send what is in the outbox until SIGTERM or SIGINT (or `stop`), or, with `until_empty`, until it is empty.
+    """Send what is in the outbox until SIGTERM or SIGINT (or `stop`).
 
+    With `until_empty`, until there is nothing to take: a row that waits for its retry, or that another relay holds, stays.
     `lanes`: while one batch is being published, the next is taken. Per key, order is the order of commits (as far as the
     application serialises the writers of a key), also with several relays.
 
@@ -134,11 +135,11 @@ class _Relay:
             self._nudges += 1
             self._woken.notify_all()
 
-    def sleep(self, seconds: float, nudges_seen: int) -> None:
-        """Until a nudge that came after `nudges_seen`, the time, or the stop."""
+    def sleep(self, seconds: float, nudges_seen: int | None) -> None:
+        """Until a nudge that came after `nudges_seen` (None: whatever nudges come), the time, or the stop."""
         with self._woken:
             waited = 0.0
-            while waited < seconds and self._nudges == nudges_seen and not self.stopping:
+            while waited < seconds and nudges_seen in (None, self._nudges) and not self.stopping:
                 slice_seconds = min(0.2, seconds - waited)
                 self._woken.wait(slice_seconds)
                 waited += slice_seconds
@@ -178,7 +179,7 @@ class Lane:
     def _sleep(self, command: d.Sleep, nudges: int) -> None:
         self._close()
         if command.failures:
-            self._relay.sleep(min(self._relay.backoff.delay_seconds(command.failures), 5.0), -1)
+            self._relay.sleep(min(self._relay.backoff.delay_seconds(command.failures), 5.0), None)
         else:
             self._relay.sleep(self._relay.poll_seconds, nudges)
 
@@ -264,25 +265,26 @@ class Lane:
 
 
 def publish_rows(sink: Sink, rows: list[dict[str, Any]]) -> list[str | None]:
-    """Why each row could not be sent, or None. A row that is no message is an error of its own; the rest still go."""
+    """Why each row could not be sent, or None. A row that is no message is an error of its own, and holds what is behind
+    it of its key; the rest still go."""
     errors: list[str | None] = [None] * len(rows)
-    messages: list[tuple[int, Message]] = []
+    wanted: list[tuple[int, Message]] = []
     held: set[str] = set()
     for index, row in enumerate(rows):
+        key = row["aggregateid"]
+        if key is not None and key in held:
+            errors[index] = "held by an earlier row of its key"
+            continue
         try:
-            messages.append((index, row_message(row)))
+            wanted.append((index, row_message(row)))
         except MalformedMessage as error:
             errors[index] = str(error)
-            held.add(row["aggregateid"] or "")
-    wanted = [(index, message) for index, message in messages if message.subject is None or message.subject not in held]
+            held.update(() if key is None else (key,))
     results = sink.publish([message for _, message in wanted]) if wanted else []
     if len(results) != len(wanted):
         raise TransportError(f"the sink answered for {len(results)} of {len(wanted)} messages")
     for (index, _), result in zip(wanted, results, strict=True):
         errors[index] = None if result is None else f"{type(result).__name__}: {result}"
-    skipped = {index for index, _ in messages} - {index for index, _ in wanted}
-    for index in skipped:
-        errors[index] = "held by an earlier row of its key"
     return errors
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 import psycopg
 from psycopg import Connection
-from psycopg.pq import TransactionStatus
+from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from onceward import protocol as p
@@ -29,6 +29,8 @@ logger = logging.getLogger("onceward")
 
 # The commit guard. One string is one round trip: when the division fails, the server does not go on to COMMIT.
 COMMIT_GUARDED: Final = "SELECT 1 / coalesce((current_setting('onceward.delivery', true) = '{mark}')::int, 0); COMMIT"
+DIVISION_BY_ZERO: Final = "22012"
+CONNECTION_CLASSES: Final = ("08", "57P")  # connection exceptions; the server was told to stop, or starts
 _marks: Final = count(1)
 Row = tuple[Any, ...]
 
@@ -160,6 +162,22 @@ class Rows:
         self.close()
         return event
 
+    def is_ours(self) -> bool:
+        """False: the handler has ended the transaction that we opened (where the session can still be asked)."""
+        conn = self.conn
+        if conn is None or is_lost(conn) or conn.info.transaction_status == TransactionStatus.INERROR:
+            return True
+        if conn.info.transaction_status == TransactionStatus.IDLE:
+            return False
+        try:
+            row = _one(conn, "SELECT current_setting('onceward.delivery', true) = %(mark)s", {"mark": self._mark})
+        except psycopg.OperationalError as error:
+            logger.warning(
+                "message %s: the connection was lost while its transaction was looked at: %s", self.message.id, error
+            )
+            return True
+        return row is None or row[0] is True
+
     # ---- fail, park, yield -------------------------------------------------------------------------------------------
 
     def fail(self, state: State, command: p.Fail) -> p.Event:
@@ -174,7 +192,8 @@ class Rows:
             return p.Parked() if self._fenced(conn, state, "park", self._park_params(park)) else p.Lost()
 
         event = self._write(write)
-        self.emit("consumer.failed", error=command.error)
+        if isinstance(event, p.Counted | p.Parked):
+            self.emit("consumer.failed", error=command.error)
         if isinstance(event, p.Parked):
             self.emit("consumer.parked", reason="attempts ran out")
         return event
@@ -186,6 +205,8 @@ class Rows:
             row = None
             if command.fence == "foreign commit":
                 row = _one(conn, statements["park_foreign_commit"], params | {"token": self.taking.token})
+            elif command.fence == "absent":
+                row = _one(conn, statements["park_outside"], params)
             elif command.fence != "beside":
                 row = self._fenced(conn, state, "park", params)
             if row is None and command.fence in ("beside", "holder or beside"):
@@ -210,7 +231,7 @@ class Rows:
         return params | {"unknown_n": command.unknown_n}
 
     def _fenced(self, conn: Connection[Any], state: State, verb: str, params: dict[str, Any]) -> Row | None:
-        """`verb` under the fence of whoever holds the message: the claim, or (its row rolled back) what was there before."""
+        """`verb` under the fence of whoever holds the message: the claim, or (its row rolled back) what was there."""
         statements = self.runtime.inbox.statements
         params = self.runtime.inbox.key(self.message) | params
         if state.shape == "transactional" and state.fresh:
@@ -242,7 +263,7 @@ class Rows:
         if self.conn is None:
             self.conn = self._held.enter_context(self.runtime.database.connection())
             if begin:
-                self.conn.execute("BEGIN")
+                open_transaction(self.conn)
         return self.conn
 
     def roll_back(self) -> None:
@@ -267,6 +288,17 @@ class Rows:
             self.runtime.listeners.emit(point, self.runtime.inbox.consumer, self.message.id, **fields)
 
 
+def open_transaction(conn: Connection[Any]) -> None:
+    """A transaction is open on `conn`. Raises psycopg.OperationalError when the server does not say so.
+
+    By libpq's own blocking call, as the commit below: what psycopg adds (parameters, rows, types) these two do not need,
+    and they are half of a transaction's round trips.
+    """
+    result = conn.pgconn.exec_(b"BEGIN")
+    if result.status != ExecStatus.COMMAND_OK:
+        raise psycopg.OperationalError(f"BEGIN: {result.get_error_message()}")
+
+
 def commit_guarded(conn: Connection[Any], mark: str) -> p.Committed | p.Aborted | p.ForeignCommit | p.Ambiguous:
     """COMMIT, only if this session is still in the transaction that was marked so, and only if the reply says COMMIT.
 
@@ -274,18 +306,16 @@ def commit_guarded(conn: Connection[Any], mark: str) -> p.Committed | p.Aborted 
     """
     if conn.info.transaction_status == TransactionStatus.INERROR:
         return p.Aborted()
-    try:
-        cursor = conn.execute(COMMIT_GUARDED.format(mark=mark), prepare=False)
-        while cursor.nextset():
-            pass
-    except psycopg.errors.DivisionByZero:
+    result = conn.pgconn.exec_(COMMIT_GUARDED.format(mark=mark).encode())  # of several results, the last one
+    if result.status == ExecStatus.COMMAND_OK:
+        return p.Committed() if result.command_status == b"COMMIT" else p.Aborted()
+    sqlstate = (result.error_field(DiagnosticField.SQLSTATE) or b"").decode()
+    if sqlstate == DIVISION_BY_ZERO:
         return p.ForeignCommit()
-    except psycopg.Error as error:
-        if conn.closed or conn.broken:
-            return p.Ambiguous()
-        logger.warning("a transaction could not be committed: %s", error)
-        return p.Aborted()
-    return p.Committed() if cursor.statusmessage == "COMMIT" else p.Aborted()
+    if not sqlstate or sqlstate.startswith(CONNECTION_CLASSES) or conn.closed or conn.broken:
+        return p.Ambiguous()
+    logger.warning("a transaction could not be committed: %s", result.get_error_message())
+    return p.Aborted()
 
 
 def _one(conn: Connection[Any], statement: Any, params: dict[str, Any]) -> tuple[Any, ...] | None:

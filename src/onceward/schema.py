@@ -12,15 +12,17 @@ import psycopg
 from psycopg import Connection, sql
 from psycopg.pq import TransactionStatus
 
+from onceward.database import tuples
 from onceward.errors import SchemaMismatch, UsageError
 from onceward.message import uuid7_at
 from onceward.statements import SCHEMA_DEFAULT, check_schema_name
 
 PARTITIONED: Final = ("inbox", "intents")
 DAYS_AHEAD: Final = 3
-_LOCK_CLASS: Final = 0x6F6E6365  # "once": the first half of every advisory lock of ours
+LOCK_CLASS: Final = 0x6F6E6365  # "once": the first half of every advisory lock of ours
 _LOCK_MIGRATE: Final = 1
 LOCK_UPKEEP: Final = 2
+LOCK_RETIRE: Final = 3
 
 
 class Migration(NamedTuple):
@@ -49,7 +51,7 @@ def migrate(conn: Connection[Any], schema: str = SCHEMA_DEFAULT) -> list[Migrati
     if conn.info.transaction_status != TransactionStatus.IDLE:
         raise UsageError("migrate() commits on its own: call it outside a transaction")
     with conn.transaction():
-        conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_LOCK_CLASS, _LOCK_MIGRATE))
+        conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK_CLASS, _LOCK_MIGRATE))
         conn.execute("SET LOCAL lock_timeout TO '10s'")
         _create_history(conn, schema)
         applied = list(_apply_missing(conn, schema))
@@ -81,8 +83,7 @@ def _apply_missing(conn: Connection[Any], schema: str) -> Iterator[Migration]:
 
 def _version(conn: Connection[Any], schema: str) -> int:
     statement = sql.SQL("SELECT coalesce(max(version), 0) FROM {}").format(sql.Identifier(schema, "migrations"))
-    row = conn.execute(statement).fetchone()
-    return int(row[0]) if row else 0
+    return int(tuples(conn, statement)[0][0])
 
 
 def check_schema(conn: Connection[Any], schema: str = SCHEMA_DEFAULT) -> None:
@@ -138,7 +139,7 @@ def make_partitions(conn: Connection[Any], schema: str = SCHEMA_DEFAULT, *, days
     """
     wanted = days if days is not None else _days_around(conn)
     with conn.transaction():
-        conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_LOCK_CLASS, LOCK_UPKEEP))
+        conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK_CLASS, LOCK_UPKEEP))
         conn.execute("SET LOCAL lock_timeout TO '2s'")
         there = {name for name, _ in attached(conn, schema)}
         pairs = [(table, day) for day in wanted for table in PARTITIONED]
@@ -169,7 +170,8 @@ def _make_partition(conn: Connection[Any], schema: str, table: str, day: date) -
 
 def attached(conn: Connection[Any], schema: str) -> list[tuple[str, bool]]:
     """(name, its detaching is half done) of every partition of inbox and intents."""
-    rows = conn.execute(
+    rows = tuples(
+        conn,
         "SELECT c.relname, i.inhdetachpending FROM pg_inherits i"
         " JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class p ON p.oid = i.inhparent"
         " JOIN pg_namespace n ON n.oid = p.relnamespace"
@@ -181,7 +183,5 @@ def attached(conn: Connection[Any], schema: str) -> list[tuple[str, bool]]:
 
 def database_now(conn: Connection[Any]) -> datetime:
     """The database's clock, in UTC: the only clock that decides anything."""
-    row = conn.execute("SELECT clock_timestamp() AT TIME ZONE 'UTC'").fetchone()
-    if row is None:
-        raise psycopg.InternalError("clock_timestamp() gave no row")
+    row = tuples(conn, "SELECT clock_timestamp() AT TIME ZONE 'UTC'")[0]
     return cast("datetime", row[0]).replace(tzinfo=UTC)

@@ -16,7 +16,7 @@ from onceward.errors import UsageError
 
 SCHEMA_DEFAULT: Final = "onceward"
 _NAME: Final = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
-_SCHEMA: Final = re.compile(r"^[a-z_][a-z0-9_]{0,47}$")
+_SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,47}")
 
 
 @cache
@@ -32,7 +32,7 @@ def statements(schema: str = SCHEMA_DEFAULT) -> Mapping[str, LiteralString]:
 
 def check_schema_name(schema: str) -> str:
     """The name, if it can stand in SQL unquoted; it is the only thing that is ever put into a statement's text."""
-    if not _SCHEMA.match(schema):
+    if not _SCHEMA.fullmatch(schema):
         raise UsageError(f"schema name {schema!r}: use lower-case letters, digits and _, at most 48, no digit first")
     return schema
 

@@ -111,7 +111,8 @@ class Sink(Protocol):
     def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
         """Send each message; returns once the queue has confirmed. One entry each: None = confirmed, else why not.
 
-        Entries with the same subject are sent in order. A confirmed entry is stored durably; an entry with an error may
+        Entries with the same subject are sent in order: behind one that has an error, none of its subject is sent in this
+        call (each gets an error too). A confirmed entry is stored durably; an entry with an error may
         be stored too (a lost ack): it is sent again, and the consumer's inbox removes the double.
         """
         ...

@@ -6,16 +6,21 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date, timedelta
 from typing import Any, Final, NamedTuple
 
 import psycopg
 from psycopg import Connection, sql
 
-from onceward.database import Database
+from onceward.database import Database, tuples
 from onceward.inbox import WINDOW_DEFAULT
 from onceward.schema import (
+    LOCK_CLASS,
+    LOCK_RETIRE,
     PARTITIONED,
     attached,
     database_now,
@@ -27,6 +32,7 @@ from onceward.schema import (
 
 logger = logging.getLogger("onceward")
 EVERY_SECONDS: Final = 3600.0
+FIRST_AFTER_SECONDS: Final = (5.0, 30.0)
 TRIES: Final = 5
 
 
@@ -42,10 +48,27 @@ def upkeep(conn: Connection[Any], schema: str) -> Upkept:
     """Partitions exist for the next days; those past the longest window of all consumers, and all done, are dropped.
 
     A partition with a pending or parked message, or an intent without an answer, is never dropped.
-    Crash between detaching and dropping: the next upkeep finds the table, detached, and drops it.
+    Crash anywhere between detaching and dropping: the next upkeep finds what is left, and finishes it.
     `conn` must be in autocommit mode (DETACH ... CONCURRENTLY cannot run in a transaction).
     """
     made = make_partitions(conn, schema)
+    with _alone(conn) as alone:
+        dropped, kept = _retire_days(conn, schema) if alone else ([], {})
+    return Upkept(made, dropped, kept)
+
+
+@contextmanager
+def _alone(conn: Connection[Any]) -> Iterator[bool]:
+    """One upkeep at a time retires; whoever comes meanwhile (False) has nothing to do."""
+    alone = bool(tuples(conn, "SELECT pg_try_advisory_lock(%s, %s)", (LOCK_CLASS, LOCK_RETIRE))[0][0])
+    try:
+        yield alone
+    finally:
+        if alone and not conn.closed:
+            conn.execute("SELECT pg_advisory_unlock(%s, %s)", (LOCK_CLASS, LOCK_RETIRE))
+
+
+def _retire_days(conn: Connection[Any], schema: str) -> tuple[list[str], dict[str, int]]:
     _finish_half_done(conn, schema)
     last_day = database_now(conn).date() - _window(conn, schema) - timedelta(days=1)
     dropped: list[str] = []
@@ -55,15 +78,15 @@ def upkeep(conn: Connection[Any], schema: str) -> Upkept:
         if unfinished:
             kept[day.isoformat()] = unfinished
         else:
-            dropped += [_retire(conn, schema, partition_name(table, day), table) for table in PARTITIONED]
+            dropped += _retire_day(conn, schema, day)
     _prune_attempts(conn, schema, last_day)
-    return Upkept(made, dropped, kept)
+    return dropped, kept
 
 
 def _window(conn: Connection[Any], schema: str) -> timedelta:
     statement = sql.SQL("SELECT max(window_seconds) FROM {}").format(sql.Identifier(schema, "consumers"))
-    row = conn.execute(statement).fetchone()
-    return timedelta(seconds=row[0]) if row and row[0] is not None else WINDOW_DEFAULT
+    longest = tuples(conn, statement)[0][0]
+    return WINDOW_DEFAULT if longest is None else timedelta(seconds=longest)
 
 
 def _days_before(conn: Connection[Any], schema: str, last_day: date) -> list[date]:
@@ -78,23 +101,41 @@ def _unfinished(conn: Connection[Any], schema: str, day: date) -> int:
         "SELECT (SELECT count(*) FROM {} WHERE message_id >= %(low)s AND message_id < %(high)s AND state <> 'done')"
         " + (SELECT count(*) FROM {} WHERE message_id >= %(low)s AND message_id < %(high)s AND state <> 'done')"
     ).format(sql.Identifier(schema, "inbox"), sql.Identifier(schema, "intents"))
-    row = conn.execute(statement, {"low": low, "high": high}).fetchone()
-    return int(row[0]) if row else 0
+    return int(tuples(conn, statement, {"low": low, "high": high})[0][0])
 
 
-def _retire(conn: Connection[Any], schema: str, name: str, table: str) -> str:
-    parent, child = sql.Identifier(schema, table), sql.Identifier(schema, name)
-    _patiently(conn, sql.SQL("ALTER TABLE {} DETACH PARTITION {} CONCURRENTLY").format(parent, child))
-    _patiently(conn, sql.SQL("DROP TABLE {}").format(child))
-    return name
+def _retire_day(conn: Connection[Any], schema: str, day: date) -> list[str]:
+    """Both partitions of this day, or the one that is left of them after a crash between the two."""
+    there = {name for name, _ in attached(conn, schema)}
+    names = [name for table in PARTITIONED if (name := partition_name(table, day)) in there]
+    for name in names:
+        _detach(conn, schema, name)
+        _drop(conn, schema, name)
+    return names
 
 
-def _patiently(conn: Connection[Any], statement: sql.Composed) -> None:
+def _detach(conn: Connection[Any], schema: str, name: str) -> None:
+    """Begun if it was not, and finished if it was: waiting for old transactions may end half way."""
+    parent, child = sql.Identifier(schema, name.rpartition("_p")[0]), sql.Identifier(schema, name)
+
+    def next_step() -> sql.Composed:
+        how = sql.SQL("FINALIZE" if (name, True) in attached(conn, schema) else "CONCURRENTLY")
+        return sql.SQL("ALTER TABLE {} DETACH PARTITION {} {}").format(parent, child, how)
+
+    _patiently(conn, next_step)
+
+
+def _drop(conn: Connection[Any], schema: str, name: str) -> None:
+    statement = sql.SQL("DROP TABLE {}").format(sql.Identifier(schema, name))
+    _patiently(conn, lambda: statement)
+
+
+def _patiently(conn: Connection[Any], statement: Callable[[], sql.Composed]) -> None:
     """Short waits for the lock, several times: a long wait would make everybody queue up behind it."""
     conn.execute("SET lock_timeout TO '1s'")
     for left in reversed(range(TRIES)):
         try:
-            conn.execute(statement)
+            conn.execute(statement())
             return
         except psycopg.errors.LockNotAvailable:
             if not left:
@@ -105,18 +146,17 @@ def _finish_half_done(conn: Connection[Any], schema: str) -> None:
     """What an upkeep that died left behind: a detach half done, or a detached table."""
     for name, pending in attached(conn, schema):
         if pending:
-            parent = sql.Identifier(schema, name.rpartition("_p")[0])
-            statement = sql.SQL("ALTER TABLE {} DETACH PARTITION {} FINALIZE")
-            _patiently(conn, statement.format(parent, sql.Identifier(schema, name)))
+            _detach(conn, schema, name)
     there = {name for name, _ in attached(conn, schema)}
-    rows = conn.execute(
+    rows = tuples(
+        conn,
         "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
         " WHERE n.nspname = %s AND c.relkind = 'r' AND c.relname ~ '^(inbox|intents)_p[0-9]{8}$'",
         (schema,),
-    ).fetchall()
+    )
     for (name,) in rows:
         if name not in there:
-            _patiently(conn, sql.SQL("DROP TABLE {}").format(sql.Identifier(schema, name)))
+            _drop(conn, schema, name)
 
 
 def _prune_attempts(conn: Connection[Any], schema: str, last_day: date) -> None:
@@ -129,7 +169,11 @@ def _prune_attempts(conn: Connection[Any], schema: str, last_day: date) -> None:
 
 
 class UpkeepThread:
-    """Upkeep at once and every hour, until stopped; a failure is logged and tried again at the next turn."""
+    """Upkeep within the first half minute and then every hour, until stopped; a failure is tried again at the next turn.
+
+    Not at once: consumers that are restarted again and again must not do upkeep again and again. (A partition that is
+    missing meanwhile is made by the take that misses it.)
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -138,14 +182,15 @@ class UpkeepThread:
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        wait_seconds = random.uniform(*FIRST_AFTER_SECONDS)
+        while not self._stop.wait(wait_seconds):
+            wait_seconds = EVERY_SECONDS
             try:
                 with self._database.connection() as conn:
                     upkeep(conn, self._database.schema)
                     conn.execute("SET lock_timeout TO '1s'")
             except psycopg.Error as error:
                 logger.warning("upkeep failed, it is tried again within the hour: %s", error)
-            self._stop.wait(EVERY_SECONDS)
 
     def stop(self) -> None:
         self._stop.set()

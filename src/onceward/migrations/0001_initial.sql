@@ -98,6 +98,7 @@ CREATE TABLE {schema}.parked (
     PRIMARY KEY (consumer, message_id, fingerprint)
 );
 CREATE INDEX parked_age ON {schema}.parked (parked_at);
+CREATE INDEX parked_message ON {schema}.parked (message_id);
 
 -- Which consumers use this schema, and how long each wants to recognise a duplicate: upkeep keeps the longest.
 CREATE TABLE {schema}.consumers (

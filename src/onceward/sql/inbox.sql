@@ -167,12 +167,16 @@ RETURNING message_id
 
 -- name: park_foreign_commit
 -- why: the handler ended our transaction by itself: what it wrote may stand, also the row as done. A person must look.
+--      Where it rolled back, the row is gone, or what it was before the take (token - 1): it is parked all the same, or
+--      the next delivery would run the handler again.
 -- locks: the inbox row, the parked row
 -- index: inbox_pkey, parked_pkey
 WITH mine AS (
-    UPDATE {schema}.inbox
-       SET state = 'parked', lease_until = NULL
-     WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND token = %(token)s
+    INSERT INTO {schema}.inbox AS i (consumer, message_id, fingerprint, state, token, worker)
+    VALUES (%(consumer)s, %(message_id)s, %(fingerprint)s, 'parked', %(token)s, %(worker)s)
+    ON CONFLICT (consumer, message_id) DO UPDATE SET state = 'parked', lease_until = NULL
+     WHERE i.fingerprint = excluded.fingerprint
+       AND (i.token = excluded.token OR (i.token = excluded.token - 1 AND i.state = 'pending'))
 )
 INSERT INTO {schema}.parked AS p (consumer, message_id, fingerprint, reason, detail, attempts, source, headers, body)
 VALUES (%(consumer)s, %(parked_id)s, %(fingerprint)s, %(reason)s, %(detail)s, 0, %(source)s, %(headers)s, %(body)s)
@@ -187,6 +191,18 @@ RETURNING message_id
 -- index: parked_pkey
 INSERT INTO {schema}.parked AS p (consumer, message_id, fingerprint, reason, detail, attempts, source, headers, body)
 VALUES (%(consumer)s, %(parked_id)s, %(fingerprint)s, %(reason)s, %(detail)s, 0, %(source)s, %(headers)s, %(body)s)
+ON CONFLICT (consumer, message_id, fingerprint) DO UPDATE
+   SET reason = excluded.reason, detail = excluded.detail, parked_at = clock_timestamp()
+RETURNING message_id
+
+-- name: park_outside
+-- why: an id outside the window is parked without an inbox row, and only if there is none: between the look and this, a
+--      slow worker or a redrive may have brought one back, and then it decides (no row back: leave, redelivery looks again).
+-- locks: the parked row
+-- index: inbox_pkey, parked_pkey
+INSERT INTO {schema}.parked AS p (consumer, message_id, fingerprint, reason, detail, attempts, source, headers, body)
+SELECT %(consumer)s, %(parked_id)s, %(fingerprint)s, %(reason)s, %(detail)s, 0, %(source)s, %(headers)s, %(body)s
+ WHERE NOT EXISTS (SELECT 1 FROM {schema}.inbox WHERE consumer = %(consumer)s AND message_id = %(message_id)s)
 ON CONFLICT (consumer, message_id, fingerprint) DO UPDATE
    SET reason = excluded.reason, detail = excluded.detail, parked_at = clock_timestamp()
 RETURNING message_id

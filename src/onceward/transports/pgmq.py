@@ -22,8 +22,10 @@ from onceward.errors import TransportError, UsageError
 from onceward.message import Message, encode_json
 from onceward.transport import Delivery, Outcome, Received, Settlement, Traits
 
-POLL_MILLISECONDS: Final = 20
+POLL_MILLISECONDS: Final = 50
 BODY_BYTES_MAX: Final = 64 * 1024 * 1024
+_UNREADABLE: Final = object()
+_HELD: Final = TransportError("held by an earlier message of its subject")
 _MISSING: Final = "pgmq's SQL comes with its own package: pip install 'onceward[pgmq]'"
 
 
@@ -45,6 +47,17 @@ def install(conn: Connection[Any]) -> bool:
 def create_queue(conn: Connection[Any], name: str) -> None:
     """The queue `name` is there; made if it was not. Needs `install` first."""
     conn.execute("SELECT pgmq.create(%s)", (name,))
+
+
+def check_queue(dsn: str, name: str) -> None:
+    """Raises `UsageError` when pgmq, or this queue, is not in that database: reading it would fail for ever."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        row = conn.execute("SELECT to_regclass('pgmq.meta') IS NOT NULL").fetchone()
+        if not (row and row[0]):
+            raise UsageError("pgmq is not in this database (see onceward.transports.pgmq.install, or `onceward dev`)")
+        row = conn.execute("SELECT EXISTS (SELECT 1 FROM pgmq.meta WHERE queue_name = %s)", (name,)).fetchone()
+        if not (row and row[0]):
+            raise UsageError(f"there is no pgmq queue {name!r} in this database: make it with SELECT pgmq.create('{name}')")
 
 
 class Session:
@@ -101,7 +114,7 @@ class Source:
         )
         self._queue = queue
         self._visibility_seconds = int(visibility_seconds)
-        self._remove = "archive" if archive else "delete"
+        self._remove = _ARCHIVE if archive else _DELETE
         self._receiving = Session(dsn, f"onceward {queue} receive"[:63])
         self._settling = Session(dsn, f"onceward {queue} settle"[:63])
 
@@ -131,7 +144,7 @@ class Source:
         done: set[int] = set()
         acked = [delivery.handle for delivery, settlement in entries if settlement.action == "ack"]
         if acked:
-            rows = self._settling.fetch(f"SELECT pgmq.{self._remove}(%(queue)s, %(ids)s::bigint[])", self._ids(acked))
+            rows = self._settling.fetch(self._remove, self._ids(acked))
             done.update(row[0] for row in rows)
         released = [(d.handle, s.delay_seconds) for d, s in entries if s.action == "release"]
         for delay in {delay for _, delay in released}:
@@ -172,7 +185,7 @@ class Sink:
 
     def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
         """One `send_batch` per queue: stored together or not at all. A batch that is refused is sent one by one."""
-        errors: list[BaseException | None] = [self._refuse(message) for message in messages]
+        errors = self._refuse_all(messages)
         by_queue: dict[str, list[int]] = {}
         for index, message in enumerate(messages):
             if errors[index] is None:
@@ -195,7 +208,7 @@ class Sink:
             for index in indexes:
                 subject = messages[index].subject
                 if subject is not None and subject in held:
-                    errors[index] = TransportError("held by an earlier message of its subject")
+                    errors[index] = _HELD
                     continue
                 self._publish_to(queue, [index], messages, errors)
                 if errors[index] is not None and subject is not None:
@@ -216,6 +229,17 @@ class Sink:
         target = self._queues.get(message_type, ())
         return (target,) if isinstance(target, str) else target
 
+    def _refuse_all(self, messages: Sequence[Message]) -> list[BaseException | None]:
+        """What cannot be sent at all, and, of the same subject, what is behind it."""
+        errors: list[BaseException | None] = []
+        held: set[str | None] = set()
+        for message in messages:
+            error = _HELD if message.subject in held else self._refuse(message)
+            errors.append(error)
+            if error is not None and message.subject is not None:
+                held.add(message.subject)
+        return errors
+
     def _refuse(self, message: Message) -> BaseException | None:
         if not self._targets(message.type):
             return UsageError(f"no queue is named for messages of type {message.type!r}")
@@ -235,7 +259,7 @@ def _undecoded(data: str | bytes) -> bytes:
 
 def _headers(headers: bytes | None) -> dict[str, str]:
     """Headers as text to text; what another producer wrote as numbers or objects is kept as its JSON text."""
-    value = json.loads(headers) if headers else {}
+    value = _read(headers) if headers else {}
     if not isinstance(value, dict):
         return {}
     return {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in value.items() if v is not None}
@@ -243,13 +267,26 @@ def _headers(headers: bytes | None) -> dict[str, str]:
 
 def _body(message: bytes | None) -> bytes:
     """Our own messages travel as base64; another producer's JSON is the body as it stands."""
-    value = json.loads(message) if message else None
+    value = _read(message) if message else None
+    if value is _UNREADABLE and message is not None:
+        return message
     if isinstance(value, dict) and set(value) == {"data_base64"} and isinstance(value["data_base64"], str):
         try:
             return base64.b64decode(value["data_base64"], validate=True)
         except ValueError:
             pass
-    return encode_json(value)
+    try:
+        return encode_json(value)
+    except ValueError:  # a number that is more than a float holds
+        return message or b"null"
+
+
+def _read(text: bytes) -> Any:
+    """The JSON value; `_UNREADABLE` for what Postgres takes and Python does not (numbers too long, arrays too deep)."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return _UNREADABLE
 
 
 _READ: Final = "SELECT msg_id, read_ct, message, headers FROM pgmq.read(%(queue)s, %(visibility)s, %(limit)s)"
@@ -257,6 +294,8 @@ _READ_WAITING: Final = (
     "SELECT msg_id, read_ct, message, headers FROM pgmq.read_with_poll(%(queue)s, %(visibility)s, %(limit)s,"
     " %(wait)s::integer, %(poll)s::integer)"
 )
+_DELETE: Final = "SELECT pgmq.delete(%(queue)s, %(ids)s::bigint[])"
+_ARCHIVE: Final = "SELECT pgmq.archive(%(queue)s, %(ids)s::bigint[])"
 _SET_VT: Final = (
     "SELECT msg_id FROM pgmq.set_vt(%(queue)s, %(ids)s::bigint[], clock_timestamp() + make_interval(secs => %(seconds)s))"
 )

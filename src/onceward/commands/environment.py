@@ -1,0 +1,161 @@
+"""What every command needs: the database it was pointed at, the user's own objects, and lines for people."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from traceback import extract_tb
+from typing import TYPE_CHECKING, Any, Final
+
+from onceward.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from psycopg import Connection
+
+DATABASE_HELP: Final = (
+    "where Postgres is (default: $ONCEWARD_DATABASE, else the standard PGHOST, PGUSER, ... or libpq's own)"
+)
+CONNECT_SECONDS_MAX: Final = 5
+
+Command = Callable[[Any], int]
+
+
+def add_database(parser: ArgumentParser) -> None:
+    parser.add_argument("--database", metavar="DSN", help=DATABASE_HELP)
+
+
+def add_schema(parser: ArgumentParser) -> None:
+    parser.add_argument("--schema", default="onceward", metavar="NAME", help="the schema of our tables (default: onceward)")
+
+
+def add_json(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def dsn_of(given: str | None) -> str:
+    """The DSN that answers, with a limit on how long that may take. '' leaves all to the standard PG* variables."""
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo  # noqa: PLC0415 - lazy, as every driver here
+
+    dsn = given if given is not None else os.environ.get("ONCEWARD_DATABASE", "")
+    try:
+        known = conninfo_to_dict(dsn)
+        if "connect_timeout" not in known and "PGCONNECT_TIMEOUT" not in os.environ:
+            dsn = make_conninfo(dsn, connect_timeout=CONNECT_SECONDS_MAX)
+    except Exception as error:
+        raise UsageError(f"the DSN cannot be read: {one_line(error)}") from error
+    return dsn
+
+
+@contextmanager
+def connected(given: str | None, *, schema: str | None = None) -> Iterator[Connection[Any]]:
+    """A connection in autocommit mode, with a limit on every wait; with `schema`, only if that is as this code needs it."""
+    import psycopg  # noqa: PLC0415
+
+    from onceward.schema import check_schema  # noqa: PLC0415
+
+    with psycopg.connect(dsn_of(given), autocommit=True, application_name="onceward") as conn:
+        conn.execute("SET lock_timeout TO '10s'; SET statement_timeout TO '60s'")
+        if schema is not None:
+            check_schema(conn, schema)
+        yield conn
+
+
+def answering(given: str | None, *, schema: str | None = None) -> str:
+    """The DSN, once a database has answered on it: a pool would wait and log where one line says it."""
+    with connected(given, schema=schema):
+        return dsn_of(given)
+
+
+def find(target: str, what: str) -> Any:
+    """The object that `MODULE:NAME` means, the current folder first. Raises `UsageError` when there is none."""
+    module_name, colon, name = target.partition(":")
+    if not (module_name and colon and name):
+        raise UsageError(f"{target!r}: name {what} as MODULE:NAME, for example payments.consumers:charges")
+    found = _module(module_name)
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise UsageError(f"the module {module_name} has no {name!r}: name {what} there") from None
+    return found
+
+
+def _module(name: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            raise UsageError(f"there is no module {name!r} (looked in {here} and where Python looks)") from error
+        raise UsageError(f"the module {name!r} needs {error.name!r}, which is not installed") from error
+    except Exception as error:
+        at = extract_tb(error.__traceback__)[-1]
+        raise UsageError(
+            f"the module {name!r} cannot be imported: {one_line(error)} ({at.filename}:{at.lineno})"
+        ) from error
+
+
+def need(extra: str, *modules: str) -> None:
+    """Raises `UsageError`, naming all that is missing at once, when the extra is not installed."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"this command needs {', '.join(missing)}: pip install 'onceward[{extra}]'")
+
+
+def whole(minimum: int, most: int = 1_000_000_000) -> Callable[[str], int]:
+    """An argument type: a whole number from `minimum` on."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ArgumentTypeError(f"{text!r} is no whole number") from None
+        if not minimum <= value <= most:
+            raise ArgumentTypeError(f"{value} is not between {minimum} and {most}")
+        return value
+
+    return parse
+
+
+def seconds(text: str) -> float:
+    """An argument type: a positive number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is no number of seconds") from None
+    if not 0 < value < float("inf"):
+        raise ArgumentTypeError(f"{text} s: use more than 0")
+    return value
+
+
+def one_line(error: BaseException) -> str:
+    """The error as one line that a terminal shows as it is."""
+    text = " ".join(str(error).split())
+    return printable(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+def printable(text: str) -> str:
+    """The text without what would steer a terminal: bodies and reasons come from outside."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(text: str = "") -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def say_json(value: object) -> None:
+    say(json.dumps(value, indent=2, default=str))
+
+
+def warn(text: str) -> None:
+    sys.stderr.write(f"onceward: {text}\n")

@@ -1,0 +1,206 @@
+"""`onceward parked`: what waits for a person, and the redrive."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+from onceward.commands.environment import (
+    add_database,
+    add_json,
+    add_schema,
+    connected,
+    printable,
+    say,
+    say_json,
+    warn,
+    whole,
+)
+from onceward.errors import UsageError
+
+if TYPE_CHECKING:
+    from onceward.parked import ParkedMessage, ParkedRow
+
+SHOWN_BYTES_MAX: Final = 4096
+FOREIGN_COMMIT: Final = "foreign commit"  # what its handler wrote may stand: a second run would write it twice
+PARKED: Final = """\
+examples:
+  onceward parked list                              the newest first
+  onceward parked list --consumer payments.charge --json
+  onceward parked show 0198c9f2-...                 body, headers, and what is known of its effects
+  onceward parked redrive 0198c9f2-...              once the cause is mended: sent again, under its own id
+"""
+
+
+def add_commands(commands: Any) -> None:
+    parser = commands.add_parser(
+        "parked",
+        help="messages that wait for a person: list, show, redrive",
+        description="Messages that wait for a person. Nothing is dropped: what cannot be done is here, with its reason.",
+        epilog=PARKED,
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    listing = _add_verb(verbs, "list", "the parked messages, newest first", list_)
+    listing.add_argument("--limit", type=whole(1, 100_000), default=100, metavar="N", help="at most (default: 100)")
+    showing = _add_verb(verbs, "show", "one message: body, headers, effects", show)
+    showing.add_argument("id", metavar="ID", help="the message id, as `list` prints it")
+    redriving = _add_verb(verbs, "redrive", "put one message back on its way, under its own id", redrive)
+    redriving.add_argument("id", metavar="ID", help="the message id, as `list` prints it")
+    redriving.add_argument("--checked", action="store_true", help="a foreign commit: I looked, nothing of it stands")
+    redriving.add_argument("--fingerprint", metavar="HEX", help="which body, where two are parked under one id")
+
+
+def _add_verb(verbs: Any, name: str, what: str, perform: Any) -> Any:
+    parser = verbs.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=PARKED)
+    parser.add_argument("--consumer", metavar="NAME", help="only of this consumer")
+    add_database(parser)
+    add_schema(parser)
+    add_json(parser)
+    parser.set_defaults(perform=perform)
+    return parser
+
+
+# ---- list ------------------------------------------------------------------------------------------------------------
+
+
+def list_(given: Any) -> int:
+    from onceward.parked import list_parked  # noqa: PLC0415
+
+    with connected(given.database, schema=given.schema) as conn:
+        rows = list_parked(conn, given.schema, given.consumer, given.limit)
+    if given.json:
+        say_json([asdict(row) for row in rows])
+    elif not rows:
+        say("nothing is parked")
+    else:
+        _print_table(rows)
+        if len(rows) == given.limit:
+            say(f"(the newest {given.limit}; there may be more: --limit)")
+    return 0
+
+
+def _print_table(rows: Sequence[ParkedRow]) -> None:
+    titles = ("PARKED AT", "CONSUMER", "ID", "TYPE", "REASON", "TRIES", "DETAIL")
+    cells = [
+        (f"{row.parked_at:%Y-%m-%d %H:%M:%S}", row.consumer, row.message_id, row.type or "-", row.reason, str(row.attempts),
+         _shortened(row.detail))
+        for row in rows
+    ]  # fmt: skip
+    clean = [tuple(printable(cell).replace("\n", " ") for cell in line) for line in cells]
+    widths = [max(len(line[column]) for line in (titles, *clean)) for column in range(len(titles))]
+    for line in (titles, *clean):
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _shortened(text: str, chars_max: int = 100) -> str:
+    return text if len(text) <= chars_max else f"{text[: chars_max - 1]}…"
+
+
+# ---- show ------------------------------------------------------------------------------------------------------------
+
+
+def show(given: Any) -> int:
+    from onceward.parked import show_parked  # noqa: PLC0415
+
+    with connected(given.database, schema=given.schema) as conn:
+        messages = show_parked(conn, given.schema, given.id, given.consumer)
+    if not messages:
+        warn(f"nothing is parked under {printable(given.id)}")
+        return 1
+    if given.json:
+        say_json([_as_json(message) for message in messages])
+    else:
+        say("\n\n".join(_as_text(message) for message in messages))
+    return 0
+
+
+def _as_json(message: ParkedMessage) -> dict[str, Any]:
+    fields = asdict(message)
+    fields["intents"] = [
+        asdict(intent) | {"answer": None if intent.answer is None else json.loads(intent.answer)}
+        for intent in message.intents
+    ]
+    del fields["body"]
+    cut = len(message.body) > SHOWN_BYTES_MAX
+    fields["body_cut"] = cut
+    decoded = None if cut else _decoded(message.body)
+    if decoded is not None:
+        return fields | {"body": decoded[0]}
+    return fields | {"body_base64": base64.b64encode(message.body[:SHOWN_BYTES_MAX]).decode()}
+
+
+def _decoded(body: bytes) -> tuple[Any] | None:
+    """The body as a JSON value, in a tuple (it may be null); None when it is no JSON."""
+    try:
+        return (json.loads(body.decode()),)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _as_text(message: ParkedMessage) -> str:
+    lines = [
+        f"{message.message_id}  {message.type or '-'}  for {message.consumer}",
+        f"  parked       {message.parked_at:%Y-%m-%d %H:%M:%S %Z}, after {message.attempts} failed attempts",
+        f"  reason       {message.reason}: {_whole_or_cut(message.detail)}",
+        f"  from         {message.source}",
+        f"  fingerprint  {message.fingerprint}",
+        "  headers",
+        *(f"    {name}: {value}" for name, value in message.headers.items()),
+    ]
+    for intent in message.intents:
+        answer = "" if intent.answer is None else f", answer {_shortened(intent.answer, 300)}"
+        refused = " (refused)" if intent.refused else ""
+        lines.append(f"  effect {intent.n}     {intent.name}: {intent.state}{refused}, key {intent.key}{answer}")
+    lines += [f"  body         {message.body_bytes} bytes", *(f"    {line}" for line in _body_lines(message.body))]
+    return printable("\n".join(lines))
+
+
+def _body_lines(body: bytes) -> list[str]:
+    decoded = _decoded(body)
+    text = json.dumps(decoded[0], indent=2, ensure_ascii=False) if decoded is not None else None
+    if text is None:
+        try:
+            text = body.decode()
+        except UnicodeDecodeError:
+            lines = [f"(no UTF-8, shown in hex) {body[: SHOWN_BYTES_MAX // 2].hex()}"]
+            return [*lines, _cut(SHOWN_BYTES_MAX // 2, len(body))] if len(body) > SHOWN_BYTES_MAX // 2 else lines
+    if len(text) <= SHOWN_BYTES_MAX:
+        return text.splitlines()
+    return [*text[:SHOWN_BYTES_MAX].splitlines(), _cut(SHOWN_BYTES_MAX, len(text))]
+
+
+def _whole_or_cut(text: str) -> str:
+    return text if len(text) <= SHOWN_BYTES_MAX else f"{text[:SHOWN_BYTES_MAX]} {_cut(SHOWN_BYTES_MAX, len(text))}"
+
+
+def _cut(shown: int, whole_length: int) -> str:
+    return f"... (cut: {shown} of {whole_length} shown)"
+
+
+# ---- redrive ---------------------------------------------------------------------------------------------------------
+
+
+def redrive(given: Any) -> int:
+    from onceward.parked import redrive as put_back  # noqa: PLC0415
+    from onceward.parked import show_parked  # noqa: PLC0415
+
+    with connected(given.database, schema=given.schema) as conn:
+        there = show_parked(conn, given.schema, given.id, given.consumer)
+        consumers = sorted({message.consumer for message in there})
+        if len(consumers) > 1:
+            raise UsageError(f"it is parked for several consumers, name one: --consumer {' | --consumer '.join(consumers)}")
+        consumer = consumers[0] if consumers else given.consumer or ""
+        if not given.checked and any(message.reason == FOREIGN_COMMIT for message in there):
+            warn("its handler ended its transaction by itself: look whether its writes stand, then redrive with --checked")
+            return 1
+        done = put_back(conn, given.schema, consumer, given.id, given.fingerprint)
+    if given.json:
+        say_json(asdict(done) | {"redriven": not done.refused})
+    elif not done.refused:
+        say(f"{done.message_id} is pending again for {done.consumer} (token {done.token}); a relay sends it")
+    if done.refused:
+        warn(f"{printable(given.id)} is not redriven: {done.refused}")
+    return 1 if done.refused else 0

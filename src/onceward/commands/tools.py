@@ -1,0 +1,183 @@
+"""`onceward prove`, `dev`, `provider` and `bench`: the proof and what is needed to play."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from argparse import ArgumentTypeError
+from importlib.resources import files
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from onceward.commands.environment import need, seconds, whole
+from onceward.errors import UsageError
+
+PROVE: Final = """\
+examples:
+  onceward prove                                        1,000 orders, a fresh seed, naive beside hardened
+  onceward prove --orders 200 --seed 7 --html report.html
+  onceward prove --schedule prove-7/schedule.json       the very same faults again
+  onceward prove --orders-from orders.csv --json result.json
+
+exit codes: 0 proven; 1 hardened broke; 2 usage or environment; 3 inconclusive (a planned fault did not fire, naive did
+not break, or naive was left out: nothing was proven)
+"""
+DEV: Final = """\
+examples:
+  onceward dev                    our tables and pgmq in ./.onceward/pg; prints the DSN
+  onceward dev --port 5433 --folder /tmp/pg
+
+Ctrl-C stops it and keeps the folder.
+"""
+PROVIDER: Final = """\
+examples:
+  onceward provider --port 8420
+  onceward provider --window 5    keys are forgotten after 5 s: watch a late retry charge twice
+"""
+BENCH: Final = """\
+examples:
+  onceward bench local
+  onceward bench local --seconds 10 --json bench.json
+"""
+
+
+def add_commands(commands: Any) -> None:
+    _add_prove(commands)
+    _add_dev(commands)
+    _add_provider(commands)
+    _add_bench(commands)
+
+
+def _add_prove(commands: Any) -> None:
+    parser = commands.add_parser(
+        "prove",
+        help="break a payment service under a schedule of faults, and count",
+        description="Run the payment service, naive and hardened, under one schedule of faults, and count the difference.",
+        epilog=PROVE,
+    )
+    orders = parser.add_mutually_exclusive_group()
+    orders.add_argument("--orders", type=whole(1), default=1000, metavar="N", help="how many orders (default: 1000)")
+    orders.add_argument("--orders-from", type=Path, metavar="FILE.csv", help="your own orders")
+    parser.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="N", help="makes the schedule (default: a fresh one)")
+    parser.add_argument("--variants", type=_names, default=("naive", "hardened"), metavar="A,B", help="naive,hardened")
+    parser.add_argument("--queue", choices=("pgmq",), default="pgmq", help="the queue between the hops (default: pgmq)")
+    parser.add_argument("--schedule", type=Path, metavar="FILE", help="replay this schedule of faults")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result, for programs")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report, for people")
+    parser.add_argument("--keep", action="store_true", help="keep the cluster, the ledger and the logs")
+    parser.set_defaults(perform=prove)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise ArgumentTypeError(f"{text!r} is no list of names with commas")
+    return names
+
+
+def prove(given: Any) -> int:
+    for path in (given.orders_from, given.schedule):
+        if path is not None and not path.is_file():
+            raise UsageError(f"there is no file {path}")
+    for path in (given.json, given.html):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UsageError(f"there is no folder {path.parent} to write {path.name} in")
+
+    need("prove", "psutil", "pgmq", "rich", "starlette", "uvicorn", "stripe", "matplotlib", "jinja2")
+    from onceward.proof.command import prove as perform  # noqa: PLC0415
+    from onceward.proof.options import ProveOptions  # noqa: PLC0415
+
+    options = ProveOptions(
+        orders=given.orders, seed=given.seed, variants=given.variants, queue=given.queue, orders_from=given.orders_from,
+        schedule=given.schedule, json=given.json, html=given.html, keep=given.keep,
+    )  # fmt: skip
+    return int(perform(options))
+
+
+def _add_dev(commands: Any) -> None:
+    parser = commands.add_parser(
+        "dev", help="a Postgres to develop against", description="A Postgres of your own until Ctrl-C.", epilog=DEV
+    )
+    parser.add_argument("--port", type=whole(1, 65535), metavar="N", help="on loopback (default: a free one, kept)")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="where its data is kept (default: ./.onceward/pg)")
+    parser.set_defaults(perform=dev)
+
+
+def dev(given: Any) -> int:
+    need("embedded,pgmq", "psutil", "pgmq")
+    from onceward.embedded import dev as keep  # noqa: PLC0415
+
+    return keep(port=given.port, folder=given.folder, prepare=prepare)
+
+
+def prepare(dsn: str) -> None:
+    """Our tables and pgmq are in this database."""
+    import psycopg  # noqa: PLC0415
+
+    from onceward.schema import migrate  # noqa: PLC0415
+    from onceward.transports import pgmq  # noqa: PLC0415
+
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        migrate(conn)
+        pgmq.install(conn)
+
+
+def _add_provider(commands: Any) -> None:
+    parser = commands.add_parser(
+        "provider",
+        help="a payment provider to test against",
+        description="A payment provider with Stripe's idempotency rules and faults on demand, until Ctrl-C.",
+        epilog=PROVIDER,
+    )
+    parser.add_argument("--port", type=whole(0, 65535), default=0, metavar="N", help="on loopback (default: a free one)")
+    parser.add_argument(
+        "--database", type=Path, default=Path("provider.sqlite"), metavar="FILE", help="its ledger (SQLite)"
+    )
+    parser.add_argument("--window", type=seconds, metavar="SECONDS", help="keys are forgotten after that (86400)")
+    parser.set_defaults(perform=provider)
+
+
+def provider(given: Any) -> int:
+    need("provider", "starlette", "uvicorn")
+    from onceward.proof.provider import main  # noqa: PLC0415
+
+    return int(main(given.port, given.database, given.window))
+
+
+def _add_bench(commands: Any) -> None:
+    parser = commands.add_parser("bench", help="measure", description="Measure Onceward on this machine.", epilog=BENCH)
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    local = kinds.add_parser(
+        "local",
+        help="ours beside the raw psycopg loop",
+        description="A transactional handler beside the raw psycopg loop of the same statements, in one run.",
+        epilog=BENCH,
+    )
+    local.add_argument("--seconds", type=seconds, default=5.0, metavar="SECONDS", help="how long each side runs (5)")
+    local.add_argument("--json", type=Path, metavar="FILE", help="write the result, for programs")
+    local.set_defaults(perform=bench_local)
+
+
+def bench_local(given: Any) -> int:
+    return int(_load(_bench_folder() / "local.py").main(given.json, given.seconds))
+
+
+def _bench_folder() -> Path:
+    """With the wheel it travels inside the package; in a checkout it is beside `src`."""
+    package = Path(str(files("onceward")))
+    for folder in (package / "_bench", package.parents[1] / "bench"):
+        if (folder / "local.py").is_file():
+            return folder
+    raise UsageError("the benchmarks are not installed: run this from a checkout")
+
+
+def _load(file: Path) -> ModuleType:
+    sys.path.insert(0, str(file.parent))
+    spec = importlib.util.spec_from_file_location(f"onceward_bench_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{file} cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,191 @@
+"""Parked messages: what a person sees when paged, and the redrive that puts one back on its way.
+
+Every function takes the caller's connection first and never opens one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from psycopg import Connection
+from psycopg.rows import dict_row
+
+from onceward.message import MalformedMessage, Message, parse_uuid7
+from onceward.outbox import publish
+from onceward.statements import SCHEMA_DEFAULT, statements
+
+# The provider may have acted twice: running the handler again cannot mend that, whatever the inbox row says.
+TWO_ANSWERS: Final = "two answers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParkedRow:
+    """One parked message in a list. `fingerprint` (hex SHA-256 of the body) tells two bodies under one id apart."""
+
+    consumer: str
+    message_id: str
+    fingerprint: str
+    reason: str
+    detail: str
+    attempts: int
+    source: str
+    parked_at: datetime
+    type: str | None
+    subject: str | None
+    body_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedIntent:
+    """One effect of a parked message. `answer` is JSON text; state `unknown`: nobody knows whether it happened."""
+
+    n: int
+    name: str
+    state: str
+    refused: bool
+    key: str
+    answer: str | None
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParkedMessage(ParkedRow):
+    """One parked message, whole."""
+
+    headers: Mapping[str, str]
+    body: bytes
+    intents: Sequence[ParkedIntent]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redrive:
+    """What became of a redrive. `refused` says why nothing was done; '': the message is on its way, under `token`."""
+
+    consumer: str
+    message_id: str
+    token: int = 0
+    refused: str = ""
+
+
+def list_parked(
+    conn: Connection[Any], schema: str = SCHEMA_DEFAULT, consumer: str | None = None, limit: int = 100
+) -> list[ParkedRow]:
+    """The parked messages, newest first, at most `limit`; of one consumer, or of all. A long `detail` is cut."""
+    params = {"consumer": consumer, "limit": limit}
+    with conn.cursor(row_factory=dict_row) as cursor:
+        return [ParkedRow(**row) for row in cursor.execute(statements(schema)["parked_list"], params)]
+
+
+def show_parked(conn: Connection[Any], schema: str, message_id: str, consumer: str | None = None) -> list[ParkedMessage]:
+    """All that is parked under this id, whole: one per consumer and body; empty when there is none."""
+    params = {"consumer": consumer, "message_id": _canonical(message_id)}
+    with conn.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(statements(schema)["parked_show"], params).fetchall()
+    return [ParkedMessage(**row, intents=_intents(conn, schema, row["consumer"], row["message_id"])) for row in rows]
+
+
+def redrive(conn: Connection[Any], schema: str, consumer: str, message_id: str, fingerprint: str | None = None) -> Redrive:
+    """The message is pending again, without attempts, under a new token, and an outbox row sends it under its own id.
+
+    One transaction (a savepoint, inside one of the caller's). The inbox row is what lets it past the window, so what is
+    parked without one (outside the window, a conflict, no id) is refused with the reason, and so are two answers. Effects
+    that have an answer keep it; an unknown one is looked up again, never called. `fingerprint` (or how it begins) chooses
+    between two bodies.
+
+    A "foreign commit" runs its handler again: look first that nothing of the first run stands.
+
+    Crash before commit: it is parked as before.
+    Crash after commit: the relay finds the outbox row and sends it; whoever held the message before is fenced out.
+    """
+    known = _canonical(message_id)
+    params = {"consumer": consumer, "message_id": parse_uuid7(known), "parked_id": known}
+    with conn.transaction():
+        candidates = _candidates(conn, schema, params, fingerprint)
+        chosen = next((row for row in candidates if not row.refusal), None)
+        if chosen is None:
+            return Redrive(consumer=consumer, message_id=known, refused=_why_not(candidates))
+        token = _move(conn, schema, params | {"fingerprint": chosen.fingerprint})
+        if token is None:
+            return Redrive(consumer=consumer, message_id=known, refused="somebody else redrove it at the same moment")
+        publish(conn, chosen.message, schema=schema)
+    return Redrive(consumer=consumer, message_id=known, token=token)
+
+
+class _Candidate(NamedTuple):
+    fingerprint: bytes
+    message: Message
+    refusal: str
+
+
+def _candidates(conn: Connection[Any], schema: str, params: dict[str, Any], fingerprint: str | None) -> list[_Candidate]:
+    with conn.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(statements(schema)["redrive_read"], params).fetchall()
+    wanted = (fingerprint or "").lower()
+    return [_candidate(**row) for row in rows if row["fingerprint"].hex().startswith(wanted)]
+
+
+def _candidate(
+    fingerprint: bytes,
+    reason: str,
+    headers: dict[str, str],
+    body: bytes,
+    inbox_state: str | None,
+    same_payload: bool | None,
+) -> _Candidate:
+    try:
+        message, malformed = Message.from_wire(headers, body), ""
+    except MalformedMessage as error:
+        message, malformed = Message(type="malformed", body=body), f"it was parked ({reason}) for its {error}"
+    return _Candidate(fingerprint, message, malformed or _refusal(reason, inbox_state, same_payload))
+
+
+def _refusal(reason: str, inbox_state: str | None, same_payload: bool | None) -> str:
+    """Why a message that was parked for `reason` cannot be redriven, given its inbox row; '' when it can."""
+    if reason == TWO_ANSWERS:
+        return "its provider gave two answers, so it may have acted twice: a person must look, not a retry"
+    if inbox_state is None:
+        return f"it was parked ({reason}) without an inbox row, so nothing would stop a second run: publish it anew"
+    if not same_payload:
+        return f"it was parked ({reason}), and the inbox row of its id is of another payload: one of the two is wrong"
+    if inbox_state == "parked":
+        return ""
+    return f"it was parked ({reason}) beside its inbox row, which is {inbox_state}: a person must look, not a retry"
+
+
+def _why_not(candidates: list[_Candidate]) -> str:
+    if not candidates:
+        return "nothing is parked there under this id"
+    return "; ".join(dict.fromkeys(candidate.refusal for candidate in candidates))
+
+
+def _move(conn: Connection[Any], schema: str, params: dict[str, Any]) -> int | None:
+    """Inbox row, attempts and parked row; None: the inbox row is not parked any more."""
+    texts = statements(schema)
+    with conn.cursor(row_factory=dict_row) as cursor:
+        row = cursor.execute(texts["redrive_inbox"], params).fetchone()
+        if row is None:
+            return None
+        cursor.execute(texts["redrive_delete_attempts"], params)
+        cursor.execute(texts["redrive_delete_parked"], params)
+        return int(row["token"])
+
+
+def _intents(conn: Connection[Any], schema: str, consumer: str, message_id: str) -> list[ParkedIntent]:
+    known = parse_uuid7(message_id)
+    if known is None:
+        return []
+    params = {"consumer": consumer, "message_id": known}
+    with conn.cursor(row_factory=dict_row) as cursor:
+        return [ParkedIntent(**row) for row in cursor.execute(statements(schema)["parked_intents"], params)]
+
+
+def _canonical(message_id: str) -> str:
+    """The id as it is stored: a UUID in its one spelling, anything else as it is."""
+    try:
+        return str(UUID(message_id))
+    except ValueError:
+        return message_id

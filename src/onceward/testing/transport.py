@@ -1,0 +1,340 @@
+"""The conformance suite of the transport contract: it reads an adapter's declared `Traits`, and holds it to them.
+
+    class TestMyQueue(TransportSuite):
+        def make(self) -> Rig:
+            queue = a_fresh_and_empty_queue()
+            return Rig(source=lambda: MySource(queue), sink=lambda: MySink(queue))
+
+Make the source's lease short (a second or two): several tests wait for it to run out. Needs pytest.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+import pytest
+
+from onceward.message import Message
+from onceward.transport import ACK, LEAVE, Delivery, Outcome, Sink, Source, Traits, release
+
+SECONDS_MAX: Final = 10.0
+SETTLED: Final = Outcome.SETTLED
+TRACEPARENT: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+BODIES: Final = {
+    "JSON": b'{"amount":100}',
+    "empty": b"",
+    "NUL": b"a\x00b",
+    "no UTF-8": bytes(range(256)),
+    "escaped NUL": b'{"text":"\\u0000"}',
+    "200 KB": b"\x00\xff" * 100_000,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rig:
+    """A fresh, empty queue. Each call of `source` opens one more consumer of it; `sink` opens what sends to it."""
+
+    source: Callable[[], Source]
+    sink: Callable[[], Sink]
+
+
+class OpenRig:
+    """What a test uses: everything that it opens is closed at its end."""
+
+    def __init__(self, rig: Rig, stack: ExitStack) -> None:
+        self._rig = rig
+        self._stack = stack
+        self.sink = rig.sink()
+        stack.callback(self.sink.close)
+
+    def source(self) -> Source:
+        source = self._rig.source()
+        self._stack.callback(source.close)
+        return source
+
+    def publish(self, *messages: Message) -> None:
+        """Each is confirmed."""
+        errors = self.sink.publish(list(messages))
+        check(list(errors) == [None] * len(messages), f"a publish was not confirmed: {errors}")
+
+
+class TransportSuite(ABC):
+    """Derive, name it `Test...`, and give `make`. Every test gets a rig of its own."""
+
+    @abstractmethod
+    def make(self) -> Rig:
+        """A fresh and empty queue."""
+
+    @pytest.fixture
+    def rig(self) -> Iterator[OpenRig]:
+        with ExitStack() as stack:
+            yield OpenRig(self.make(), stack)
+
+    # ---- publish and receive -----------------------------------------------------------------------------------------
+
+    def test_what_is_published_is_received_whole(self, rig: OpenRig) -> None:
+        sent = a_message(
+            subject="customer/42 \u00fc \u2603", traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        )
+        rig.publish(sent)
+        source = rig.source()
+        got = receive_one(source)
+        check(Message.from_wire(got.headers, got.body) == sent, f"{got} is not {sent.to_wire()}")
+        check(got.source == source.name != "", "a delivery names its source")
+        check(got.id not in ("", sent.id), "a delivery has an id of its own, which is not the message's")
+
+    @pytest.mark.parametrize("kind", BODIES)
+    def test_a_body_is_bytes_and_comes_back_as_it_was(self, rig: OpenRig, kind: str) -> None:
+        rig.publish(a_message(body=BODIES[kind]))
+        check(receive_one(rig.source()).body == BODIES[kind], f"another body came back for {kind}")
+
+    def test_an_empty_queue_gives_nothing(self, rig: OpenRig) -> None:
+        source = rig.source()
+        for wait_seconds in (0, 0.1):
+            received = source.receive(10, wait_seconds)
+            check(not received.deliveries and not received.lost, f"an empty queue gave {received}")
+
+    def test_a_receive_that_waits_is_woken_by_a_publish(self, rig: OpenRig) -> None:
+        source, sent = rig.source(), a_message()
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(receive_one, source)
+            rig.publish(sent)
+            check(waiting.result().headers["id"] == sent.id, "another message came")
+
+    def test_a_receive_gives_at_most_its_limit(self, rig: OpenRig) -> None:
+        rig.publish(*[a_message() for _ in range(5)])
+        source = rig.source()
+        check(not source.receive(0, 0).deliveries, "a receive with limit 0 gave a delivery")
+        seen: list[Delivery] = []
+
+        def five() -> bool:
+            seen.extend(_at_most(source, 2))
+            return len(seen) >= 5
+
+        until(five, "five deliveries")
+        check(len({delivery.headers["id"] for delivery in seen}) == 5, "a delivery came twice within its lease")
+
+    def test_a_full_batch_is_published_and_every_entry_confirmed(self, rig: OpenRig) -> None:
+        many = min(rig.sink.traits.publish_max, 100)
+        sent = [a_message() for _ in range(many)]
+        rig.publish(*sent)
+        got = receive_all(rig.source(), many)
+        check({d.headers["id"] for d in got} == {m.id for m in sent}, "what came is not what was sent")
+
+    def test_an_entry_that_is_too_large_is_refused_alone(self, rig: OpenRig) -> None:
+        most = rig.sink.traits.body_bytes_max
+        if most is None:
+            pytest.skip("this transport declares no largest body")
+        fine = [a_message(), a_message()]
+        errors = rig.sink.publish([fine[0], a_message(body=b"x" * (most + 1)), fine[1]])
+        check([error is None for error in errors] == [True, False, True], f"one entry was too large: {errors}")
+        got = receive_all(rig.source(), 2)
+        check({d.headers["id"] for d in got} == {m.id for m in fine}, "the entries beside it were not sent")
+
+    def test_behind_an_entry_that_is_refused_its_subject_waits(self, rig: OpenRig) -> None:
+        most = rig.sink.traits.body_bytes_max
+        if most is None:
+            pytest.skip("this transport declares no largest body, so nothing here can be refused")
+        before, behind, other = a_message(subject="a"), a_message(subject="a"), a_message(subject="b")
+        errors = rig.sink.publish([before, a_message(body=b"x" * (most + 1), subject="a"), behind, other])
+        check([error is None for error in errors] == [True, False, False, True], f"the refused one was overtaken: {errors}")
+        got = receive_all(rig.source(), 2)
+        check({d.headers["id"] for d in got} == {before.id, other.id}, "what was refused is not what was not sent")
+
+    def test_two_sources_share_the_queue(self, rig: OpenRig) -> None:
+        sent = [a_message() for _ in range(6)]
+        rig.publish(*sent)
+        sources = rig.source(), rig.source()
+        seen: list[str] = []
+
+        def both() -> bool:
+            for source in sources:
+                seen.extend(delivery.headers["id"] for delivery in source.receive(1, 0).deliveries)
+            return len(seen) >= 6
+
+        until(both, "six deliveries")
+        check(sorted(seen) == sorted(message.id for message in sent), "one was lost, or came to both")
+
+    # ---- settle ------------------------------------------------------------------------------------------------------
+
+    def test_what_is_acknowledged_does_not_come_again(self, rig: OpenRig) -> None:
+        rig.publish(a_message())
+        source = rig.source()
+        check(source.settle([(receive_one(source), ACK)]) == [SETTLED], "an ack in time was refused")
+        check(not received_within(source, source.traits.lease_seconds + 1), "an acknowledged message came again")
+
+    def test_what_is_not_settled_comes_again_when_its_lease_is_over(self, rig: OpenRig) -> None:
+        sent = a_message()
+        rig.publish(sent)
+        source = rig.source()
+        first = receive_one(source)
+        check(list(source.settle([(first, LEAVE)])) == [SETTLED], "`leave` has nothing to refuse")
+        again = receive_one(source, source.traits.lease_seconds + SECONDS_MAX)
+        check((again.headers["id"], again.body) == (sent.id, sent.body), "another message came")
+        self._check_counts([first, again], source.traits)
+
+    def test_a_release_at_once_comes_at_once(self, rig: OpenRig) -> None:
+        rig.publish(a_message())
+        source = rig.source()
+        first = receive_one(source)
+        check(list(source.settle([(first, release(0))])) == [SETTLED], "a release in time was refused")
+        began = time.monotonic()
+        again = receive_one(source)
+        check(time.monotonic() - began < max(1.0, source.traits.lease_seconds), "it came only when its lease was over")
+        self._check_counts([first, again], source.traits)
+
+    def test_a_release_with_a_delay_comes_after_it_and_not_before(self, rig: OpenRig) -> None:
+        rig.publish(a_message())
+        source = rig.source()
+        delay_seconds = max(1.0, source.traits.delay_step_seconds)
+        began = time.monotonic()
+        source.settle([(receive_one(source), release(delay_seconds))])
+        receive_one(source, delay_seconds + SECONDS_MAX)
+        waited = time.monotonic() - began
+        check(waited >= delay_seconds - 0.1, f"released for {delay_seconds} s, it came after {waited:.2f} s")
+
+    def test_each_entry_of_a_settle_has_its_own_outcome_in_order(self, rig: OpenRig) -> None:
+        rig.publish(*[a_message(body=name.encode()) for name in ("ack", "release", "leave")])
+        source = rig.source()
+        got = {delivery.body.decode(): delivery for delivery in receive_all(source, 3)}
+        entries = [(got["leave"], LEAVE), (got["ack"], ACK), (got["release"], release(0))]
+        check(list(source.settle(entries)) == [SETTLED] * 3, "not every entry was settled")
+        check(receive_one(source).body == b"release", "what was released is not what came")
+
+    def test_settling_twice_is_harmless(self, rig: OpenRig) -> None:
+        rig.publish(a_message(body=b"first"))
+        source = rig.source()
+        first = receive_one(source)
+        source.settle([(first, ACK)])
+        rig.publish(a_message(body=b"second"))
+        for settlement in (ACK, release(0), LEAVE):
+            check(len(source.settle([(first, settlement)])) == 1, "one entry has one outcome")
+        check(receive_one(source).body == b"second", "another message was settled in its place")
+
+    def test_an_old_delivery_settles_only_what_the_traits_say(self, rig: OpenRig) -> None:
+        rig.publish(a_message())
+        source = rig.source()
+        if not source.traits.settle_fenced:
+            pytest.skip("this transport declares that an old delivery may settle a newer one")
+        old = receive_one(source)
+        new = receive_one(source, source.traits.lease_seconds + SECONDS_MAX)
+        check(list(source.settle([(old, ACK)])) == [Outcome.LOST], "an old delivery was settled")
+        check(list(source.settle([(new, ACK)])) == [SETTLED], "the newer delivery was settled by the old one")
+
+    def test_nothing_to_do_is_done_at_once(self, rig: OpenRig) -> None:
+        source = rig.source()
+        outcomes: list[object] = [*source.settle([]), *source.extend([], 1), *rig.sink.publish([])]
+        check(not outcomes, f"of nothing there is no outcome: {outcomes}")
+
+    # ---- extend ------------------------------------------------------------------------------------------------------
+
+    def test_a_delivery_that_is_extended_stays_ours_past_its_lease(self, rig: OpenRig) -> None:
+        rig.publish(a_message())
+        source, other = rig.source(), rig.source()
+        lease_seconds = source.traits.lease_seconds
+        held = receive_one(source)
+        check(list(source.extend([held], 4 * lease_seconds + 4)) == [SETTLED], "an extension in time was refused")
+        check(not received_within(other, lease_seconds + 1), "it was delivered again while its lease was extended")
+        check(list(source.settle([(held, ACK)])) == [SETTLED], "the ack of an extended delivery was refused")
+
+    def test_an_extension_of_what_is_gone_is_lost(self, rig: OpenRig) -> None:
+        rig.publish(a_message(), a_message())
+        source = rig.source()
+        gone, held = receive_all(source, 2)
+        source.settle([(gone, ACK)])
+        check(list(source.extend([gone, held], 2)) == [Outcome.LOST, SETTLED], "one of two is gone")
+
+    # ---- threads and ends --------------------------------------------------------------------------------------------
+
+    def test_settle_and_extend_work_while_another_thread_waits_in_receive(self, rig: OpenRig) -> None:
+        rig.publish(a_message(), a_message())
+        source = rig.source()
+        first, second = receive_all(source, 2)
+        with ThreadPoolExecutor(3) as pool:
+            waiting = pool.submit(source.receive, 1, 2.0)
+            began = time.monotonic()
+            extended = pool.submit(source.extend, [second], 30)
+            settled = pool.submit(source.settle, [(first, ACK)])
+            check([*extended.result(), *settled.result()] == [SETTLED] * 2, "refused while a receive was waiting")
+            check(time.monotonic() - began < 1.5, "they stood behind a receive that was waiting")
+            check(not waiting.result().deliveries, "the queue should be empty")
+
+    def test_settling_from_many_threads_settles_each(self, rig: OpenRig) -> None:
+        rig.publish(*[a_message() for _ in range(16)])
+        source = rig.source()
+        got = receive_all(source, 16)
+        with ThreadPoolExecutor(4) as pool:
+            outcomes = list(pool.map(lambda delivery: source.settle([(delivery, ACK)]), got))
+        check(outcomes == [[SETTLED]] * 16, f"not every one was settled: {outcomes}")
+
+    def test_closing_twice_is_harmless(self, rig: OpenRig) -> None:
+        source = rig.source()
+        source.receive(1, 0)
+        for _ in range(2):
+            source.close()
+            rig.sink.close()
+
+    def _check_counts(self, deliveries: Sequence[Delivery], traits: Traits) -> None:
+        counts = [delivery.count for delivery in deliveries]
+        wanted = list(range(1, len(counts) + 1)) if traits.counts_deliveries else [0] * len(counts)
+        check(counts == wanted, f"counts_deliveries={traits.counts_deliveries}, and the counts are {counts}")
+
+
+# ---- what the tests are made of --------------------------------------------------------------------------------------
+
+
+def check(holds: bool, otherwise: str) -> None:
+    """An assertion that says the same with and without pytest's rewriting."""
+    if not holds:
+        raise AssertionError(otherwise)
+
+
+def a_message(*, body: bytes = b'{"n":1}', subject: str | None = None, traceparent: str | None = None) -> Message:
+    at = datetime(2024, 2, 29, 12, 30, 59, 123456, tzinfo=UTC)
+    return Message(type="conformance.checked", body=body, subject=subject, time=at, traceparent=traceparent)
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = SECONDS_MAX) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        check(time.monotonic() < deadline, f"{what} did not come in {seconds:g} s")
+
+
+def receive_all(source: Source, many: int, seconds: float = SECONDS_MAX) -> list[Delivery]:
+    """Exactly `many` deliveries."""
+    got: list[Delivery] = []
+
+    def enough() -> bool:
+        got.extend(source.receive(many - len(got), 0.5).deliveries)
+        return len(got) >= many
+
+    until(enough, f"{many} deliveries", seconds)
+    check(len(got) == many, f"{len(got)} deliveries came where {many} were asked for")
+    return got
+
+
+def receive_one(source: Source, seconds: float = SECONDS_MAX) -> Delivery:
+    return receive_all(source, 1, seconds)[0]
+
+
+def received_within(source: Source, seconds: float) -> list[Delivery]:
+    """Whatever comes in this time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        received = source.receive(10, 0.5)
+        if received.deliveries:
+            return list(received.deliveries)
+    return []
+
+
+def _at_most(source: Source, limit: int) -> Sequence[Delivery]:
+    got = source.receive(limit, 0.5).deliveries
+    check(len(got) <= limit, f"{len(got)} deliveries came where at most {limit} were asked for")
+    return got

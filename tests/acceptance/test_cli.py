@@ -1,0 +1,218 @@
+"""The `onceward` command, black-box: processes, their output and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from tests.acceptance.processes import SOURCES, environment, onceward, refused, running
+from tests.support.waiting import until, until_any_blocked
+
+NOBODY = "host=127.0.0.1 port=1 user=nobody"
+PARKED = ("parked list", "parked show", "parked redrive")
+COMMANDS = ("migrate", "upkeep", "run", "relay", "parked", *PARKED, "dev", "provider", "prove", "bench", "bench local")
+Connect = Callable[..., psycopg.Connection[Any]]
+
+
+# ---- help ------------------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command_and_needs_no_driver() -> None:
+    program = "import sys; from onceward.cli import main; main(['--help']); sys.exit('psycopg' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment(COLUMNS="120")
+    )
+    for command in COMMANDS:
+        assert command.split()[0] in done.stdout
+    assert "exit codes" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_shows_examples(command: str) -> None:
+    done = onceward(*command.split(), "--help")
+    assert done.returncode == 0
+    assert "examples:" in done.stdout
+    assert f"onceward {command}" in done.stdout
+
+
+def test_the_proof_documents_its_exit_codes() -> None:
+    text = " ".join(onceward("prove", "--help").stdout.split())
+    assert re.search(r"0 proven; 1 hardened broke; 2 usage or environment; 3 inconclusive", text)
+
+
+def test_the_version_is_told() -> None:
+    done = onceward("--version")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "onceward")
+    assert re.fullmatch(r"\d+\.\d+\.\d+", done.stdout.split()[1])
+
+
+def test_importing_the_package_needs_no_driver_and_its_parts_no_pool() -> None:
+    """What `import onceward` costs beside `import psycopg` is what it imports beside it: nothing but our own modules."""
+    program = "import sys; import onceward; print('psycopg' in sys.modules, len(onceward.__all__) > 20)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment())
+    assert done.stdout.split() == ["False", "True"]
+    program = """
+        import sys, psycopg
+        before = set(sys.modules)
+        from onceward import Consumer, Inbox, Intents, Message, migrate, publish, relay, run
+        ours = {name.split('.')[0] for name in set(sys.modules) - before}
+        print(*sorted(ours - set(sys.stdlib_module_names)))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True, env=environment()
+    )
+    assert done.stdout.split() == ["onceward"]
+
+
+def test_whoever_imports_the_relays_module_first_the_name_is_the_function() -> None:
+    program = (
+        "import onceward; import onceward.relay; from onceward import relay; assert relay is onceward.relay; relay.__code__"
+    )
+    assert subprocess.run([sys.executable, "-c", program], env=environment(), check=False).returncode == 0
+
+
+# ---- usage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ([], "COMMAND"),
+        (["nonsense"], "nonsense"),
+        (["migrate", "--nonsense"], "--nonsense"),
+        (["parked"], "VERB"),
+        (["parked", "show"], "ID"),
+        (["parked", "list", "--limit", "0"], "between 1"),
+        (["run", "shop:charges"], "--queue"),
+        (["run", "shop:charges", "--queue", "q", "--threads", "none"], "whole number"),
+        (["run", "shop:charges", "--queue", "q", "--drain", "-1"], "more than 0"),
+        (["relay"], "--queues"),
+        (["relay", "--queues", "a=b", "a"], "TYPE=QUEUE"),
+        (["relay", "--queues", "a=b,"], "TYPE=QUEUE"),
+        (["relay", "--queues", "a=b", "a=c"], "twice"),
+        (["relay", "--sink", "nowhere"], "MODULE:NAME"),
+        (["prove", "--orders", "0"], "between 1"),
+        (["prove", "--orders", "1", "--orders-from", "x.csv"], "not allowed with"),
+        (["prove", "--orders-from", "nowhere.csv"], "no file nowhere.csv"),
+        (["prove", "--schedule", "nowhere.json"], "no file nowhere.json"),
+        (["prove", "--json", "/nowhere/x.json"], "no folder /nowhere"),
+        (["prove", "--variants", "naive,,hardened"], "names with commas"),
+        (["prove", "--queue", "carrier-pigeon"], "carrier-pigeon"),
+        (["bench"], "KIND"),
+        (["migrate", "--schema", "No Such", "--database", NOBODY], "does not answer"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_one_line(arguments: list[str], word: str) -> None:
+    refused(onceward(*arguments), word)
+
+
+@pytest.mark.parametrize(
+    "command", ["migrate", "upkeep", "parked list", "parked show x", "parked redrive x", "relay --queues q"]
+)
+def test_a_database_that_does_not_answer_is_one_line(command: str) -> None:
+    refused(onceward(*command.split(), "--database", NOBODY), "the database does not answer")
+
+
+def test_the_database_is_named_by_flag_or_environment() -> None:
+    refused(onceward("migrate", ONCEWARD_DATABASE=NOBODY), "does not answer", "127.0.0.1")
+    refused(onceward("migrate", PGHOST="127.0.0.1", PGPORT="1"), "does not answer", "127.0.0.1")
+    refused(onceward("migrate", "--database", "nonsense = = 1", ONCEWARD_DATABASE=NOBODY), "the DSN cannot be read")
+
+
+def test_without_libpq_the_extra_is_named(tmp_path: Path) -> None:
+    """A machine on which no libpq is to be found, and a psycopg without one of its own."""
+    (tmp_path / "sitecustomize.py").write_text("import ctypes.util; ctypes.util.find_library = lambda name: None\n")
+    done = onceward("migrate", PSYCOPG_IMPL="python", PYTHONPATH=f"{tmp_path}{os.pathsep}{SOURCES}")
+    refused(done, "pip install 'onceward[binary]'")
+
+
+def test_ctrl_c_is_quiet(dsn: str, connect: Connect, db: psycopg.Connection[Any]) -> None:
+    """Here, while it waits for another migration's lock."""
+    with connect().transaction() as holding, running("migrate", "--database", dsn) as migrating:
+        holding.connection.execute("LOCK TABLE onceward.migrations")
+        until_any_blocked(db)
+        assert migrating.stop(signal.SIGINT) == 130
+        assert migrating.said == ""
+
+
+def test_a_reader_that_goes_away_is_no_error(dsn: str) -> None:
+    command = f"{sys.executable} -m onceward upkeep --database '{dsn}' --json | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment(), check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_dev_gives_a_database_that_is_ready(tmp_path: Path) -> None:
+    with running("dev", "--folder", str(tmp_path / "pg"), cwd=tmp_path) as dev:
+        (dsn, *_) = until(lambda: re.findall(r"postgresql://\S+", dev.said), "the DSN being printed")
+        assert onceward("parked", "list", "--database", dsn).stdout == "nothing is parked\n"
+        with psycopg.connect(dsn) as conn:
+            assert conn.execute("SELECT to_regclass('pgmq.meta') IS NOT NULL").fetchone() == (True,)
+        assert dev.stop(signal.SIGINT) == 0
+
+
+def test_provider_serves_until_it_is_told_to_end(tmp_path: Path) -> None:
+    with running("provider", "--window", "5", cwd=tmp_path) as provider:
+        until(lambda: "http://127.0.0.1:" in provider.said, "the address being printed")
+        assert provider.stop(signal.SIGINT) == 0
+    assert (tmp_path / "provider.sqlite").is_file()
+
+
+# ---- migrate and upkeep ----------------------------------------------------------------------------------------------
+
+
+def test_migrate_twice_does_nothing_the_second_time(empty_dsn: str) -> None:
+    first = onceward("migrate", "--database", empty_dsn, "--json")
+    assert json.loads(first.stdout)["applied"] == ["0001_initial"]
+    second = onceward("migrate", ONCEWARD_DATABASE=empty_dsn)
+    assert (second.returncode, "nothing was to be done" in second.stdout) == (0, True)
+
+
+def test_two_that_migrate_at_once_apply_it_once(empty_dsn: str) -> None:
+    command = [sys.executable, "-m", "onceward", "migrate", "--json", "--database", empty_dsn]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(len(json.loads(output)["applied"]) for output in outputs) == [0, 1]
+
+
+def test_migrate_into_another_schema(empty_dsn: str) -> None:
+    assert onceward("migrate", "--database", empty_dsn, "--schema", "shop").returncode == 0
+    with psycopg.connect(empty_dsn) as conn:
+        row = conn.execute("SELECT to_regclass('shop.inbox') IS NOT NULL, to_regclass('onceward.inbox') IS NULL").fetchone()
+    assert row == (True, True)
+    refused(onceward("migrate", "--database", empty_dsn, "--schema", "Shop-1"), "schema name")
+
+
+@pytest.mark.parametrize("command", ["parked list", "upkeep", "relay --queues q"])
+def test_a_schema_that_is_not_there_says_migrate(empty_dsn: str, command: str) -> None:
+    refused(onceward(*command.split(), "--schema", "shop", "--database", empty_dsn), "shop", "onceward migrate")
+
+
+@pytest.mark.parametrize("command", ["migrate", "parked list", "upkeep"])
+def test_a_schema_that_is_newer_than_the_code_is_left_alone(dsn: str, connect: Connect, command: str) -> None:
+    connect().execute("INSERT INTO onceward.migrations (version, name) VALUES (99, 'from the future')")
+    refused(onceward(*command.split(), "--database", dsn), "version 99", "newer than this code")
+
+
+def test_upkeep_makes_what_is_missing(dsn: str, connect: Connect) -> None:
+    row = (
+        connect()
+        .execute("SELECT max(relid::regclass::text) FROM pg_partition_tree('onceward.intents') WHERE isleaf")
+        .fetchone()
+    )
+    assert row is not None
+    connect().execute(f"DROP TABLE {row[0]}".encode())
+    upkept = json.loads(onceward("upkeep", "--database", dsn, "--json").stdout)
+    assert upkept["made"] == [row[0].partition(".")[2]]
+    assert onceward("upkeep", "--database", dsn).stdout == "made 0 partitions, dropped 0\n"

@@ -1,0 +1,159 @@
+"""`onceward run` and `onceward relay`, black-box: from the outbox to done, and an end that loses nothing."""
+
+from __future__ import annotations
+
+import signal
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from tests.acceptance.processes import onceward, refused, running
+from tests.support import rows
+from tests.support.deliveries import order
+from tests.support.waiting import until
+
+from onceward.message import Message
+from onceward.outbox import publish
+from onceward.transports import pgmq
+
+Db = psycopg.Connection[Any]
+SHOP = """
+    import os
+
+    from onceward import Consumer, publish, Message
+    from onceward.transports import pgmq
+
+    orders = Consumer("payments")
+    not_a_consumer = 42
+
+    @orders.transactional("order.placed")
+    def note(message, tx):
+        tx.execute("INSERT INTO effects (message_id) VALUES (%s)", (message.id,))
+        if message.json().get("hold"):
+            tx.execute("SELECT pg_advisory_xact_lock(7)")
+        publish(tx, Message(type="order.noted", data={}))
+
+    def source():
+        return pgmq.Source("orders", os.environ["ONCEWARD_DATABASE"])
+
+    def sink():
+        return pgmq.Sink("orders", os.environ["ONCEWARD_DATABASE"])
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path, db: Db) -> Path:
+    """A folder with a module of the user's, and its queue."""
+    (tmp_path / "shop.py").write_text(textwrap.dedent(SHOP))
+    pgmq.create_queue(db, "orders")
+    return tmp_path
+
+
+def placed(dsn: str, data: Any = None) -> Message:
+    message = order(data)
+    with psycopg.connect(dsn) as conn:
+        publish(conn, message)
+    return message
+
+
+def queued(db: Db) -> int:
+    return int(rows.scalar(db, "SELECT count(*) FROM pgmq.q_orders"))
+
+
+# ---- end to end ------------------------------------------------------------------------------------------------------
+
+
+def test_from_the_outbox_to_done_and_a_clean_end(dsn: str, db: Db, shop: Path) -> None:
+    relay = running("relay", "--queues", "order.placed=orders", "order.noted=orders", "--poll", "0.05", "--database", dsn)
+    run = running("run", "shop:orders", "--queue", "orders", "--threads", "2", "--database", dsn, cwd=shop)
+    with relay as relaying, run as consuming:
+        message = placed(dsn)
+        until(lambda: rows.state(db, message) == "done", "the message being done")
+        until(lambda: len(rows.parked(db)) == 1, "the type without a handler being parked")
+        assert relaying.stop(signal.SIGTERM) == 0
+        assert consuming.stop(signal.SIGTERM) == 0
+        assert "payments consumes orders" in consuming.said
+    assert rows.books(db, message) == ("done", 1, 0, ["unknown type"], 1)
+    assert (queued(db), rows.outbox(db)) == (0, [])
+
+
+def test_sigterm_lets_what_runs_end(dsn: str, db: Db, shop: Path) -> None:
+    with (
+        psycopg.connect(dsn) as holder,
+        running("run", "shop:orders", "--source", "shop:source", cwd=shop, ONCEWARD_DATABASE=dsn) as run,
+    ):
+        holder.execute("SELECT pg_advisory_lock(7)")
+        message = placed(dsn, {"hold": True})
+        assert onceward("relay", "--sink", "shop:sink", "--until-empty", cwd=shop, ONCEWARD_DATABASE=dsn).returncode == 0
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        until(lambda: rows.scalar(db, waiting) == 1, "the handler waiting")
+        run.process.send_signal(signal.SIGTERM)
+        holder.execute("SELECT pg_advisory_unlock(7)")
+        assert run.process.wait(30) == 0
+    assert rows.state(db, message) == "done"
+    assert queued(db) == 0
+
+
+def test_a_drain_is_bounded_and_what_still_ran_comes_again(dsn: str, db: Db, shop: Path) -> None:
+    with psycopg.connect(dsn) as holder:
+        holder.execute("SELECT pg_advisory_lock(7)")
+        with running("run", "shop:orders", "--queue", "orders", "--drain", "0.2", "--database", dsn, cwd=shop) as run:
+            message = placed(dsn, {"hold": True})
+            onceward("relay", "--queues", "orders", "--until-empty", "--database", dsn)
+            waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            until(lambda: rows.scalar(db, waiting) == 1, "the handler waiting")
+            assert run.stop(signal.SIGINT) == 0
+            assert "still run" in run.said
+    assert rows.state(db, message) is None
+    assert queued(db) == 1
+
+
+def test_an_outbox_that_could_not_be_emptied_is_said(dsn: str, db: Db, shop: Path) -> None:
+    placed(dsn)
+    done = onceward("relay", "--queues", "order.paid=orders", "--until-empty", "--database", dsn)
+    assert done.returncode == 1
+    assert "no queue is named for messages of type 'order.placed'" in done.stderr
+    assert "the outbox is not empty" in done.stderr
+    assert len(rows.outbox(db)) == 1
+
+
+# ---- what is refused before anything starts --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "word"),
+    [
+        ("shop", "MODULE:NAME"),
+        ("shop:", "MODULE:NAME"),
+        ("nowhere:orders", "no module 'nowhere'"),
+        ("nowhere.deep:orders", "no module 'nowhere.deep'"),
+        ("shop:nothing", "has no 'nothing'"),
+        ("shop:not_a_consumer", "is a int, not a Consumer"),
+        ("broken:orders", "cannot be imported: NameError: name 'undefined' is not defined"),
+        ("needy:orders", "needs 'not_installed'"),
+    ],
+)
+def test_a_consumer_that_cannot_be_found_is_one_line(shop: Path, target: str, word: str) -> None:
+    (shop / "broken.py").write_text("undefined\n")
+    (shop / "needy.py").write_text("import not_installed\n")
+    refused(onceward("run", target, "--queue", "orders", cwd=shop), word)
+
+
+def test_a_queue_that_is_not_there_is_one_line(dsn: str, shop: Path) -> None:
+    refused(onceward("run", "shop:orders", "--queue", "nowhere", "--database", dsn, cwd=shop), "no pgmq queue 'nowhere'")
+    refused(onceward("relay", "--queues", "a=nowhere", "--database", dsn), "no pgmq queue 'nowhere'")
+    refused(
+        onceward("run", "shop:orders", "--source", "shop:not_a_consumer", "--database", dsn, cwd=shop), "gives a Source"
+    )
+
+
+def test_a_schema_that_is_not_migrated_is_one_line(empty_dsn: str, shop: Path) -> None:
+    for command in (["run", "shop:orders", "--queue", "orders"], ["relay", "--queues", "orders"]):
+        refused(onceward(*command, "--database", empty_dsn, cwd=shop), "onceward migrate")
+
+
+def test_a_database_without_pgmq_says_where_it_comes_from(empty_dsn: str, shop: Path) -> None:
+    onceward("migrate", "--database", empty_dsn)
+    refused(onceward("relay", "--queues", "orders", "--database", empty_dsn, cwd=shop), "pgmq is not in this database")

@@ -1,0 +1,186 @@
+"""`migrate` and the check of the schema: safe twice, safe by two at once; anything but this code's version is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg_pool import ConnectionPool
+from tests.support import rows
+from tests.support.deliveries import delivery, order
+from tests.support.queues import ListSink, ListSource, drain
+from tests.support.shop import effectful, transactional
+from tests.support.waiting import Background, until_any_blocked
+
+from onceward.consumer import Consumer, OpenConsumer
+from onceward.database import Database
+from onceward.errors import SchemaMismatch, UsageError
+from onceward.outbox import publish
+from onceward.schema import check_schema, migrate, migrations
+from onceward.transport import ACK
+
+Db = psycopg.Connection[Any]
+Opened = Callable[..., OpenConsumer]
+
+
+def test_migrate_makes_the_schema_and_the_second_time_nothing(empty_dsn: str) -> None:
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        assert migrate(conn) == migrations()
+        assert migrate(conn) == []
+        check_schema(conn)
+
+
+def test_two_that_migrate_at_once_apply_it_once(empty_dsn: str, background: Background) -> None:
+    def migrated() -> int:
+        with psycopg.connect(empty_dsn, autocommit=True) as conn:
+            return len(migrate(conn))
+
+    with psycopg.connect(empty_dsn, autocommit=True) as first, psycopg.connect(empty_dsn, autocommit=True) as looking:
+        first.execute("BEGIN; SELECT pg_advisory_xact_lock(1869505381, 1)")
+        both = [background(migrated) for _ in range(3)]
+        until_any_blocked(looking, many=3)
+        first.execute("COMMIT")
+        assert sorted(future.result() for future in both) == [0, 0, len(migrations())]
+
+
+def test_two_schemas_in_one_database_do_not_meet(empty_dsn: str) -> None:
+    message = order()
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        for schema in ("one", "two"):
+            migrate(conn, schema)
+        for schema in ("one", "two"):
+            consumer = Consumer("c", schema=schema)
+            consumer.transactional("order.placed")(lambda _message, _tx: None)
+            with consumer.open(empty_dsn) as opened:
+                assert opened.deliver(delivery(message)) == ACK
+        assert (
+            rows.scalar(conn, "SELECT count(*) FROM one.inbox") == rows.scalar(conn, "SELECT count(*) FROM two.inbox") == 1
+        )
+
+
+@pytest.mark.parametrize("name", ["", "Up", "1st", "a-b", 'x"; DROP SCHEMA public', "x" * 49])
+def test_a_schema_name_that_would_need_quoting_is_refused(name: str, db: Db) -> None:
+    with pytest.raises(UsageError, match="schema name"):
+        migrate(db, name)
+
+
+def test_migrate_inside_a_transaction_is_refused(db: Db) -> None:
+    with db.transaction(), pytest.raises(UsageError):
+        migrate(db)
+
+
+def test_a_failed_migration_leaves_nothing(empty_dsn: str) -> None:
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        conn.execute("CREATE SCHEMA onceward; CREATE TABLE onceward.outbox (x int)")
+        with pytest.raises(psycopg.errors.DuplicateTable):
+            migrate(conn)
+        assert rows.scalar(
+            conn, "SELECT to_regclass('onceward.inbox') IS NULL AND to_regclass('onceward.migrations') IS NULL"
+        )
+
+
+# ---- a schema that is not this code's --------------------------------------------------------------------------------
+
+
+def _missing(db: Db) -> str:
+    db.execute("DROP SCHEMA onceward CASCADE")
+    return "onceward migrate"
+
+
+def _older(db: Db) -> str:
+    db.execute("DELETE FROM onceward.migrations")
+    return "onceward migrate"
+
+
+def _newer(db: Db) -> str:
+    db.execute("INSERT INTO onceward.migrations (version, name) VALUES (9999, 'of the future')")
+    return "newer"
+
+
+@pytest.mark.parametrize("change", [_missing, _older, _newer])
+def test_consumer_and_relay_refuse_a_schema_that_is_not_theirs(
+    change: Callable[[Db], str], db: Db, dsn: str, opened: Opened
+) -> None:
+    said = change(db)
+    with pytest.raises(SchemaMismatch, match=said):
+        opened(transactional())
+    with pytest.raises(SchemaMismatch, match=said):
+        drain(dsn, ListSink())
+
+
+def test_migrate_refuses_a_database_that_is_newer(db: Db) -> None:
+    _newer(db)
+    with pytest.raises(SchemaMismatch, match="newer"):
+        migrate(db)
+
+
+# ---- what a consumer refuses at its start ----------------------------------------------------------------------------
+
+
+def test_a_window_shorter_than_the_queues_retention_is_refused(opened: Opened) -> None:
+    with pytest.raises(UsageError, match="window"):
+        opened(transactional(), source=ListSource(retention_seconds=31 * 86_400))
+    opened(transactional(), source=ListSource(retention_seconds=29 * 86_400))
+
+
+def test_a_window_shorter_than_the_oldest_outbox_row_is_refused(opened: Opened, db: Db) -> None:
+    with db.transaction():
+        publish(db, order())
+    db.execute("UPDATE onceward.outbox SET created_at = created_at - interval '31 days'")
+    with pytest.raises(UsageError, match="outbox"):
+        opened(transactional())
+
+
+def test_a_pool_that_is_too_small_is_refused(opened: Opened, dsn: str) -> None:
+    with ConnectionPool(dsn, min_size=1, max_size=6, open=True) as pool, pytest.raises(UsageError, match="max_size=7"):
+        opened(effectful(), database=pool, threads=4)
+
+
+def test_a_consumer_without_handlers_is_refused(opened: Opened) -> None:
+    with pytest.raises(UsageError, match="no handler"):
+        opened(Consumer("c"))
+
+
+# ---- where connections come from -------------------------------------------------------------------------------------
+
+
+def test_a_callable_may_give_the_connections(opened: Opened, dsn: str, db: Db) -> None:
+    message = order()
+    assert opened(effectful(), database=lambda: psycopg.connect(dsn)).deliver(delivery(message)) == ACK
+    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+
+
+def test_a_callable_that_gives_something_else_is_refused(opened: Opened) -> None:
+    with pytest.raises(UsageError, match="not a psycopg 3 Connection"):
+        opened(effectful(), database=lambda: "a string")
+
+
+def test_a_borrowed_connection_is_its_owners_again_afterwards(opened: Opened, dsn: str, db: Db) -> None:
+    """What the owner had set is set again: also what it changed after connecting."""
+
+    def configure(conn: Db) -> None:
+        conn.execute("SET lock_timeout TO '7s'")
+        conn.execute("SET search_path TO public, onceward")
+        conn.commit()
+
+    with ConnectionPool(dsn, min_size=1, max_size=7, configure=configure, open=True) as pool:
+        opened(effectful(), database=pool).deliver(delivery(order()))
+        with pool.connection() as conn:
+            assert not conn.autocommit
+            assert rows.scalar(conn, "SHOW lock_timeout") == "7s"
+            assert rows.scalar(conn, "SHOW search_path") == "public, onceward"
+            assert rows.scalar(conn, "SHOW synchronous_commit") == "on"
+
+
+@pytest.mark.parametrize("kind", ["dsn", "pool", "callable"])
+def test_what_is_left_open_on_a_connection_is_rolled_back(kind: str, dsn: str, db: Db) -> None:
+    with ConnectionPool(dsn, min_size=1, max_size=2, open=True) as pool:
+        source: Any = {"dsn": dsn, "pool": pool, "callable": lambda: psycopg.connect(dsn)}[kind]
+        database = Database(source, size=2)
+        with database.connection() as conn:
+            conn.execute("BEGIN")
+            conn.execute("INSERT INTO effects VALUES ('left open')")
+        database.close()
+    assert rows.scalar(db, "SELECT count(*) FROM effects") == 0

@@ -1,0 +1,231 @@
+"""The second door: `Inbox`, `Intents` and `publish` on the caller's own connection, in the caller's own loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+from tests.support import rows
+from tests.support.deliveries import order
+
+from onceward.errors import NotInTransaction, UsageError
+from onceward.inbox import Inbox, TakeResult
+from onceward.intent import Intents
+from onceward.outbox import publish
+from onceward.protocol import Changed, Expired, Intended, Lost, Recorded, TwoAnswers
+from onceward.provider import NO_KEYS, STRIPE_V1
+
+Db = psycopg.Connection[Any]
+Connect = Callable[..., Db]
+INBOX = Inbox(rows.CONSUMER)
+INTENTS = Intents(rows.CONSUMER)
+
+
+def test_a_take_is_done_when_the_caller_commits(db: Db, connect: Connect) -> None:
+    message, conn = order(), connect(autocommit=False)
+    assert INBOX.take(conn, message).result is TakeResult.TAKEN
+    assert rows.state(db, message) is None
+    conn.commit()
+    assert rows.state(db, message) == "done"
+    assert INBOX.take(conn, message).result is TakeResult.DUPLICATE
+
+
+def test_a_take_leaves_nothing_when_the_caller_rolls_back(db: Db, connect: Connect) -> None:
+    message, conn = order(), connect(autocommit=False)
+    INBOX.take(conn, message)
+    conn.rollback()
+    assert INBOX.take(conn, message).result is TakeResult.TAKEN
+
+
+def test_a_take_that_would_be_committed_on_its_own_is_refused(db: Db) -> None:
+    message = order()
+    with pytest.raises(NotInTransaction):
+        INBOX.take(db, message)
+    assert rows.state(db, message) is None
+
+
+def test_a_take_works_in_an_explicit_transaction_of_an_autocommit_connection(db: Db) -> None:
+    message = order()
+    with db.transaction():
+        assert INBOX.take(db, message).result is TakeResult.TAKEN
+    assert rows.state(db, message) == "done"
+
+
+def test_a_publish_that_would_be_committed_on_its_own_is_refused(db: Db) -> None:
+    with pytest.raises(NotInTransaction):
+        publish(db, order())
+    assert rows.outbox(db) == []
+
+
+def test_a_publish_lives_and_dies_with_the_callers_transaction(db: Db, connect: Connect) -> None:
+    conn, message = connect(autocommit=False), order(subject="order-1", traceparent="00-1-2-01")
+    publish(conn, order())
+    conn.rollback()
+    publish(conn, message)
+    conn.commit()
+    [row] = rows.outbox(db)
+    assert (row.id, row.type, row.aggregateid, row.aggregatetype) == (message.id, "order.placed", "order-1", "order")
+    assert (row.payload, row.time, row.traceparent) == (message.body, message.time, message.traceparent)
+
+
+def test_a_session_that_does_not_commit_durably_is_refused(db: Db, connect: Connect) -> None:
+    message, conn = order(), connect()
+    conn.execute("SET synchronous_commit TO off")
+    with pytest.raises(UsageError, match="synchronous_commit"):
+        INBOX.claim(conn, message)
+    with conn.transaction(), pytest.raises(UsageError, match="synchronous_commit"):
+        INBOX.take(conn, message)
+    assert rows.state(db, message) is None
+    taking = INBOX.claim(db, message)
+    with conn.transaction(), pytest.raises(UsageError, match="synchronous_commit"):
+        INBOX.finish(conn, message, taking)
+    assert rows.state(db, message) == "pending"
+
+
+@pytest.mark.parametrize("level", ["local", "remote_write", "on"])
+def test_a_session_that_commits_at_least_locally_is_served(level: str, connect: Connect) -> None:
+    conn = connect()
+    conn.execute(f"SET synchronous_commit TO {level}".encode())
+    with conn.transaction():
+        assert INBOX.take(conn, order()).result is TakeResult.TAKEN
+
+
+def test_a_claim_is_committed_when_it_returns(db: Db, connect: Connect) -> None:
+    message = order()
+    assert INBOX.claim(connect(autocommit=False), message).result is TakeResult.TAKEN
+    assert rows.state(db, message) == "pending"
+
+
+def test_a_claim_inside_an_open_transaction_is_refused(db: Db) -> None:
+    with db.transaction(), pytest.raises(UsageError):
+        INBOX.claim(db, order())
+
+
+def test_a_finish_needs_a_transaction_and_a_token_that_is_still_mine(db: Db) -> None:
+    message = order()
+    taking = INBOX.claim(db, message)
+    with pytest.raises(NotInTransaction):
+        INBOX.finish(db, message, taking)
+    rows.claim_by_another(db, message)
+    with db.transaction():
+        assert not INBOX.finish(db, message, taking)
+    assert (rows.state(db, message), rows.inbox_row(db, message).token) == ("pending", 2)
+
+
+def test_a_finish_makes_the_row_done_with_the_callers_writes(db: Db) -> None:
+    message = order()
+    taking = INBOX.claim(db, message)
+    with db.transaction():
+        assert INBOX.finish(db, message, taking)
+        rows.write_effect(db, message)
+    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+
+
+def test_a_claim_that_is_given_back_may_be_taken_at_once(db: Db) -> None:
+    message = order()
+    taking = INBOX.claim(db, message)
+    assert INBOX.give_back(db, message, taking)
+    again = INBOX.claim(db, message)
+    assert (again.result, again.token, again.takes) == (TakeResult.TAKEN, 2, 1)
+    assert not INBOX.give_back(db, message, taking)
+
+
+def test_takes_are_counted_over_crashes(db: Db) -> None:
+    message = order()
+    INBOX.claim(db, message)
+    for takes in (2, 3, 4):
+        rows.lapse(db, message)
+        assert INBOX.claim(db, message).takes == takes
+
+
+def test_an_id_without_a_time_is_outside_the_window(db: Db) -> None:
+    with db.transaction():
+        assert INBOX.take(db, order(id="invoice-7")).result is TakeResult.OUTSIDE_WINDOW
+
+
+def test_the_callers_rows_may_be_dictionaries(connect: Connect) -> None:
+    conn = connect(row_factory=dict_row)
+    message = order()
+    taking = INBOX.claim(conn, message)
+    assert isinstance(_intend(conn, message, taking), Intended)
+    assert isinstance(INTENTS.record(conn, message, n=1, answer='{"id":1}'), Recorded)
+    with conn.transaction():
+        assert INBOX.finish(conn, message, taking)
+
+
+def test_the_callers_lock_timeout_is_its_own_again_after_a_take(db: Db) -> None:
+    with db.transaction():
+        db.execute("SET LOCAL lock_timeout TO '7s'")
+        INBOX.take(db, order())
+        assert rows.scalar(db, "SHOW lock_timeout") == "7s"
+
+
+# ---- intents -----------------------------------------------------------------------------------------------------------
+
+
+def _intend(
+    conn: Db, message: Any, taking: Any, *, name: str = "charge", request: object = 1, provider: Any = STRIPE_V1
+) -> Any:
+    return INTENTS.intend(conn, message, taking, n=1, name=name, request=request, provider=provider)
+
+
+def test_an_intent_is_committed_and_met_again_with_the_same_key(db: Db) -> None:
+    message = order()
+    taking = INBOX.claim(db, message)
+    assert _intend(db, message, taking) == Intended()
+    assert _intend(db, message, taking) == Intended()
+    [intent] = rows.intents(db, message)
+    assert (intent.state, intent.name, intent.key) == ("pending", "charge", INTENTS.key(message, "charge"))
+
+
+def test_an_intent_in_an_open_transaction_is_refused(db: Db, connect: Connect) -> None:
+    message = order()
+    taking = INBOX.claim(db, message)
+    with db.transaction(), pytest.raises(UsageError):
+        _intend(db, message, taking)
+    with pytest.raises(UsageError):
+        _intend(connect(autocommit=False), message, taking)
+
+
+def test_an_intent_under_a_lapsed_lease_is_refused(db: Db) -> None:
+    message = order()
+    taking = INBOX.claim(db, message)
+    rows.lapse(db, message)
+    assert _intend(db, message, taking) == Lost()
+    assert rows.intents(db, message) == []
+
+
+def test_an_intent_under_another_workers_token_is_refused(db: Db) -> None:
+    message = order()
+    taking = INBOX.claim(db, message)
+    rows.claim_by_another(db, message)
+    assert _intend(db, message, taking) == Lost()
+
+
+def test_another_name_or_request_at_the_same_place_is_changed(db: Db) -> None:
+    message = order()
+    taking = INBOX.claim(db, message)
+    _intend(db, message, taking)
+    assert isinstance(_intend(db, message, taking, name="refund"), Changed)
+    assert isinstance(_intend(db, message, taking, request=2), Changed)
+
+
+def test_a_provider_without_keys_is_never_called_a_second_time(db: Db) -> None:
+    message = order()
+    taking = INBOX.claim(db, message)
+    assert _intend(db, message, taking, provider=NO_KEYS) == Intended()
+    assert _intend(db, message, taking, provider=NO_KEYS) == Expired()
+
+
+def test_an_answer_is_write_once_and_not_fenced(db: Db) -> None:
+    message = order()
+    taking = INBOX.claim(db, message)
+    _intend(db, message, taking)
+    rows.claim_by_another(db, message)
+    assert INTENTS.record(db, message, n=1, answer='{"id":"ch_1"}') == Recorded('{"id":"ch_1"}')
+    assert INTENTS.record(db, message, n=1, answer='{"id":"ch_1"}') == Recorded('{"id":"ch_1"}')
+    assert isinstance(INTENTS.record(db, message, n=1, answer='{"id":"ch_2"}'), TwoAnswers)
+    assert rows.intents(db, message)[0].text == '{"id":"ch_1"}'

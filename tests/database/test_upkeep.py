@@ -1,0 +1,226 @@
+"""Upkeep: partitions are there before they are needed, and go only when nothing in them is unfinished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from tests.support import rows
+from tests.support.deliveries import order_aged
+from tests.support.waiting import Background, until_blocked
+
+from onceward.inbox import Inbox
+from onceward.message import Message
+from onceward.schema import attached, database_now, make_partition_for, make_partitions, partition_bounds, partition_name
+from onceward.upkeep import upkeep
+
+Db = psycopg.Connection[Any]
+Connect = Callable[..., Db]
+SCHEMA = "onceward"
+OLD_SECONDS = 60 * 86_400
+
+
+def partitions(db: Db) -> set[str]:
+    return {name for name, _ in attached(db, SCHEMA)}
+
+
+def tables(db: Db) -> set[str]:
+    found = db.execute("SELECT relname FROM pg_class WHERE relkind = 'r' AND relname ~ '^(inbox|intents)_p[0-9]'")
+    return {row[0] for row in found}
+
+
+def old_message(db: Db, state: str = "done") -> Message:
+    """A message of 60 days ago, in this state, in partitions of its day."""
+    message = order_aged(db, OLD_SECONDS)
+    make_partition_for(db, message.id, SCHEMA)
+    db.execute(
+        "INSERT INTO onceward.inbox (consumer, message_id, fingerprint, state) VALUES (%s, %s, '', %s)",
+        (rows.CONSUMER, message.id, state),
+    )
+    return message
+
+
+def old_day(db: Db) -> date:
+    return (database_now(db) - timedelta(seconds=OLD_SECONDS)).date()
+
+
+def names_of(day: date) -> set[str]:
+    return {partition_name(table, day) for table in ("inbox", "intents")}
+
+
+def test_partitions_are_made_ahead_and_only_once(db: Db) -> None:
+    ahead = database_now(db).date() + timedelta(days=3)
+    db.execute("".join(f"DROP TABLE onceward.{name};" for name in names_of(ahead)).encode())
+    assert set(upkeep(db, SCHEMA).made) == names_of(ahead)
+    assert upkeep(db, SCHEMA).made == []
+
+
+def test_a_partition_past_the_window_and_all_done_is_dropped(db: Db) -> None:
+    old_message(db)
+    before = partitions(db)
+    assert set(upkeep(db, SCHEMA).dropped) == names_of(old_day(db))
+    assert partitions(db) == tables(db) == before - names_of(old_day(db))
+
+
+@pytest.mark.parametrize("state", ["pending", "parked"])
+def test_a_partition_with_an_unfinished_message_is_kept_and_said(state: str, db: Db) -> None:
+    old_message(db, state)
+    done = upkeep(db, SCHEMA)
+    assert (done.dropped, done.kept) == ([], {old_day(db).isoformat(): 1})
+    assert names_of(old_day(db)) <= partitions(db)
+
+
+@pytest.mark.parametrize("state", ["pending", "unknown"])
+def test_a_partition_with_an_unresolved_intent_is_kept_though_its_message_is_done(state: str, db: Db) -> None:
+    message = old_message(db)
+    db.execute(
+        "INSERT INTO onceward.intents (consumer, message_id, n, name, request_fingerprint, key, state)"
+        " VALUES (%s, %s, 1, 'charge', '', 'k', %s)",
+        (rows.CONSUMER, message.id, state),
+    )
+    assert upkeep(db, SCHEMA).kept == {old_day(db).isoformat(): 1}
+    db.execute("UPDATE onceward.intents SET state = 'done'")
+    assert set(upkeep(db, SCHEMA).dropped) == names_of(old_day(db))
+
+
+def test_the_longest_window_of_all_consumers_decides(db: Db) -> None:
+    old_message(db)
+    params = [{"consumer": "short", "window_seconds": 86_400.0}, {"consumer": "long", "window_seconds": 90 * 86_400.0}]
+    for param in params:
+        db.execute(Inbox("x").statements["consumer_seen"], param)
+    assert upkeep(db, SCHEMA).dropped == []
+    db.execute("DELETE FROM onceward.consumers WHERE name = 'long'")
+    assert names_of(old_day(db)) <= set(upkeep(db, SCHEMA).dropped)
+
+
+def test_yesterday_stays_with_the_shortest_window(db: Db) -> None:
+    db.execute(Inbox("x").statements["consumer_seen"], {"consumer": "short", "window_seconds": 1.0})
+    upkeep(db, SCHEMA)
+    assert names_of(database_now(db).date() - timedelta(days=1)) <= partitions(db)
+
+
+def test_an_id_whose_partition_was_retired_is_outside_the_window(db: Db) -> None:
+    message = old_message(db)
+    upkeep(db, SCHEMA)
+    with db.transaction():
+        assert Inbox(rows.CONSUMER).take(db, message).result.value == "outside window"
+
+
+def test_attempts_of_retired_days_go_too_and_the_others_stay(db: Db) -> None:
+    for message in (order_aged(db, OLD_SECONDS), order_aged(db, 60), old_message(db, "parked")):
+        db.execute("INSERT INTO onceward.attempts VALUES (%s, %s, 1, 'x')", (rows.CONSUMER, message.id))
+    upkeep(db, SCHEMA)
+    assert rows.scalar(db, "SELECT count(*) FROM onceward.attempts") == 2
+
+
+# ---- crashes, and two at once ----------------------------------------------------------------------------------------
+
+
+def test_a_detached_table_that_a_dead_upkeep_left_is_dropped(db: Db) -> None:
+    old_message(db)
+    name = partition_name("inbox", old_day(db))
+    db.execute(f"ALTER TABLE onceward.inbox DETACH PARTITION onceward.{name}".encode())
+    upkeep(db, SCHEMA)
+    assert not names_of(old_day(db)) & tables(db)
+
+
+@pytest.mark.parametrize("table", ["inbox", "intents"])
+def test_an_upkeep_that_died_between_its_two_tables_is_finished_by_the_next(table: str, db: Db) -> None:
+    old_message(db)
+    db.execute(f"DROP TABLE onceward.{partition_name(table, old_day(db))}".encode())
+    upkeep(db, SCHEMA)
+    assert not names_of(old_day(db)) & tables(db)
+
+
+def test_a_half_done_detach_is_finished(db: Db, connect: Connect, background: Background) -> None:
+    """An open transaction that has read the table stops DETACH CONCURRENTLY half way; its session is killed there."""
+    old_message(db)
+    name = partition_name("inbox", old_day(db))
+    reader, dying = connect(autocommit=False), connect()
+    reader.execute("SELECT count(*) FROM onceward.inbox")
+    detaching = background(dying.execute, f"ALTER TABLE onceward.inbox DETACH PARTITION onceward.{name} CONCURRENTLY")
+    until_blocked(db, dying)
+    db.execute("SELECT pg_terminate_backend(%s)", (dying.info.backend_pid,))
+    with pytest.raises(psycopg.OperationalError):
+        detaching.result()
+    assert (name, True) in attached(db, SCHEMA)
+    reader.rollback()
+    upkeep(db, SCHEMA)
+    assert not names_of(old_day(db)) & tables(db)
+
+
+def test_an_open_handler_delays_retirement_and_blocks_nobody(db: Db, connect: Connect, background: Background) -> None:
+    """Upkeep gives up for now; a take that comes meanwhile goes through at once; the next upkeep finishes."""
+    old_message(db)
+    handler, upkeeping = connect(autocommit=False), connect()
+    Inbox(rows.CONSUMER).take(handler, order_aged(db, 0))
+    running = background(_upkeep_quietly, upkeeping)
+    until_blocked(db, upkeeping)
+    with db.transaction():
+        db.execute("SET LOCAL statement_timeout TO '900ms'")
+        assert Inbox(rows.CONSUMER).take(db, order_aged(db, 0)).result.value == "taken"
+    handler.commit()
+    running.result()
+    upkeep(db, SCHEMA)
+    assert not names_of(old_day(db)) & tables(db)
+
+
+def _upkeep_quietly(conn: Db) -> None:
+    try:
+        upkeep(conn, SCHEMA)
+    except psycopg.errors.LockNotAvailable:
+        conn.execute("SELECT 1")
+
+
+def test_an_upkeep_whose_wait_runs_out_leaves_what_the_next_one_finishes(
+    db: Db, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onceward.upkeep.TRIES", 1)
+    old_message(db)
+    handler = connect(autocommit=False)
+    Inbox(rows.CONSUMER).take(handler, order_aged(db, 0))
+    with pytest.raises(psycopg.errors.LockNotAvailable):
+        upkeep(db, SCHEMA)
+    handler.commit()
+    upkeep(db, SCHEMA)
+    assert not names_of(old_day(db)) & tables(db)
+
+
+def test_two_upkeeps_at_once_do_it_once(db: Db, connect: Connect, background: Background) -> None:
+    old_message(db)
+    reader = connect(autocommit=False)
+    reader.execute("SELECT count(*) FROM onceward.inbox")
+    conns = [connect() for _ in range(3)]
+    running = [background(upkeep, conn, SCHEMA) for conn in conns[:1]]
+    until_blocked(db, conns[0])
+    running += [background(upkeep, conn, SCHEMA) for conn in conns[1:]]
+    assert [future.result().dropped for future in running[1:]] == [[], []]
+    reader.rollback()
+    assert set(running[0].result().dropped) == names_of(old_day(db))
+    assert not names_of(old_day(db)) & tables(db)
+
+
+def test_two_that_make_the_same_partition_at_once_make_it_once(db: Db, connect: Connect, background: Background) -> None:
+    day = database_now(db).date() + timedelta(days=9)
+    first, second = connect(autocommit=False), connect()
+    first.execute("SELECT 1")
+    assert set(make_partitions(first, SCHEMA, days=[day])) == names_of(day)
+    waiting = background(make_partitions, second, SCHEMA, days=[day])
+    until_blocked(db, second)
+    first.commit()
+    assert waiting.result() == []
+
+
+def test_making_a_partition_waits_for_no_open_handler(db: Db, connect: Connect) -> None:
+    handler = connect(autocommit=False)
+    Inbox(rows.CONSUMER).take(handler, order_aged(db, 0))
+    db.execute("SET statement_timeout TO '900ms'")
+    assert len(make_partitions(db, SCHEMA, days=[database_now(db).date() + timedelta(days=9)])) == 2
+
+
+def test_the_bounds_of_neighbouring_days_meet(db: Db) -> None:
+    today = database_now(db).date()
+    assert partition_bounds(today)[1] == partition_bounds(today + timedelta(days=1))[0]

@@ -1,0 +1,200 @@
+"""The message: its id, its wire form, and what it refuses to carry."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta, timezone
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onceward.message import (
+    ATTRIBUTE_CHARS_MAX,
+    MalformedMessage,
+    Message,
+    canonical_json,
+    encode_json,
+    parse_uuid7,
+    uuid7,
+    uuid7_at,
+)
+from onceward.schema import partition_bounds
+
+printable = st.text(st.characters(codec="utf-8"), min_size=1, max_size=50).filter(str.isprintable)
+times = st.datetimes(timezones=st.just(UTC))
+messages = st.builds(
+    Message,
+    type=printable,
+    body=st.binary(max_size=200),
+    subject=st.none() | printable,
+    id=st.none() | printable | st.uuids(),
+    source=printable,
+    time=st.none() | times,
+    traceparent=st.none() | printable,
+)
+
+
+# ---- ids -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_id_is_a_uuid7_of_now() -> None:
+    before, made, after = time.time_ns() // 1_000_000, uuid7(), time.time_ns() // 1_000_000
+    assert made.version == 7
+    assert made.variant == "specified in RFC 4122"
+    assert before <= made.int >> 80 <= after
+
+
+def test_ids_of_one_moment_differ() -> None:
+    assert len({uuid7() for _ in range(10_000)}) == 10_000
+
+
+@given(st.integers(0, 2**48 - 2), st.integers(0, 2**80 - 1), st.integers(0, 2**80 - 1))
+def test_ids_sort_by_their_time(milliseconds: int, some: int, other: int) -> None:
+    assert uuid7_at(milliseconds, some) < uuid7_at(milliseconds + 1, other)
+    assert uuid7_at(milliseconds) <= uuid7_at(milliseconds, some)
+    assert parse_uuid7(str(uuid7_at(milliseconds, some))) == uuid7_at(milliseconds, some)
+
+
+@given(st.integers(0, 2**80 - 1))
+def test_an_id_lies_within_the_bounds_of_its_day_and_of_no_other(bits: int) -> None:
+    day = datetime(2026, 3, 29, tzinfo=UTC)
+    low, high = partition_bounds(day.date())
+    first, last = round(day.timestamp() * 1000), round((day + timedelta(days=1)).timestamp() * 1000) - 1
+    assert low <= uuid7_at(first, bits) < high
+    assert low <= uuid7_at(last, bits) < high
+    assert uuid7_at(first - 1, bits) < low
+    assert uuid7_at(last + 1, bits) >= high
+
+
+@pytest.mark.parametrize("text", ["", "order-1", str(uuid4()), str(UUID(int=0)), "0198-x", "\x00"])
+def test_what_is_no_uuid7_has_no_time(text: str) -> None:
+    assert parse_uuid7(text) is None
+
+
+# ---- the wire form ---------------------------------------------------------------------------------------------------
+
+
+@given(messages)
+def test_a_message_survives_the_wire(message: Message) -> None:
+    headers, body = message.to_wire()
+    assert all(isinstance(value, str) for value in headers.values())
+    again = Message.from_wire(headers, body)
+    assert again == message
+    assert again.fingerprint() == message.fingerprint()
+    assert (again.id, again.type, again.subject, again.time) == (message.id, message.type, message.subject, message.time)
+
+
+@given(st.binary(), st.binary())
+def test_the_fingerprint_is_of_the_body_alone(body: bytes, another: bytes) -> None:
+    one, other = Message(type="t", body=body), Message(type="u", subject="s", body=another)
+    assert (one.fingerprint() == other.fingerprint()) == (one.body == other.body)
+    assert len(one.fingerprint()) == 32
+
+
+def test_headers_of_others_are_let_pass() -> None:
+    headers, body = Message(type="order.placed", data={}).to_wire()
+    assert Message.from_wire(headers | {"datacontenttype": "application/json", "x-trace": "1"}, body).type == "order.placed"
+
+
+def test_absent_attributes_are_left_out() -> None:
+    headers, _ = Message(type="order.placed", data={}).to_wire()
+    assert set(headers) == {"specversion", "id", "source", "type", "time"}
+
+
+def test_a_time_without_a_zone_is_utc_and_any_other_zone_is_kept() -> None:
+    at = datetime(2026, 1, 1, 12)  # noqa: DTZ001 - that is the question
+    assert Message(type="t", time=at).time == at.replace(tzinfo=UTC)
+    east = datetime(2026, 1, 1, 12, tzinfo=timezone(timedelta(hours=5, minutes=30)))
+    headers, body = Message(type="t", time=east).to_wire()
+    assert Message.from_wire(headers, body).time == east
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"id": None}, "envelope without id"),
+        ({"id": ""}, "envelope without id"),
+        ({"type": None}, "envelope without type"),
+        ({"id": None, "type": None}, "envelope without id and type"),
+        ({"time": "yesterday"}, "time is no RFC 3339 timestamp: 'yesterday'"),
+        ({"subject": "a\x00b"}, "subject has a character that headers cannot carry"),
+        ({"id": "a\nb"}, "id has a character that headers cannot carry"),
+        ({"id": "x" * (ATTRIBUTE_CHARS_MAX + 1)}, "id is longer than 1024 characters"),
+        ({"source": ""}, "source must be a text that is not empty"),
+    ],
+)
+def test_a_malformed_envelope_says_what_is_wrong(change: dict[str, str | None], reason: str) -> None:
+    headers, body = Message(type="order.placed", data={}).to_wire()
+    changed = {name: value for name, value in (headers | change).items() if value is not None}
+    with pytest.raises(MalformedMessage, match=reason):
+        Message.from_wire(changed, body)
+
+
+def test_an_empty_subject_is_refused_and_not_taken_for_none() -> None:
+    with pytest.raises(MalformedMessage, match="subject"):
+        Message(type="t", subject="")
+
+
+def test_data_and_body_are_one_or_the_other() -> None:
+    with pytest.raises(MalformedMessage, match="not both"):
+        Message(type="t", data={}, body=b"{}")
+
+
+@pytest.mark.parametrize("data", [float("nan"), float("inf"), {1, 2}, b"bytes", object()])
+def test_data_that_is_no_json_is_refused_at_once(data: object) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        Message(type="t", data=data)
+
+
+def test_a_nul_travels_in_a_body_as_json_writes_it() -> None:
+    message = Message(type="t", data={"text": "a\x00b"})
+    assert b"\\u0000" in message.body
+    assert b"\x00" not in message.body
+    assert message.json() == {"text": "a\x00b"}
+    assert Message(type="t", body=b"a\x00b").body == b"a\x00b"
+
+
+# ---- immutability and JSON -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["id", "type", "body", "subject", "anything"])
+def test_a_message_cannot_be_changed(name: str) -> None:
+    message = Message(type="t", data=1)
+    with pytest.raises(AttributeError, match="cannot be changed"):
+        setattr(message, name, "x")
+    with pytest.raises(AttributeError):
+        delattr(message, name)
+
+
+def test_the_body_is_a_copy() -> None:
+    given = bytearray(b"abc")
+    message = Message(type="t", body=given)  # type: ignore[arg-type]  # what drivers give
+    given[:] = b"xyz"
+    assert message.body == b"abc"
+
+
+def test_equal_messages_are_equal_and_hash_alike() -> None:
+    message = Message(type="t", data=1)
+    same = Message.from_wire(*message.to_wire())
+    assert (message, hash(message)) == (same, hash(same))
+    assert message != Message(type="t", data=1)
+    assert "order" not in repr(Message(type="t", data={"card": "order"}))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.text(), json_values, max_size=5))
+def test_canonical_json_does_not_know_the_order_of_keys(value: dict[str, object]) -> None:
+    assert canonical_json(value) == canonical_json(dict(reversed(value.items())))
+    assert canonical_json(value).isascii()
+    assert Message(type="t", body=encode_json(value)).json() == value
