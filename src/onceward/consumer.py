@@ -12,7 +12,6 @@ from psycopg import Connection
 from psycopg.types.json import Json
 
 from onceward.database import Database, DatabaseSource, tuples
-from onceward.delivery import Limits, Shape
 from onceward.errors import UsageError
 from onceward.events import Listener, Listeners
 from onceward.inbox import WINDOW_DEFAULT, Inbox, storable
@@ -25,6 +24,7 @@ from onceward.perform import Performer
 from onceward.retry import Backoff
 from onceward.rows import Runtime
 from onceward.schema import check_schema, make_partition_for
+from onceward.state import Limits, Shape
 from onceward.statements import SCHEMA_DEFAULT
 from onceward.transport import ACK, LEAVE, Delivery, Settlement, Source
 

@@ -16,19 +16,16 @@ handler is interrupted, and only when it has left is the delivery settled.
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
+from onceward.effect import at_calling, at_intending, at_looking, at_recording
 from onceward.protocol import (
     Aborted,
     Ambiguous,
-    Answered,
     Begin,
     Begun,
     BlockEnded,
     BlockRaised,
-    Call,
-    Changed,
-    Command,
     Commit,
     Committed,
     Conflict,
@@ -37,76 +34,28 @@ from onceward.protocol import (
     Duplicate,
     EffectAsked,
     Event,
-    Expired,
-    Fail,
-    Failed,
     FinishAsked,
     ForeignCommit,
     InFlight,
     Intend,
-    Intended,
     Interrupt,
-    Later,
-    LookUp,
     Lost,
-    Mismatch,
-    NotFound,
     OutsideWindow,
     Park,
     Parked,
     Raised,
     Received,
-    Record,
-    Recorded,
-    Replayed,
     Resume,
     Returned,
     Run,
-    Settle,
     Take,
     Taken,
-    TwoAnswers,
-    Yield,
     Yielded,
 )
-from onceward.transport import ACK, LEAVE, Settlement, release
+from onceward.state import Limits, Shape, State, Step, end, fail, give_back, impossible, park, settle
+from onceward.transport import ACK, LEAVE, release
 
-Shape = Literal["transactional", "effectful"]
 IN_FLIGHT_SECONDS_MIN: Final = 0.1
-
-
-class Limits(NamedTuple):
-    """What bounds the tries of one message; the same for every delivery of a consumer."""
-
-    attempts_max: int = 10  # failures, then parked
-    deliveries_max: int = 50  # takes that ended in nothing (crashes), then parked
-
-
-# ---- the state -------------------------------------------------------------------------------------------------------
-
-
-class State(NamedTuple):
-    """Where one delivery is. `token` and `fresh` name the fence; `n` counts the effects asked for so far."""
-
-    shape: Shape
-    limits: Limits = Limits()
-    at: str = "received"
-    deliveries: int = 0
-    token: int = 0
-    fresh: bool = True
-    n: int = 0
-    inside: bool = False  # handler code is on the stack
-    plain: bool = True
-    error: Interrupt | None = None  # what the handler is interrupted with while unwinding
-    ending: Settlement | None = None  # what is settled once the handler has left
-    delay_seconds: float = 0.0
-
-
-Step = tuple[State, Command]
-
-
-class ProtocolError(AssertionError):
-    """An event that cannot follow in this state: a defect of the driver."""
 
 
 def start(shape: Shape, limits: Limits = Limits()) -> State:  # noqa: B008 - an immutable default
@@ -118,39 +67,8 @@ def step(state: State, event: Event) -> Step:
     """The next state and what to do, given what happened."""
     if isinstance(event, Ambiguous):
         # Neither ack nor fail nor park: each would be a decision on a row that we cannot see. Redelivery decides.
-        return _end(state, LEAVE, Interrupt("lease lost", "the database did not confirm the commit"))
+        return end(state, LEAVE, Interrupt("lease lost", "the database did not confirm the commit"))
     return _TABLE[state.at](state, event)
-
-
-def _settle(state: State, settlement: Settlement) -> Step:
-    return state._replace(at="end", inside=False), Settle(settlement)
-
-
-def _end(state: State, settlement: Settlement, error: Interrupt) -> Step:
-    """Settle; when handler code is on the stack, interrupt it first and wait until it has left."""
-    if not state.inside:
-        return _settle(state, settlement)
-    return state._replace(at="unwinding", error=error, ending=settlement), error
-
-
-def _park(state: State, park: Park, error: Interrupt | None = None) -> Step:
-    return state._replace(at="parking", error=error or Interrupt("unknown", park.reason)), park
-
-
-def _fail(state: State, detail: str) -> Step:
-    return state._replace(at="failing", error=Interrupt("call failed", detail)), Fail(detail)
-
-
-def _yield(state: State, delay_seconds: float, detail: str) -> Step:
-    """Give the message back without counting an attempt."""
-    if state.shape == "transactional":
-        return _end(state, release(delay_seconds), Interrupt("lease lost", detail))
-    error = Interrupt("later", detail)
-    return state._replace(at="yielding", delay_seconds=delay_seconds, error=error), Yield()
-
-
-def _impossible(state: State, event: Event) -> ProtocolError:
-    return ProtocolError(f"{event!r} cannot follow in {state!r}")
 
 
 # ---- taking ----------------------------------------------------------------------------------------------------------
@@ -158,7 +76,7 @@ def _impossible(state: State, event: Event) -> ProtocolError:
 
 def _at_received(state: State, event: Event) -> Step:
     if not isinstance(event, Received):
-        raise _impossible(state, event)
+        raise impossible(state, event)
     return state._replace(at="taking", deliveries=event.deliveries), Take()
 
 
@@ -167,23 +85,23 @@ def _at_taking(state: State, event: Event) -> Step:
         case Taken(token, fresh, takes):
             return _taken(state._replace(token=token, fresh=fresh), takes)
         case Duplicate():
-            return _settle(state, ACK)
+            return settle(state, ACK)
         case InFlight(seconds):
-            return _settle(state, release(max(seconds, IN_FLIGHT_SECONDS_MIN)))
+            return settle(state, release(max(seconds, IN_FLIGHT_SECONDS_MIN)))
         case Conflict(detail):
-            return _park(state, Park("conflict", detail, "beside"))
+            return park(state, Park("conflict", detail, "beside"))
         case OutsideWindow(detail):
-            return _park(state, Park("outside window", detail, "absent"))
+            return park(state, Park("outside window", detail, "absent"))
         case DatabaseLost():
-            return _settle(state, LEAVE)
-    raise _impossible(state, event)
+            return settle(state, LEAVE)
+    raise impossible(state, event)
 
 
 def _taken(state: State, takes: int) -> Step:
     """Poison is looked for after the take, never before: a duplicate of a finished message is no poison."""
     seen = takes if state.shape == "effectful" else state.deliveries
     if seen > state.limits.deliveries_max:
-        return _park(state, Park("poison", f"delivered {seen} times without an outcome: it may crash its consumer"))
+        return park(state, Park("poison", f"delivered {seen} times without an outcome: it may crash its consumer"))
     return state._replace(at="handling", inside=True), Run()
 
 
@@ -202,93 +120,23 @@ def _at_handling(state: State, event: Event) -> Step:
             return state._replace(at="beginning", inside=False), Begin(state.n)
         case Raised():
             return _raised(state._replace(inside=False), event)
-    raise _impossible(state, event)
+    raise impossible(state, event)
 
 
 def _raised(state: State, event: Raised) -> Step:
     match event.kind:
         case "refused":
-            return _park(state, Park("refused", event.detail))
+            return park(state, Park("refused", event.detail))
         case "rejected":
-            return _park(state, Park("rejected", event.detail))
+            return park(state, Park("rejected", event.detail))
         case "deferred":
-            return _yield(state, event.delay_seconds, event.detail)
+            return give_back(state, event.delay_seconds, event.detail)
         case "connection lost":
-            return _yield(state, event.delay_seconds, event.detail)
+            return give_back(state, event.delay_seconds, event.detail)
         case "foreign commit":
-            return _park(state, Park("foreign commit", event.detail, "foreign commit"))
+            return park(state, Park("foreign commit", event.detail, "foreign commit"))
         case _:
-            return _fail(state, event.detail)
-
-
-# ---- an effect -------------------------------------------------------------------------------------------------------
-
-
-def _at_intending(state: State, event: Event) -> Step:
-    match event:
-        case Intended():
-            return state._replace(at="calling"), Call(state.n)
-        case Recorded(answer, refused):
-            return _answer(state, answer, refused)
-        case Expired():
-            return state._replace(at="looking"), LookUp(state.n)
-        case Changed(detail):
-            return _park(state, Park("effects changed", detail), Interrupt("usage", detail))
-        case Lost():
-            return _end(state, LEAVE, Interrupt("lease lost", "before the effect was started"))
-        case DatabaseLost():
-            return _end(state, LEAVE, Interrupt("later", "the database did not answer; the effect was not started"))
-    raise _impossible(state, event)
-
-
-def _at_calling(state: State, event: Event) -> Step:
-    match event:
-        case Answered(answer, refused, plain):
-            return state._replace(at="recording", plain=plain), Record(state.n, answer, refused)
-        case Later(delay_seconds):
-            return _yield(state, delay_seconds, "the provider is still busy with this key")
-        case Replayed():
-            return state._replace(at="looking"), LookUp(state.n)
-        case Mismatch(detail):
-            return _park(state, _unknown(state, detail))
-        case Failed(detail):
-            return _fail(state, detail)
-    raise _impossible(state, event)
-
-
-def _at_looking(state: State, event: Event) -> Step:
-    match event:
-        case Answered(answer, refused, plain):
-            return state._replace(at="recording", plain=plain), Record(state.n, answer, refused)
-        case NotFound():
-            return _park(state, _unknown(state, "the provider's answer is not known, and a look-up did not find it"))
-        case Failed(detail):
-            return _fail(state, detail)
-    raise _impossible(state, event)
-
-
-def _unknown(state: State, detail: str) -> Park:
-    """Held for a person, or for a look-up later; never a blind retry."""
-    return Park("unknown", detail, unknown_n=state.n)
-
-
-def _at_recording(state: State, event: Event) -> Step:
-    match event:
-        case Recorded(answer, refused):
-            return _answer(state, answer, refused)
-        case TwoAnswers(detail):
-            return _park(state, Park("two answers", detail, "holder or beside"), Interrupt("two answers", detail))
-        case DatabaseLost():
-            return _end(state, LEAVE, Interrupt("later", "the answer could not be recorded; the retry asks again"))
-    raise _impossible(state, event)
-
-
-def _answer(state: State, answer: str, refused: bool) -> Step:
-    if not state.plain:
-        return state._replace(at="handling", plain=True), Interrupt("usage", "the effect's answer is no plain JSON")
-    if refused:
-        return state._replace(at="handling"), Interrupt("refused", answer)
-    return state._replace(at="handling"), Resume(answer)
+            return fail(state, event.detail)
 
 
 # ---- the finish ------------------------------------------------------------------------------------------------------
@@ -298,16 +146,16 @@ def _at_beginning(state: State, event: Event) -> Step:
     match event:
         case Begun(intents, intents_open) if intents > state.n or intents_open:
             detail = f"{intents} effects are recorded ({intents_open} without an answer), the handler asked for {state.n}"
-            return _park(state, Park("effects changed", detail), Interrupt("usage", detail))
+            return park(state, Park("effects changed", detail), Interrupt("usage", detail))
         case Begun() if state.inside:
             return state._replace(at="writing"), Resume()
         case Begun():
             return state._replace(at="committing"), Commit()
         case Lost():
-            return _end(state, LEAVE, Interrupt("lease lost", "before the transaction was opened"))
+            return end(state, LEAVE, Interrupt("lease lost", "before the transaction was opened"))
         case DatabaseLost():
-            return _end(state, LEAVE, Interrupt("later", "the database did not answer"))
-    raise _impossible(state, event)
+            return end(state, LEAVE, Interrupt("later", "the database did not answer"))
+    raise impossible(state, event)
 
 
 def _at_writing(state: State, event: Event) -> Step:
@@ -318,7 +166,7 @@ def _at_writing(state: State, event: Event) -> Step:
             return state._replace(at="broken"), Resume()
         case EffectAsked() | FinishAsked():
             return state, Interrupt("usage", "no effect and no second transaction inside once.transaction()")
-    raise _impossible(state, event)
+    raise impossible(state, event)
 
 
 def _at_broken(state: State, event: Event) -> Step:
@@ -328,10 +176,10 @@ def _at_broken(state: State, event: Event) -> Step:
             return _raised(state._replace(inside=False), event)
         case Returned():
             detail = "the body of once.transaction() raised, and the handler went on"
-            return _fail(state._replace(inside=False), detail)
+            return fail(state._replace(inside=False), detail)
         case EffectAsked() | FinishAsked():
             return state, Interrupt("usage", "the body of once.transaction() raised: nothing more may be done")
-    raise _impossible(state, event)
+    raise impossible(state, event)
 
 
 def _at_committing(state: State, event: Event) -> Step:
@@ -339,24 +187,24 @@ def _at_committing(state: State, event: Event) -> Step:
         case Committed() if state.inside:
             return state._replace(at="finished"), Resume()
         case Committed():
-            return _settle(state, ACK)
+            return settle(state, ACK)
         case Aborted():
-            return _fail(state, "the transaction had failed inside, though the handler went on: it was rolled back")
+            return fail(state, "the transaction had failed inside, though the handler went on: it was rolled back")
         case ForeignCommit():
             detail = "the handler ended the transaction that was opened for it; what it wrote may stand"
-            return _park(state, Park("foreign commit", detail, "foreign commit"), Interrupt("usage", detail))
+            return park(state, Park("foreign commit", detail, "foreign commit"), Interrupt("usage", detail))
         case DatabaseLost():
-            return _yield(state, 1.0, "the database was lost before the commit was sent")
-    raise _impossible(state, event)
+            return give_back(state, 1.0, "the database was lost before the commit was sent")
+    raise impossible(state, event)
 
 
 def _at_finished(state: State, event: Event) -> Step:
     match event:
         case Returned() | Raised():
-            return _settle(state, ACK)
+            return settle(state, ACK)
         case EffectAsked() | FinishAsked():
             return state, Interrupt("usage", "this message is finished: no effect and no second transaction after that")
-    raise _impossible(state, event)
+    raise impossible(state, event)
 
 
 # ---- ends ------------------------------------------------------------------------------------------------------------
@@ -366,55 +214,55 @@ def _at_failing(state: State, event: Event) -> Step:
     error = state.error or Interrupt("call failed")
     match event:
         case Counted(delay_seconds):
-            return _end(state, release(delay_seconds), error)
+            return end(state, release(delay_seconds), error)
         case Parked():
-            return _end(state, ACK, error)
+            return end(state, ACK, error)
         case Lost() | DatabaseLost():
-            return _end(state, LEAVE, error)
-    raise _impossible(state, event)
+            return end(state, LEAVE, error)
+    raise impossible(state, event)
 
 
 def _at_parking(state: State, event: Event) -> Step:
     error = state.error or Interrupt("unknown")
     match event:
         case Parked():
-            return _end(state, ACK, error)
+            return end(state, ACK, error)
         case Lost() | DatabaseLost():
-            return _end(state, LEAVE, error)
-    raise _impossible(state, event)
+            return end(state, LEAVE, error)
+    raise impossible(state, event)
 
 
 def _at_yielding(state: State, event: Event) -> Step:
     error = state.error or Interrupt("later")
     match event:
         case Yielded():
-            return _end(state, release(state.delay_seconds), error)
+            return end(state, release(state.delay_seconds), error)
         case Lost() | DatabaseLost():
-            return _end(state, LEAVE, error)
-    raise _impossible(state, event)
+            return end(state, LEAVE, error)
+    raise impossible(state, event)
 
 
 def _at_unwinding(state: State, event: Event) -> Step:
     if state.ending is None or state.error is None:
-        raise _impossible(state, event)
+        raise impossible(state, event)
     match event:
         case EffectAsked() | FinishAsked():
             return state, state.error
         case BlockRaised() | BlockEnded():
             return state, state.error
         case Returned() | Raised():
-            return _settle(state, state.ending)
-    raise _impossible(state, event)
+            return settle(state, state.ending)
+    raise impossible(state, event)
 
 
 _TABLE: Final = {
     "received": _at_received,
     "taking": _at_taking,
     "handling": _at_handling,
-    "intending": _at_intending,
-    "calling": _at_calling,
-    "looking": _at_looking,
-    "recording": _at_recording,
+    "intending": at_intending,
+    "calling": at_calling,
+    "looking": at_looking,
+    "recording": at_recording,
     "beginning": _at_beginning,
     "writing": _at_writing,
     "broken": _at_broken,

@@ -13,7 +13,7 @@ from psycopg import Connection
 
 from onceward import protocol as p
 from onceward.database import is_lost
-from onceward.delivery import Shape, start, step
+from onceward.delivery import start, step
 from onceward.errors import ConflictError, Defer, LeaseLost, Refused, Reject, UnknownOutcome, UsageError
 from onceward.inbox import storable
 from onceward.intent import request_fingerprint
@@ -21,6 +21,7 @@ from onceward.message import Message, canonical_json
 from onceward.once import Effect, Once
 from onceward.provider import read_error
 from onceward.rows import Rows, Runtime
+from onceward.state import Shape
 from onceward.transport import Delivery, Settlement
 
 logger = logging.getLogger("onceward")

@@ -16,13 +16,13 @@ from psycopg.rows import tuple_row
 
 from onceward import protocol as p
 from onceward.database import Database, is_lost
-from onceward.delivery import Limits, State
 from onceward.events import Listeners
 from onceward.inbox import Inbox, TakeResult, Taking, locked_out, outside_window, storable, untimed
 from onceward.intent import Intents
 from onceward.message import Message
 from onceward.outbox import take_published
 from onceward.retry import Backoff
+from onceward.state import Limits, State
 from onceward.transport import Delivery
 
 logger = logging.getLogger("onceward")

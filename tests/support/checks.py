@@ -9,7 +9,7 @@ from psycopg import Connection
 from tests.support import rows
 from tests.support.deliveries import Provider, delivery, order
 from tests.support.points import At, Gate, Recorder
-from tests.support.queues import ListSink, relaying
+from tests.support.queues import ListSink, relaying, relaying_weakened
 from tests.support.shop import charging, of_shape
 from tests.support.waiting import Background, until, until_any_blocked
 
@@ -138,7 +138,9 @@ def check_no_effect_starts_under_a_lapsed_lease(opened: Opened, db: Conn, *, sta
     assert rows.books(db, message) == rows.Books("pending", 1, 0, [], 0)
 
 
-def check_a_key_is_not_overtaken(dsn: str, db: Conn, background: Background) -> None:
+def check_a_key_is_not_overtaken(
+    dsn: str, db: Conn, background: Background, *, statements: Mapping[str, str] | None = None
+) -> None:
     """While one relay is publishing a key's head, no other sends what is behind it; another key goes on."""
     first, second = ListSink(publish_max=1), ListSink()
     messages, free = [order(subject="k") for _ in range(4)], order(subject="free")
@@ -149,7 +151,8 @@ def check_a_key_is_not_overtaken(dsn: str, db: Conn, background: Background) -> 
         gate.wait()
         with db.transaction():
             publish(db, free)
-        with relaying(background, dsn, second):
+        other = relaying(background, dsn, second)
+        with other if statements is None else relaying_weakened(background, dsn, second, statements):
             until(lambda: free.id in second.ids)
             overtaken = [message.id for message in second.messages if message.subject == "k"]
         gate.release()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from tests.support.waiting import Background, until
 
+from onceward.database import Database
 from onceward.errors import TransportError
-from onceward.events import Listener
+from onceward.events import Listener, Listeners
 from onceward.message import Message
-from onceward.relay import relay
+from onceward.relay import _Relay, relay
 from onceward.retry import Backoff
 from onceward.transport import Delivery, Outcome, Received, Settlement, Traits
 
@@ -110,6 +111,21 @@ def relaying(background: Background, dsn: str, sink: Any, *listeners: Listener, 
     finally:
         stop.set()
         running.result(timeout=20)
+
+
+@contextmanager
+def relaying_weakened(background: Background, dsn: str, sink: Any, statements: Mapping[str, Any]) -> Iterator[None]:
+    """The same with other statements, for sabotage."""
+    database = Database(dsn, size=2)
+    database.statements = {**database.statements, **statements}
+    loop = _Relay(database, sink, 100, 0.02, SOON, Listeners(), until_empty=False)
+    running = background(loop.run, 1)
+    try:
+        yield
+    finally:
+        loop.stop()
+        running.result(timeout=20)
+        database.close()
 
 
 @contextmanager

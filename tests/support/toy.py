@@ -35,7 +35,8 @@ from tests.support.toy_world import (
 )
 
 from onceward import protocol as p
-from onceward.delivery import Shape, start
+from onceward.delivery import start
+from onceward.state import Shape
 from onceward.transport import Settlement
 
 

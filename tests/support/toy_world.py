@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from onceward import protocol as p
-from onceward.delivery import Limits, Shape, State, Step, step
+from onceward.delivery import step
+from onceward.state import Limits, Shape, State, Step
 
 LIMITS: Final = Limits(attempts_max=2, deliveries_max=3)
 CALLABLE, EXPIRED, FORGOTTEN, OUTSIDE = range(4)  # ages: key may be sent; not any more; provider forgot it; id too old

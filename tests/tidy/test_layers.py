@@ -13,13 +13,25 @@ from tests.tidy.sources import PACKAGE, ROOT, imports, module_name, python_files
 LAYERS = (
     ("errors", "message"),
     ("transport", "protocol", "retry", "events", "statements"),
-    ("delivery", "dispatch", "provider"),
+    ("state", "effect", "delivery", "dispatch", "provider"),
     ("outbox", "inbox", "intent", "database", "once", "schema"),
     ("rows", "perform", "lease", "nudge", "upkeep", "parked"),
     ("consumer", "loop", "relay"),
 )
 CORE = tuple(name for layer in LAYERS for name in layer)
-PURE = ("errors", "message", "transport", "protocol", "retry", "statements", "delivery", "dispatch", "provider")
+PURE = (
+    "errors",
+    "message",
+    "transport",
+    "protocol",
+    "retry",
+    "statements",
+    "state",
+    "effect",
+    "delivery",
+    "dispatch",
+    "provider",
+)
 OUTSIDE = {"psycopg", "psycopg_pool", "socket", "ssl", "threading", "subprocess", "asyncio", "select", "selectors"}
 OUTSIDE |= {"signal", "multiprocessing", "concurrent", "http", "urllib", "sqlite3", "logging", "queue"}
 TOOLS = ("cli", "commands", "proof", "testing", "embedded", "transports", "sql", "migrations", "__main__", "__init__")

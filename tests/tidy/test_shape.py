@@ -15,7 +15,6 @@ FUNCTION_LINES_MAX = 60
 # File -> its lines. A file that has shrunk below 400 must leave the list.
 LONG_FILES = {
     "tests/acceptance/test_embedded.py": 507,
-    "src/onceward/delivery.py": 430,  # a sixth of it is the import of the protocol's words
 }
 LONG_FUNCTIONS: dict[str, int] = {}
 FORBIDDEN = {"manager", "helper", "helpers", "util", "utils", "common", "base", "service", "processor", "misc"}

@@ -16,7 +16,8 @@ from tests.support.explorer import explore
 from tests.support.toy_world import GONE, NEVER_REDRIVEN, Rules, World
 
 from onceward import protocol as p
-from onceward.delivery import Shape, State, Step, step
+from onceward.delivery import step
+from onceward.state import Shape, State, Step
 from onceward.transport import ACK
 
 FAULTS = int(os.environ.get("ONCEWARD_EXPLORED_FAULTS", "2"))

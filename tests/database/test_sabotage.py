@@ -1,0 +1,89 @@
+"""One sabotage per guarantee: with one clause taken out, the very check that the ordinary test makes must fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from tests.support import checks
+from tests.support.deliveries import order
+from tests.support.rows import scalar, write_effect
+from tests.support.shop import transactional
+from tests.support.waiting import Background
+
+from onceward.consumer import OpenConsumer
+from onceward.message import Message
+from onceward.statements import statements
+
+Db = psycopg.Connection[Any]
+Opened = Callable[..., OpenConsumer]
+FENCE = " AND state = 'pending' AND token = %(token)s"
+fails = pytest.raises(AssertionError)
+
+
+def test_without_the_fence_of_the_finish_a_zombie_commits(opened: Opened, db: Db, background: Background) -> None:
+    with fails:
+        checks.check_a_late_finisher_writes_nothing(opened, db, background, statements={"inbox_finish": (FENCE, "")})
+
+
+def test_with_a_mark_that_proves_nothing_a_foreign_commit_is_taken_for_ours(opened: Opened, db: Db) -> None:
+    """The handler forges the mark in a transaction of its own: as if COMMIT were sent without looking."""
+
+    def work(message: Message, tx: Db) -> None:
+        write_effect(tx, message)
+        mark = scalar(tx, "SELECT current_setting('onceward.delivery')")
+        tx.execute("COMMIT; BEGIN")
+        tx.execute("SELECT set_config('onceward.delivery', %s, true)", (mark,))
+
+    with fails:
+        checks.check_a_foreign_commit_is_parked(opened, db, transactional(work), order(), 1)
+
+
+def test_without_the_write_once_rule_the_first_answer_is_lost(opened: Opened, db: Db) -> None:
+    weakened = {"intent_record": (" AND state IN ('pending', 'unknown')", "")}
+    with fails:
+        checks.check_one_answer_is_kept(opened, db, statements=weakened)
+
+
+def test_without_the_fence_of_a_failure_a_zombie_gives_anothers_claim_away(opened: Opened, db: Db) -> None:
+    with fails:
+        checks.check_a_zombie_fails_nothing(opened, db, statements={"fail_held": (FENCE, "")})
+
+
+def test_without_the_fence_of_a_park_a_zombie_parks_anothers_message(opened: Opened, db: Db) -> None:
+    with fails:
+        checks.check_a_zombie_parks_nothing(opened, db, statements={"park_held": (FENCE, "")})
+
+
+def test_without_state_and_token_a_take_over_has_two_winners(
+    opened: Opened, db: Db, connect: Callable[..., Db], background: Background
+) -> None:
+    lock = connect(autocommit=False)
+    weakened = {"inbox_take_over": (FENCE, "")}
+    with fails:
+        checks.check_a_take_over_has_one_winner(opened, db, lock, background, "transactional", statements=weakened)
+
+
+@pytest.mark.parametrize("shape", ["transactional", "effectful"])
+def test_with_the_textbooks_zero_rows_so_skip_a_crashed_claim_is_lost(shape: str, opened: Opened, db: Db) -> None:
+    weakened = {"inbox_read": ("i.state, ", "'done' AS state, ")}
+    with fails:
+        checks.check_a_crashed_claim_is_taken_over(opened, db, shape, statements=weakened)
+
+
+def test_without_the_lease_in_the_intent_an_effect_starts_after_it(opened: Opened, db: Db) -> None:
+    weakened = {"intent_insert": (" AND i.lease_until > clock_timestamp()", "")}
+    with fails:
+        checks.check_no_effect_starts_under_a_lapsed_lease(opened, db, statements=weakened)
+
+
+def test_without_the_rule_of_heads_two_relays_break_the_order(dsn: str, db: Db, background: Background) -> None:
+    """SKIP LOCKED alone: the second relay skips the head that the first holds, and sends what is behind it."""
+    heads = statements()["outbox_take_heads"]
+    if "NOT EXISTS" not in heads:
+        raise LookupError("the rule of heads")
+    weakened = {"outbox_take_heads": heads.replace("NOT EXISTS", "true OR NOT EXISTS")}
+    with fails:
+        checks.check_a_key_is_not_overtaken(dsn, db, background, statements=weakened)

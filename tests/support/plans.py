@@ -1,0 +1,97 @@
+"""Tables as they are after a busy day, and the indexes that a plan uses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any
+
+from psycopg import Connection
+from psycopg.types.json import Json
+from tests.support.deliveries import order
+from tests.support.rows import CONSUMER, explain, scalar
+
+from onceward.inbox import Inbox
+from onceward.message import uuid7_at
+from onceward.provider import idempotency_key
+
+ROWS = 50_000
+BLOCK = re.compile(r"^-- name: (\w+)\n(.*?)(?=^-- name:|\Z)", re.MULTILINE | re.DOTALL)
+
+
+def named_indexes() -> dict[str, list[str]]:
+    """Statement -> the indexes that its `-- index:` line names."""
+    found = {}
+    for file in files("onceward.sql").iterdir():
+        if file.name.endswith(".sql"):
+            for name, block in BLOCK.findall(file.read_text(encoding="utf-8")):
+                line = re.search(r"^-- index: ([\w, ]+)", block, re.MULTILINE)
+                found[name] = [] if line is None or line[1] == "none" else [part.strip() for part in line[1].split(",")]
+    return found
+
+
+def seed(db: Connection[Any]) -> dict[str, Any]:
+    """50,000 rows in each table, analysed; the parameters that any statement needs, about a row in the middle."""
+    now = int(scalar(db, "SELECT extract(epoch FROM clock_timestamp())::float8") * 1000)
+    ids = [uuid7_at(now - 1000 * n // 100, n * 7919) for n in range(ROWS)]
+    _copy(db, "inbox (consumer, message_id, fingerprint, state)", [(CONSUMER, i, b"f", "done") for i in ids])
+    intents = [(CONSUMER, i, 1, "charge", b"f", "k", "done", "{}") for i in ids]
+    _copy(db, "intents (consumer, message_id, n, name, request_fingerprint, key, state, answer)", intents)
+    _copy(db, "attempts (consumer, message_id, n, error)", [(CONSUMER, i, 1, "e") for i in ids])
+    parked = [(CONSUMER, str(i), b"f", "rejected", "", 1, "test", "{}", b"{}") for i in ids]
+    _copy(db, "parked (consumer, message_id, fingerprint, reason, detail, attempts, source, headers, body)", parked)
+    time = datetime.now(UTC)
+    waiting = [(str(i), "order", f"key-{n % 5000}", "order.placed", "shop", time, b"{}") for n, i in enumerate(ids)]
+    _copy(db, "outbox (id, aggregatetype, aggregateid, type, source, time, payload)", waiting)
+    _copy(db, "consumers (name, window_seconds)", [(f"consumer-{n}", 1.0) for n in range(2000)])
+    db.execute("ANALYZE")
+    return _params(str(ids[ROWS // 2]), ids[100:120])
+
+
+def _copy(db: Connection[Any], target: str, values: list[tuple[Any, ...]]) -> None:
+    with db.cursor() as cursor, cursor.copy(f"COPY onceward.{target} FROM STDIN".encode()) as copy:
+        for row in values:
+            copy.write_row(row)
+
+
+def _params(message_id: str, others: list[Any]) -> dict[str, Any]:
+    message = order(id=message_id, subject="key-7")
+    inbox = Inbox(CONSUMER)
+    taking = inbox.take_params(message, "pending", mark="m", lock_timeout="1s")
+    assert taking is not None
+    return (
+        taking
+        | inbox.park_params(message, "test", "rejected", "")
+        | {"token": 1, "unknown_n": 1, "n": 1, "name": "charge", "answer": "{}", "refused": False, "error": "e"}
+        | {"message_ids": others, "tokens": [1] * len(others), "callable_seconds": 1.0, "request_fingerprint": b"f"}
+        | {"key": idempotency_key(CONSUMER, message_id, "charge"), "limit": 100, "positions": list(range(100, 200))}
+        | {"position": 100, "keys": [f"key-{n}" for n in range(100)], "delay_seconds": 1.0}
+        | {"id": message_id, "aggregatetype": "order", "aggregateid": "key-7", "type": "order.placed", "source": "shop"}
+        | {"time": datetime.now(UTC), "traceparent": None, "payload": b"{}", "headers": Json({}), "body": b"{}"}
+    )
+
+
+def indexes_used(db: Connection[Any], statement: str, params: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """(indexes by their parent's name, tables that are read whole)."""
+    parents = dict(
+        db.execute(
+            "SELECT c.relname, p.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
+            " JOIN pg_class p ON p.oid = i.inhparent WHERE c.relkind IN ('i', 'r')"
+        ).fetchall()
+    )
+    used: set[str] = set()
+    whole: set[str] = set()
+    for node in _nodes(explain(db, statement, params)):
+        names = [node["Index Name"]] if "Index Name" in node else node.get("Conflict Arbiter Indexes", [])
+        used |= {parents.get(name, name) for name in names}
+        if node["Node Type"] == "Seq Scan":
+            whole.add(parents.get(node["Relation Name"], node["Relation Name"]))
+    return used, whole
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from _nodes(child)
