@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 from onceward import __version__
-from onceward.commands import loops, parked, schema, tools
+from onceward.commands import docs, loops, parked, schema, tools
 from onceward.commands.environment import one_line, warn
 from onceward.errors import OncewardError
 
@@ -56,7 +56,7 @@ def make_parser() -> Parser:
     parser = Parser(prog="onceward", description="Effectively-once message processing on Postgres.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"onceward {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (tools, schema, loops, parked):
+    for module in (tools, schema, loops, parked, docs):
         module.add_commands(commands)
     return parser
 

@@ -268,7 +268,7 @@ class Controller:
 
     async def _kill_server(self, fault: str) -> None:
         """On this thread, on purpose: a server that is started from another would outlive a killed prove."""
-        while any(self._has_last_passage(member) for member in self._members.values()):
+        while any(self._has_last_passage(member) for member in self._members.values()):  # noqa: ASYNC110 - short
             await asyncio.sleep(0.005)
         self.counts.fired[fault] += 1
         for member in self._members.values():

@@ -1,0 +1,110 @@
+"""The tables of docs/guarantees.md, written from evidence: JSON that the tools wrote, kept beside the text.
+
+`onceward docs refresh` puts each table between its markers; `--check` only says whether they are what they should be. The
+figures are those of the runs in docs/evidence, not of this machine at this moment.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from onceward.errors import UsageError
+
+Document = Mapping[str, Any]
+
+
+def refresh(text: str, evidence: Path) -> str:
+    """`text` with every marked table written anew from the evidence that there is.
+
+    Raises `UsageError` for a marker that no table is known for, or evidence that cannot be read.
+    """
+
+    def write(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in TABLES:
+            raise UsageError(f"no table is called {name!r}; there are: {', '.join(TABLES)}")
+        return f"<!-- begin: {name} -->\n{_table(name, evidence)}<!-- end: {name} -->"
+
+    return _MARKED.sub(write, text)
+
+
+def _table(name: str, evidence: Path) -> str:
+    file = evidence / f"{name}.json"
+    if not file.exists():
+        return f"*(no run is kept in {evidence.name}/{name}.json yet)*\n"
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        return TABLES[name](document)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file} is not what the tool writes: {type(error).__name__}: {error}") from error
+
+
+def prove_table(document: Document) -> str:
+    rows = (
+        ("orders", "orders"),
+        ("charges at the provider", "charges"),
+        ("**orders charged twice or more**", "double_charged_orders"),
+        ("**events lost**", "lost_events"),
+        ("**accounts booked twice or more**", "doubled_writes"),
+        ("charges without an order", "phantom_charges"),
+        ("held for a person, as predicted", "parked"),
+        ("redeliveries", "redeliveries"),
+        ("turned away by the inbox", "dedup_hits"),
+    )
+    variants = document["variants"]
+    lines = _grid([""] + [v["name"] for v in variants], [[title, *(v[key] for v in variants)] for title, key in rows])
+    kills = [sum(f["fired"] for name, f in v["faults"].items() if name.startswith("kill")) for v in variants]
+    lines.append(_row(["SIGKILLs", *kills]))
+    said = f"`onceward prove --orders {document['orders']} --seed {document['seed']}`: {document['verdict']}."
+    return "\n".join([*lines, "", said, ""])
+
+
+def ablation_table(document: Document) -> str:
+    head = ["without", "leg", "double-charged", "lost", "doubled writes", "redeliveries", "expected", "as expected"]
+    keys = ["without", "leg", "double_charged_orders", "lost_events", "doubled_writes", "redeliveries", "expected"]
+    rows = [[*(row[key] for key in keys), "yes" if row.get("ok", True) else "**no**"] for row in document["ablation"]]
+    return "\n".join([*_grid(head, rows), ""])
+
+
+def explore_table(document: Document) -> str:
+    bound = ", ".join(f"{name} {value}" for name, value in document.get("bound", {}).items())
+    found = len(document["violations"])
+    whole = "exhaustive within the bound" if document["exhausted"] else "stopped before the bound was exhausted"
+    return f"{document['states']:,} distinct states, {whole} ({bound}); violations: {found}.\n"
+
+
+def syscalls_table(document: Document) -> str:
+    rows = [
+        [who, d["calls"], d["kills"], d["doubled"], d["lost"]]
+        for who, d in document["syscalls"].items()
+        if isinstance(d, Mapping)
+    ]
+    return "\n".join([*_grid(["process", "system calls", "SIGKILLs", "doubled", "lost"], rows), ""])
+
+
+def soak_table(document: Document) -> str:
+    keys = ("orders", "kills", "redeliveries", "double_charged_orders", "lost_events", "doubled_writes")
+    rows = [[key.replace("_", " "), document[key]] for key in keys if key in document]
+    return "\n".join([*_grid(["", f"{document['seconds']:,.0f} s"], rows), ""])
+
+
+def _grid(head: list[Any], rows: list[list[Any]]) -> list[str]:
+    return [_row(head), "|" + "---|" * len(head), *(_row(row) for row in rows)]
+
+
+def _row(cells: list[Any]) -> str:
+    return "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells) + " |"
+
+
+_MARKED: Final = re.compile(r"<!-- begin: (?P<name>[\w-]+) -->\n.*?<!-- end: (?P=name) -->", re.DOTALL)
+TABLES: Final[dict[str, Callable[[Document], str]]] = {
+    "prove": prove_table,
+    "ablation": ablation_table,
+    "explore": explore_table,
+    "syscalls": syscalls_table,
+    "soak": soak_table,
+}
