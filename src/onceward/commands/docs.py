@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from onceward.commands.environment import say
 from onceward.errors import UsageError
 
 EXAMPLES = """\
@@ -31,11 +32,11 @@ def docs(given: Any) -> int:
     before = file.read_text(encoding="utf-8")
     after = refresh(before, given.folder / "evidence")
     if before == after:
-        print(f"{file}: as it should be")
+        say(f"{file}: as it should be")
         return 0
     if given.check:
-        print(f"{file}: its tables are not what docs/evidence says: run `onceward docs refresh`")
+        say(f"{file}: its tables are not what docs/evidence says: run `onceward docs refresh`")
         return 1
     file.write_text(after, encoding="utf-8")
-    print(f"{file}: written")
+    say(f"{file}: written")
     return 0
