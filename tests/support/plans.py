@@ -81,12 +81,13 @@ def indexes_used(db: Connection[Any], statement: str, params: dict[str, Any]) ->
             " JOIN pg_class p ON p.oid = i.inhparent WHERE c.relkind IN ('i', 'r')"
         ).fetchall()
     )
+    large = {row[0] for row in db.execute("SELECT relname FROM pg_class WHERE relkind = 'r' AND reltuples > 1000")}
     used: set[str] = set()
     whole: set[str] = set()
     for node in _nodes(explain(db, statement, params)):
         names = [node["Index Name"]] if "Index Name" in node else node.get("Conflict Arbiter Indexes", [])
         used |= {parents.get(name, name) for name in names}
-        if node["Node Type"] == "Seq Scan":
+        if node["Node Type"] == "Seq Scan" and node["Relation Name"] in large:
             whole.add(parents.get(node["Relation Name"], node["Relation Name"]))
     return used, whole
 

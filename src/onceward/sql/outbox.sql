@@ -21,12 +21,16 @@ SELECT o.position, o.id, o.aggregateid, o.type, o.source, o.time, o.traceparent,
    FOR UPDATE OF o SKIP LOCKED
 
 -- name: outbox_take_followers
--- why: the rows behind the heads that this relay holds, in order; guarded by the lock of their head.
+-- why: the rows behind the heads that this relay holds, in order; guarded by the lock of their head. Key by key, because
+--      `= ANY (keys) ORDER BY position` may be planned as a walk over the whole outbox that filters by key.
 -- locks: none (the heads are held)
 -- index: outbox_key
 SELECT o.position, o.id, o.aggregateid, o.type, o.source, o.time, o.traceparent, o.payload, o.attempts
-  FROM {schema}.outbox AS o
- WHERE o.aggregateid = ANY (%(keys)s) AND o.position <> ALL (%(positions)s)
+  FROM unnest(%(keys)s::text[]) AS k (key), LATERAL (
+       SELECT * FROM {schema}.outbox AS f
+        WHERE f.aggregateid = k.key AND f.position <> ALL (%(positions)s)
+        ORDER BY f.position
+        LIMIT %(limit)s) AS o
  ORDER BY o.position
  LIMIT %(limit)s
 
