@@ -104,8 +104,8 @@ class LeaseKeeper:
             claims = list(self._claims.values())
             self._beating = {id(delivery) for delivery in held}
         try:
+            self._extend_held(held)  # first: it must not wait for a database that is away
             self._extend_claims(claims)
-            self._extend_held(held)
         finally:
             with self._changed:
                 self._beating = set()

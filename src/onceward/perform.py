@@ -40,6 +40,7 @@ class Performer:
         self._rows = Rows(runtime, message, delivery)
         self._state = start(shape, runtime.limits)
         self._asked: Effect | None = None
+        self._names: set[str] = set()
         self._failure: BaseException | None = None
         self._ended = False  # the handler ended our transaction by itself, and then raised
 
@@ -104,6 +105,9 @@ class Performer:
 
     def effect(self, effect: Effect) -> Any:
         request_fingerprint(effect.request)  # a request that cannot be compared is refused before anything is written
+        if effect.name in self._names:
+            raise UsageError(f"two effects of one message are called {effect.name!r}: they would share one key, and be one")
+        self._names.add(effect.name)
         self._asked = effect
         command = self._advance(p.EffectAsked())
         if not isinstance(command, p.Resume) or command.answer is None:

@@ -27,8 +27,12 @@ from onceward.transport import Delivery
 
 logger = logging.getLogger("onceward")
 
-# The commit guard. One string is one round trip: when the division fails, the server does not go on to COMMIT.
-COMMIT_GUARDED: Final = "SELECT 1 / coalesce((current_setting('onceward.delivery', true) = '{mark}')::int, 0); COMMIT"
+# The commit guard. One string is one round trip: when the division fails, the server does not go on to COMMIT. A handler
+# may have switched durable commits off for its session; this commit is durable all the same.
+COMMIT_GUARDED: Final = (
+    "SELECT 1 / coalesce((current_setting('onceward.delivery', true) = '{mark}')::int, 0),"
+    " set_config('synchronous_commit', 'on', true); COMMIT"
+)
 DIVISION_BY_ZERO: Final = "22012"
 CONNECTION_CLASSES: Final = ("08", "57P")  # connection exceptions; the server was told to stop, or starts
 _marks: Final = count(1)

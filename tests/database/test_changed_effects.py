@@ -89,10 +89,11 @@ def test_a_request_whose_keys_are_written_in_another_order_is_the_same_request(o
     assert (provider.calls, rows.state(db, message)) == (1, "done")
 
 
-def test_the_same_name_twice_is_two_effects_with_one_key(opened: Opened, db: Db) -> None:
-    """The key is made of consumer, message and name: a handler that repeats a name repeats the key."""
+def test_the_same_name_twice_is_refused_before_the_second_call(opened: Opened, db: Db) -> None:
+    """The key is made of consumer, message and name: a second effect of that name would be silently the first."""
     message, provider = order(), Provider()
     plan: Plan = [("charge", {"amount": 1}), ("charge", {"amount": 1})]
     opened(effectful(performing(plan, provider, [False]))).deliver(delivery(message))
-    assert [intent.n for intent in rows.intents(db, message)] == [1, 2]
-    assert (provider.calls, len(provider.charges)) == (2, 1)
+    assert [intent.n for intent in rows.intents(db, message)] == [1]
+    assert (provider.calls, len(provider.charges)) == (1, 1)
+    assert rows.state(db, message) == "pending"
