@@ -10,3 +10,14 @@ CREATE TABLE accounts (
     order_id text PRIMARY KEY,
     balance  bigint NOT NULL DEFAULT 0
 );
+
+-- What the variants remember of messages by themselves: `select_then_act.py` and `no_key.py` the first, `textbook.py` both.
+CREATE TABLE processed (
+    message_id text PRIMARY KEY
+);
+
+CREATE TABLE charges (
+    message_id text PRIMARY KEY,
+    status     text NOT NULL CHECK (status IN ('pending', 'done')),
+    charge_id  text
+);

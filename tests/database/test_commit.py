@@ -11,7 +11,6 @@ from tests.support import rows
 from tests.support.checks import check_a_foreign_commit_is_parked, check_a_swallowed_error_is_a_failed_attempt
 from tests.support.deliveries import delivery, order
 from tests.support.points import At, Recorder
-from tests.support.proxy import Proxy
 from tests.support.shop import SHAPES, effectful, of_shape, transactional
 
 from onceward.consumer import Consumer, OpenConsumer
@@ -19,6 +18,7 @@ from onceward.errors import LeaseLost
 from onceward.message import Message
 from onceward.once import Once
 from onceward.parked import redrive
+from onceward.proof.proxy import Proxy
 from onceward.transport import ACK, LEAVE
 
 Db = psycopg.Connection[Any]

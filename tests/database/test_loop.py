@@ -11,13 +11,13 @@ import pytest
 from tests.support import rows
 from tests.support.deliveries import delivery, order
 from tests.support.points import Gate, Recorder
-from tests.support.proxy import Proxy
 from tests.support.queues import ListSource, consuming
 from tests.support.shop import SHAPES, of_shape, transactional
 from tests.support.waiting import Background, until
 
 from onceward.errors import TransportError, UsageError
 from onceward.loop import run
+from onceward.proof.proxy import Proxy
 from onceward.transport import Delivery, Outcome, Received, Settlement
 
 Db = psycopg.Connection[Any]

@@ -274,6 +274,6 @@ def test_a_real_browser_shows_it_on_a_phone_without_scrolling_sideways(tmp_path:
         shown = page.locator("svg:visible").count()
         browser.close()
     assert fits
-    assert shown == 2
+    assert shown == 3
     assert all(url.startswith(("file:", "data:")) for url in asked)
     assert not complaints

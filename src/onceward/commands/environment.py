@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
@@ -136,6 +137,14 @@ def seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise ArgumentTypeError(f"{text} s: use more than 0")
     return value
+
+
+def duration(text: str) -> float:
+    """An argument type: seconds, from a number with its unit: a bare 90 may be meant as minutes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", text.strip())
+    if match is None or not float(match[1]):
+        raise ArgumentTypeError(f"{text!r}: a number with its unit, for example 90s, 30m or 2h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def one_line(error: BaseException) -> str:

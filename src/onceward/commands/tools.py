@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from onceward.commands.environment import need, seconds, whole
+from onceward.commands.environment import duration, need, seconds, whole
 from onceward.errors import UsageError
 
 PROVE: Final = """\
@@ -19,9 +19,13 @@ examples:
   onceward prove --orders 200 --seed 7 --html report.html
   onceward prove --schedule prove-7/schedule.json       the very same faults again
   onceward prove --orders-from orders.csv --json result.json
+  onceward prove --every-syscall                        killed at each system call of one delivery and one relay pass
+  onceward prove --for 30m --html soak.html             orders and faults without end; Ctrl-C ends it with a report
+  onceward prove --variants naive,hardened,ack-first,select-then-act,textbook,no-key
+  onceward prove --ablate --orders 300                  hardened less one layer at a time: which layer holds what
 
 exit codes: 0 proven; 1 hardened broke; 2 usage or environment; 3 inconclusive (a planned fault did not fire, naive did
-not break, or naive was left out: nothing was proven)
+not break, or naive was left out: nothing was proven). With --ablate: 0 every row as expected, else 1
 """
 DEV: Final = """\
 examples:
@@ -57,10 +61,25 @@ def _add_prove(commands: Any) -> None:
         epilog=PROVE,
     )
     orders = parser.add_mutually_exclusive_group()
-    orders.add_argument("--orders", type=whole(1), default=1000, metavar="N", help="how many orders (default: 1000)")
+    orders.add_argument("--orders", type=whole(1), metavar="N", help="how many orders (default: 1000)")
     orders.add_argument("--orders-from", type=Path, metavar="FILE.csv", help="your own orders")
     parser.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="N", help="makes the schedule (default: a fresh one)")
-    parser.add_argument("--variants", type=_names, default=("naive", "hardened"), metavar="A,B", help="naive,hardened")
+    parser.add_argument(
+        "--variants", type=_names, metavar="A,B",
+        help="of naive,hardened,ack-first,select-then-act,textbook,no-key (default: naive,hardened)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ablate", type=_names, nargs="?", const=(), metavar="A,B",
+        help="hardened less one layer at a time: all of them, or these",
+    )  # fmt: skip
+    parser.add_argument(
+        "--every-syscall", action="store_true",
+        help="one delivery and one relay pass, killed at each of its system calls (needs strace)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--for", type=duration, dest="soak_seconds", metavar="TIME", help="soak: orders and faults without end, for 30m"
+    )
+    parser.add_argument("--rate", type=seconds, metavar="N", help="soak: orders per second (default: 30)")
     parser.add_argument("--queue", choices=("pgmq",), default="pgmq", help="the queue between the hops (default: pgmq)")
     parser.add_argument("--schedule", type=Path, metavar="FILE", help="replay this schedule of faults")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result, for programs")
@@ -84,15 +103,44 @@ def prove(given: Any) -> int:
         if path is not None and not path.absolute().parent.is_dir():
             raise UsageError(f"there is no folder {path.parent} to write {path.name} in")
 
+    if given.ablate is not None and given.variants is not None:
+        raise UsageError("--ablate runs hardened, less one layer at a time: leave out --variants")
+
+    _check_modes(given)
     need("prove", "psutil", "pgmq", "rich", "starlette", "uvicorn", "stripe", "matplotlib", "jinja2")
     from onceward.proof.command import prove as perform  # noqa: PLC0415
     from onceward.proof.options import ProveOptions  # noqa: PLC0415
 
     options = ProveOptions(
-        orders=given.orders, seed=given.seed, variants=given.variants, queue=given.queue, orders_from=given.orders_from,
-        schedule=given.schedule, json=given.json, html=given.html, keep=given.keep,
+        orders=given.orders or 1000, seed=given.seed, variants=given.variants or ("naive", "hardened"), queue=given.queue,
+        orders_from=given.orders_from, schedule=given.schedule, json=given.json, html=given.html, keep=given.keep,
+        ablate=given.ablate, rate=given.rate or 30.0,
     )  # fmt: skip
+    if given.every_syscall:
+        from onceward.proof.syscalls import prove_syscalls  # noqa: PLC0415
+
+        return prove_syscalls(options)
+    if given.soak_seconds is not None:
+        from onceward.proof.soak import prove_soak  # noqa: PLC0415
+
+        return prove_soak(options, given.soak_seconds)
     return int(perform(options))
+
+
+def _check_modes(given: Any) -> None:
+    """Raises `UsageError` for what the chosen mode would silently not do."""
+    others = {
+        "--orders": given.orders, "--orders-from": given.orders_from, "--variants": given.variants,
+        "--ablate": given.ablate, "--schedule": given.schedule, "--keep": given.keep or None,
+    }  # fmt: skip
+    mode = "--every-syscall" if given.every_syscall else "--for" if given.soak_seconds is not None else ""
+    if given.every_syscall:
+        others |= {"--for": given.soak_seconds, "--seed": given.seed, "--html": given.html}
+    if given.rate is not None and mode != "--for":
+        raise UsageError("--rate is for a soak: prove --for 30m --rate 30")
+    refused = [name for name, value in others.items() if value is not None]
+    if mode and refused:
+        raise UsageError(f"{mode} has its own orders and faults: leave out {', '.join(refused)}")
 
 
 def _add_dev(commands: Any) -> None:

@@ -7,26 +7,40 @@ import logging
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from onceward.errors import UsageError
+from onceward.proof.ablation import (
+    Row,
+    Trial,
+    ablation_json,
+    choose_rows,
+    make_ablation_schedule,
+    run_row,
+)
 from onceward.proof.options import ProveOptions
 from onceward.proof.outcome import EXIT_CODES, judge, to_json
-from onceward.proof.report import Live, print_plan, print_report
-from onceward.proof.roles import CREWS
+from onceward.proof.report import Live, print_ablation, print_plan, print_report
 from onceward.proof.run import Place, Result, place, run_variant
 from onceward.proof.schedule import Schedule, make_schedule, read_schedule, write_schedule
+from onceward.proof.variants import CREWS
 from onceward.proof.workload import make_orders, read_orders
 
 
 def prove(options: ProveOptions) -> int:
-    """Run it; returns 0 proven, 1 hardened broke, 3 inconclusive. Raises `UsageError` before anything is started."""
+    """Run it; returns 0 proven, 1 hardened broke, 3 inconclusive. Raises `UsageError` before anything is started.
+
+    The ablation returns 0 when every row is as expected, else 1.
+    """
     _check(options)
     schedule = _schedule(options)
+    if options.ablate is not None:
+        return _ablate(options, schedule, choose_rows(options.ablate))
     console = Console()
     logging.getLogger("onceward").setLevel(logging.ERROR)
     with _kept(options) as kept:
@@ -34,7 +48,8 @@ def prove(options: ProveOptions) -> int:
         print_plan(console, schedule, str(schedule_file))
         results = _run(options, schedule, schedule_file, console, kept)
         print_report(console, schedule, results)
-        _write_reports(options, schedule, schedule_file, results, console)
+        document = to_json(schedule, str(schedule_file), results)
+        _write(options, console, document, lambda path: _write_page(path, schedule, results))
         if options.keep:
             console.print(f"kept: {kept}", highlight=False, soft_wrap=True)
     return EXIT_CODES[judge(results)[0]]
@@ -51,6 +66,7 @@ def _check(options: ProveOptions) -> None:
     for path in (options.json, options.html):
         if path is not None and not path.resolve().parent.is_dir():
             raise UsageError(f"cannot write {path}: there is no folder {path.resolve().parent}")
+    choose_rows(options.ablate or ())
     if options.schedule is not None and (options.orders_from is not None or options.seed is not None):
         raise UsageError("--schedule brings its own orders and seed: leave out --orders-from and --seed")
 
@@ -60,7 +76,8 @@ def _schedule(options: ProveOptions) -> Schedule:
         return read_schedule(options.schedule)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
     orders = read_orders(options.orders_from) if options.orders_from else make_orders(options.orders, seed)
-    return make_schedule(orders, seed, options.queue)
+    make = make_schedule if options.ablate is None else make_ablation_schedule
+    return make(orders, seed, options.queue)
 
 
 @contextmanager
@@ -95,20 +112,53 @@ def _run(options: ProveOptions, schedule: Schedule, schedule_file: Path, console
     return results
 
 
+def _ablate(options: ProveOptions, schedule: Schedule, rows: Sequence[Row]) -> int:
+    console = Console()
+    logging.getLogger("onceward").setLevel(logging.ERROR)
+    with _kept(options) as kept:
+        schedule_file = options.schedule or _written(schedule, kept)
+        print_plan(console, schedule, str(schedule_file))
+        trials = _run_rows(options, schedule, schedule_file, rows, console, kept)
+        print_ablation(console, trials)
+        document = ablation_json(schedule, str(schedule_file), trials)
+        _write(options, console, document, lambda path: _write_ablation_page(path, schedule, trials))
+        if options.keep:
+            console.print(f"kept: {kept}", highlight=False, soft_wrap=True)
+    return 1 if document["reasons"] else 0
+
+
+def _run_rows(
+    options: ProveOptions, schedule: Schedule, schedule_file: Path, rows: Sequence[Row], console: Console, kept: Path
+) -> list[Trial]:
+    with place() as where, Live(console, len(schedule.orders)) as live:
+        try:
+            return [run_row(where, schedule, schedule_file.resolve(), row, live) for row in rows]
+        finally:
+            if options.keep:
+                _keep_files(where, kept)
+
+
 def _keep_files(where: Place, kept: Path) -> None:
     """Logs, ledgers and server logs, for looking into a run afterwards; sockets are left out."""
     shutil.copytree(where.folder, kept / "files", ignore=shutil.ignore_patterns("c"), dirs_exist_ok=True)
 
 
-def _write_reports(
-    options: ProveOptions, schedule: Schedule, schedule_file: Path, results: list[Result], console: Console
-) -> None:
+def _write(options: ProveOptions, console: Console, document: dict[str, Any], write_page: Callable[[Path], None]) -> None:
     if options.json is not None:
-        document = to_json(schedule, str(schedule_file), results)
         options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         console.print(f"JSON: {options.json}", highlight=False, soft_wrap=True)
     if options.html is not None:
-        from onceward.proof.page import write_page  # noqa: PLC0415 - the plotting library is slow to import
-
-        write_page(options.html, schedule, results)
+        write_page(options.html)
         console.print(f"HTML: {options.html}", highlight=False, soft_wrap=True)
+
+
+def _write_page(path: Path, schedule: Schedule, results: Sequence[Result]) -> None:
+    from onceward.proof.page import write_page  # noqa: PLC0415 - the plotting library is slow to import
+
+    write_page(path, schedule, results)
+
+
+def _write_ablation_page(path: Path, schedule: Schedule, trials: Sequence[Trial]) -> None:
+    from onceward.proof.matrix import write_page  # noqa: PLC0415 - the plotting library is slow to import
+
+    write_page(path, schedule, trials)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Action = Literal["kill", "drop", "lose", "slow", "freeze", "error before", "error after", "cut"]
+Action = Literal["kill", "drop", "lose", "slow", "freeze", "error before", "error after", "cut", "fail"]
 
 SLOW_SECONDS: Final = 3.0  # longer than the visibility timeout (2 s)
 FREEZE_SECONDS: Final = 3.0  # longer than the lease (1.5 s) and the visibility timeout
+FREEZE_SECONDS_MAX: Final = 8.0  # where nobody else took the message over
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +79,20 @@ _ALL: Final = (
 AIMED: Final = {fault.name: fault for fault in _ALL}
 PASSAGES: Final = {fault.name: index for index, fault in enumerate(_ALL)}
 
+# Aimed by the ablation alone: they need a handler that reports a passage of its own, which only its rows have.
+_OF_ABLATION: Final = (
+    Fault("swallow-database-error", "handler.after", "order.paid", "fail", 0,
+          story="the handler's last statement fails, and the handler swallows the error"),
+)  # fmt: skip
+BY_NAME: Final = AIMED | {fault.name: fault for fault in _OF_ABLATION}
+
 KILL_RANDOM: Final = "kill-random"
 GLOBAL: Final = {
     "kill-postgres-app": "the application's database server is killed with all its backends, and restarted",
     "kill-postgres-queue": "the queue's database server is killed with all its backends, and restarted",
 }
 STORIES: Final = (
-    {fault.name: fault.story for fault in _ALL}
+    {fault.name: fault.story for fault in BY_NAME.values()}
     | {KILL_RANDOM: "a worker is killed at a random instant, not at a boundary"}
     | GLOBAL
 )

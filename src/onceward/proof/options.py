@@ -19,3 +19,5 @@ class ProveOptions:
     json: Path | None = None
     html: Path | None = None
     keep: bool = False
+    rate: float = 30.0  # orders per second, of a soak
+    ablate: tuple[str, ...] | None = None  # None: not asked for; (): every row

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from onceward import __version__
 from onceward.proof.faults import STORIES
+from onceward.proof.matrix import draw_variants
 from onceward.proof.outcome import Verdict, judge
 from onceward.proof.pictures import Harm, Picture, draw_bars, draw_lanes
 from onceward.proof.report import ROWS
@@ -101,6 +102,7 @@ def _content(schedule: Schedule, results: Sequence[Result]) -> dict[str, Any]:
         "lanes_title": title,
         "lanes": _marked(draw_lanes(story, title)) if story else None,
         "heat": heat_rows(schedule, results),
+        "outcomes": _marked(draw_variants(schedule, results)) if results else None,
         "heads": [[name for name, _ in _kinds(result)] for result in results],
         "faults": [_fault(name, count, results) for name, count in schedule.planned().items()],
         "command": typed,

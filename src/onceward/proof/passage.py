@@ -15,7 +15,7 @@ from typing import Any
 
 from onceward.errors import TransportError
 from onceward.message import Message
-from onceward.proof.faults import AIMED
+from onceward.proof.faults import BY_NAME
 from onceward.proof.schedule import Schedule
 from onceward.transport import Delivery, Outcome, Received, Settlement, Sink, Source, Traits
 
@@ -24,7 +24,14 @@ Place = tuple[str, str, str]  # boundary, message type, order
 
 def armed_places(schedule: Schedule) -> dict[Place, str]:
     """Where aimed faults wait: place -> fault."""
-    return {(AIMED[a.fault].boundary, AIMED[a.fault].message_type, a.order): a.fault for a in schedule.aimed}
+    return {(BY_NAME[a.fault].boundary, BY_NAME[a.fault].message_type, a.order): a.fault for a in schedule.aimed}
+
+
+class Everywhere(frozenset[Place]):
+    """Armed everywhere: of a schedule that goes on, only the controller knows where a fault waits, and is asked."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
 
 
 class Line:
@@ -42,6 +49,12 @@ class Line:
         with self._lock:
             self._send(what)
 
+    def ask(self, **what: Any) -> Any:
+        """The controller's answer to this; it may let one wait."""
+        with self._lock:
+            self._send(what | {"ask": True})
+            return self._answer()
+
     def pass_by(self, boundary: str, message_type: str, order: str) -> str:
         """Report a passage; what the controller wants done: go, drop or lose. May never return."""
         what = {"at": boundary, "type": message_type, "order": order}
@@ -50,10 +63,13 @@ class Line:
                 self._send(what)
                 return "go"
             self._send(what | {"ask": True})
-            answer = self._answers.readline()
+            return str(self._answer()["do"])
+
+    def _answer(self) -> Any:
+        answer = self._answers.readline()
         if not answer:
             raise SystemExit("the controller is gone")
-        return str(json.loads(answer)["do"])
+        return json.loads(answer)
 
     def _send(self, what: dict[str, Any]) -> None:
         self._socket.sendall(json.dumps(what).encode() + b"\n")

@@ -209,6 +209,140 @@ def _draw_step(axes: Axes, step: Step, asker: int, provider: int, span: float) -
         axes.text(x, asker - 0.27, step.fault or "woken", fontsize=8.5, color=WARN, fontweight="bold", zorder=4)
 
 
+# ---- outcomes --------------------------------------------------------------------------------------------------------
+
+OUTCOMES: Final = (  # the worst first: an order has the worst that happened to it
+    ("charged twice", BAD),
+    ("lost", INK),
+    ("booked twice", WARN),
+    ("held", HOLD),
+    ("paid once", GOOD),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """One row of the outcome picture: per column, how many orders had each outcome (in the order of OUTCOMES)."""
+
+    name: str
+    cells: tuple[tuple[int, ...], ...]
+
+
+def draw_outcomes(rows: Sequence[Tiles], columns: Sequence[str], title: str) -> Picture:
+    """A bar per row and column, filled by what became of its orders: at a glance, which fault hurts whom, and how."""
+    with mpl.rc_context(_SETTINGS):
+        wide, narrow = _tiles(rows, columns, beside=True), _tiles(rows, columns, beside=False)
+        return Picture(_svg(wide, "outcomes-wide", title), _svg(narrow, "outcomes-narrow", title))
+
+
+def _tiles(rows: Sequence[Tiles], columns: Sequence[str], *, beside: bool) -> Figure:
+    """`beside`: a row's name stands left of its bars; else above them."""
+    step = 0.24 if beside else 0.36
+    head = _head(columns, beside=beside)
+    size = (WIDE_INCHES if beside else NARROW_INCHES, head + 0.3 + step * len(rows))
+    figure = Figure(figsize=size)
+    left = 2.1 / WIDE_INCHES if beside else 0.0
+    axes = figure.add_axes((left, 0.3 / size[1], 1 - left, 1 - (head + 0.3) / size[1]))
+    axes.set_xlim(0, max(len(columns), 1))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.axis("off")
+    for y, row in enumerate(rows):
+        if beside:
+            axes.text(-0.06, y, row.name, ha="right", va="center", fontsize=9)
+        else:
+            axes.text(0, y - 0.28, row.name, ha="left", va="center", fontsize=8)
+        for x, counts in enumerate(row.cells):
+            _tile(axes, x, y if beside else y + 0.14, counts, 0.62 if beside else 0.4)
+    for x, name in enumerate(columns):
+        if beside:
+            axes.text(x + 0.46, -0.75, _wrapped(name), ha="center", va="bottom", fontsize=9, fontweight="bold")
+        else:
+            axes.text(x + 0.46, -0.7, name, ha="center", va="bottom", fontsize=7, fontweight="bold", rotation=90)
+    _legend(figure, size[1], beside=beside)
+    return figure
+
+
+def _head(columns: Sequence[str], *, beside: bool) -> float:
+    """Inches above the bars: for names over several lines, or (narrow) standing upright."""
+    if beside:
+        return 0.28 + 0.15 * max((_wrapped(name).count("\n") for name in columns), default=0)
+    return 0.4 + 0.06 * max((len(name) for name in columns), default=0)
+
+
+def _tile(axes: Axes, x: int, y: float, counts: Sequence[int], height: float) -> None:
+    total, start = sum(counts), x + 0.02
+    if not total:
+        axes.text(x + 0.46, y, "\u2013", ha="center", va="center", fontsize=8, color=MUTED)
+        return
+    for (_, colour), count in zip(OUTCOMES, counts, strict=True):
+        width = 0.88 * count / total
+        share = 0.45 if colour == GOOD else 1.0  # harm is told by its height, too: not everybody tells red from green
+        axes.barh(y, width, left=start, height=height * share, color=colour, linewidth=0)
+        start += width
+
+
+def _wrapped(name: str) -> str:
+    """Over at most three lines, so that columns may be narrow."""
+    words = name.split("-")
+    most = max(6, -(-len(name) // 3))
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) < most:
+            lines[-1] += f"-{word}"
+        else:
+            lines[-1] += "-"
+            lines.append(word)
+    return "\n".join(lines)
+
+
+def _legend(figure: Figure, height: float, *, beside: bool) -> None:
+    x = 2.1 / WIDE_INCHES if beside else 0.0
+    inches = WIDE_INCHES if beside else NARROW_INCHES
+    for name, colour in OUTCOMES:
+        figure.text(x, 0.1 / height, "\u25a0", color=colour, fontsize=9, va="center")
+        figure.text(x + 0.14 / inches, 0.1 / height, name, color=MUTED, fontsize=7.5 if not beside else 8.5, va="center")
+        x += (0.3 + len(name) * (0.068 if beside else 0.053)) / inches
+
+
+# ---- lines -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One thing over time: seconds and values, already in the unit that its title names."""
+
+    title: str
+    points: Sequence[tuple[float, float]]
+    bad: bool = False
+
+
+def draw_lines(series: Sequence[Series], title: str) -> Picture:
+    """Small pictures side by side, each on its own scale from nought, all over the same time."""
+    with mpl.rc_context(_SETTINGS):
+        wide, narrow = _lines(series, columns=2), _lines(series, columns=1)
+        return Picture(_svg(wide, "lines-wide", title), _svg(narrow, "lines-narrow", title))
+
+
+def _lines(series: Sequence[Series], columns: int) -> Figure:
+    rows = max(1, -(-len(series) // columns))
+    figure = Figure(figsize=(WIDE_INCHES if columns > 1 else NARROW_INCHES, rows * 1.45), layout="constrained")
+    for index, each in enumerate(series):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        axes.set_title(each.title, loc="left", fontsize=9.5, fontweight="bold", pad=3)
+        axes.plot(
+            [seconds / 60 for seconds, _ in each.points], [value for _, value in each.points],
+            color=BAD if each.bad else GOOD, linewidth=1.2,
+        )  # fmt: skip
+        axes.set_ylim(0, max((value for _, value in each.points), default=1) * 1.15 or 1)
+        axes.set_xlabel("minutes", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.tick_params(labelsize=8)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    return figure
+
+
 # ---- for the page ----------------------------------------------------------------------------------------------------
 
 

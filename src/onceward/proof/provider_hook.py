@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from onceward.proof.faults import SLOW_SECONDS
-from onceward.proof.passage import armed_places
+from onceward.proof.passage import Everywhere, armed_places
 from onceward.proof.provider.hook import GO, Context, Kind, Verdict
 from onceward.proof.schedule import read_schedule
 
@@ -31,7 +31,8 @@ class Reporter:
 
     def __init__(self, socket_path: str, schedule_path: str) -> None:
         self._socket_path = socket_path
-        self._armed = frozenset(armed_places(read_schedule(Path(schedule_path))))
+        # Without a schedule, one goes on: the controller is asked each time.
+        self._armed = frozenset(armed_places(read_schedule(Path(schedule_path)))) if schedule_path else Everywhere()
         self._writer: asyncio.StreamWriter | None = None
         self._waiting: dict[int, asyncio.Future[str]] = {}
         self._numbers = count(1)

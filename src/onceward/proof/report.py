@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
+from rich.box import HEAVY_HEAD, SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from onceward.proof.ablation import Trial, publish_wait_ms, why_not_as_expected
 from onceward.proof.control import Controller
 from onceward.proof.faults import STORIES
 from onceward.proof.outcome import Verdict, judge
@@ -23,6 +25,7 @@ SAYINGS: Final[dict[Verdict, str]] = {
     "inconclusive": "INCONCLUSIVE",
 }
 WIDE: Final = 120
+FEW: Final = 3
 COLOURS: Final[dict[Verdict, str]] = {"proven": "green", "broken": "red", "inconclusive": "yellow"}
 
 
@@ -59,6 +62,45 @@ class Live:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._progress.stop()
+
+
+def print_ablation(console: Console, trials: Sequence[Trial]) -> None:
+    """The matrix of layers and what came of their absence, and whether that is what was expected."""
+    console.print(matrix(trials, console.width))
+    problems = why_not_as_expected(trials)
+    if problems:
+        console.print(Text("NOT AS EXPECTED", style="bold red"))
+    else:
+        breaks = sum(trial.row.expected == "breaks" for trial in trials)
+        console.print(Text("AS EXPECTED", style="bold green"), end=" ")
+        console.print(f"{breaks} rows break, {len(trials) - breaks} hold.", highlight=False)
+    for problem in problems:
+        console.print(f"  - {problem}", highlight=False)
+
+
+def matrix(trials: Sequence[Trial], width: int) -> Table:
+    table = Table(title="Hardened, less one layer", title_justify="left", box=SIMPLE, padding=(0, 1), pad_edge=False)
+    table.add_column("without", no_wrap=True)
+    wide = width >= WIDE
+    if wide:
+        table.add_column("leg that it closes", no_wrap=True)
+    for name in ("charged\ntwice", "events\nlost", "booked\ntwice", "delivered\nagain", "publish\nwait"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("expected", no_wrap=True)
+    for trial in trials:
+        wait = publish_wait_ms(trial.result)
+        table.add_row(
+            trial.row.without,
+            *([trial.row.leg] if wide else []),
+            *(_cell(count, is_harm=True) for count in trial.counted.values()),
+            f"{trial.result.counts.redeliveries:,}",
+            "" if wait is None else f"{wait} ms",
+            Text(
+                f"{trial.row.expected} ✗" if trial.problems() else f"{trial.row.expected} ✓",
+                "red" if trial.problems() else "",
+            ),
+        )
+    return table
 
 
 def print_plan(console: Console, schedule: Schedule, path: str) -> None:
@@ -110,25 +152,29 @@ ROWS: Final = (
 
 
 def before_after(results: Sequence[Result]) -> Table:
-    table = Table(title="The same faults, counted by an independent checker", title_justify="left")
-    table.add_column("")
-    for result in results:
-        table.add_column(result.variant, justify="right")
+    table = _beside("The same faults, counted by an independent checker", "", results)
     for name, read, is_harm in ROWS:
         values = [read(result) for result in results]
-        table.add_row(name, *(_cell(value, is_harm) for value in values))
+        table.add_row(name, *(_cell(value, is_harm=is_harm) for value in values))
     return table
 
 
-def _cell(value: float, is_harm: bool) -> Text:
+def _beside(title: str, first: str, results: Sequence[Result]) -> Table:
+    """A column per variant; of many, narrow enough for 80 characters."""
+    many = len(results) > FEW
+    table = Table(title=title, title_justify="left", box=SIMPLE if many else HEAVY_HEAD, pad_edge=not many)
+    table.add_column(first)
+    for result in results:
+        table.add_column(result.variant.replace("-", "-\n") if many else result.variant, justify="right")
+    return table
+
+
+def _cell(value: float, *, is_harm: bool) -> Text:
     return Text(f"{value:,}", style=("bold red" if value else "bold green") if is_harm else "")
 
 
 def faults_table(results: Sequence[Result], width: int) -> Table:
-    table = Table(title="Faults fired / planned", title_justify="left")
-    table.add_column("fault")
-    for result in results:
-        table.add_column(result.variant, justify="right")
+    table = _beside("Faults fired / planned", "fault", results)
     wide = width >= WIDE
     if wide:
         table.add_column("what happens")

@@ -7,7 +7,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -18,8 +19,11 @@ from psycopg_pool import ConnectionPool
 
 from onceward.events import Event
 from onceward.loop import run
-from onceward.proof.passage import Line, Place, WatchedSink, WatchedSource, armed_places
+from onceward.proof.layers import report_handler, take_away
+from onceward.proof.passage import Everywhere, Line, Place, WatchedSink, WatchedSource, armed_places
 from onceward.proof.schedule import read_schedule
+from onceward.proof.variants import MODULES, import_all
+from onceward.provider import ProviderProfile
 from onceward.relay import relay
 from onceward.statements import statements
 from onceward.transports import pgmq
@@ -41,8 +45,11 @@ class Setting:
     queue_database: str
     provider_url: str
     control_socket: str
-    schedule: str
+    schedule: str  # its file; "": it goes on, and the controller is asked
     service: str  # the folder that holds the package `payments`
+    row: bool = False  # a row of the ablation: handlers report, and may be made to fail
+    without: tuple[str, ...] = ()  # the layers that are taken away
+    window_seconds: float | None = None  # the scaled window of the provider's keys; None: the real one, a day
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -91,10 +98,21 @@ def make_card(setting: Setting, name: str) -> tuple[Any, requests.Session]:
     session = requests.Session()
     session.headers["X-Onceward-Worker"] = name
     session.trust_env = False
-    http = stripe.RequestsClient(timeout=TIMEOUT_SECONDS, session=session)
+    timeout = TIMEOUT_SECONDS if setting.window_seconds is None else profile(setting).call_timeout_seconds
+    http = stripe.RequestsClient(timeout=timeout, session=session)
     addresses: Any = {"api": setting.provider_url}
     client = stripe.StripeClient("sk_test_proof", base_addresses=addresses, max_network_retries=0, http_client=http)
     return Card(client), session
+
+
+def profile(setting: Setting) -> ProviderProfile:
+    """The provider's promise; scaled, half of the window is margin: a late call on a busy machine is still inside it."""
+    from payments.hardened import PROVIDER  # noqa: PLC0415 - found on the service's own path
+
+    window = setting.window_seconds
+    if window is None:
+        return PROVIDER
+    return replace(PROVIDER, window_seconds=window, margin_seconds=window / 2, call_timeout_seconds=window * 0.4)
 
 
 def produce(worker: Worker, place: Callable[[psycopg.Connection, dict[str, Any]], None]) -> None:
@@ -108,26 +126,35 @@ def produce(worker: Worker, place: Callable[[psycopg.Connection, dict[str, Any]]
     worker.line.note(done=True)
 
 
-# ---- naive -----------------------------------------------------------------------------------------------------------
+def produce_on(worker: Worker, place: Callable[[psycopg.Connection, dict[str, Any]], None]) -> None:
+    """Place what the controller asks for, as long as it does; what is asked for again may be in the database already."""
+    with worker.connect() as conn:
+        while orders := worker.line.ask(want=True)["orders"]:
+            for order in orders:
+                if conn.execute("SELECT 1 FROM orders WHERE id = %s", [order["id"]]).fetchone() is None:
+                    place(conn, order)
+                worker.line.note(placed=order["id"])
+    worker.line.note(done=True)
 
 
-def naive_producer(worker: Worker) -> None:
+# ---- naive, and whatever else people write ---------------------------------------------------------------------------
+
+
+def plain_producer(worker: Worker) -> None:
     from payments import naive  # noqa: PLC0415 - found on the service's own path
 
     sink = worker.sink()
     produce(worker, lambda conn, order: naive.place(conn, sink, order))
 
 
-def naive_charge(worker: Worker) -> None:
-    from payments import naive  # noqa: PLC0415 - found on the service's own path
+def plain_charge(worker: Worker) -> None:
+    module = import_module(MODULES[worker.setting.variant])
+    module.consume_charges(worker.source("charges"), worker.connect(), worker.sink(), worker.card())
 
-    naive.consume_charges(worker.source("charges"), worker.connect(), worker.sink(), worker.card())
 
-
-def naive_ledger(worker: Worker) -> None:
-    from payments import naive  # noqa: PLC0415 - found on the service's own path
-
-    naive.consume_bookings(worker.source("bookings"), worker.connect())
+def plain_ledger(worker: Worker) -> None:
+    module = import_module(MODULES[worker.setting.variant])
+    module.consume_bookings(worker.source("bookings"), worker.connect())
 
 
 # ---- hardened --------------------------------------------------------------------------------------------------------
@@ -136,19 +163,23 @@ def naive_ledger(worker: Worker) -> None:
 def hardened_producer(worker: Worker) -> None:
     from payments import hardened  # noqa: PLC0415 - found on the service's own path
 
-    produce(worker, hardened.place)
+    (produce if worker.setting.schedule else produce_on)(worker, hardened.place)
 
 
 def hardened_charge(worker: Worker) -> None:
     from payments import hardened  # noqa: PLC0415 - found on the service's own path
 
-    _run(worker, hardened.charges(worker.card(), lease_seconds=LEASE_SECONDS), "charges")
+    consumer = hardened.charges(worker.card(), lease_seconds=LEASE_SECONDS, provider=profile(worker.setting))
+    _run(worker, consumer, "charges")
 
 
 def hardened_ledger(worker: Worker) -> None:
     from payments import hardened  # noqa: PLC0415 - found on the service's own path
 
-    _run(worker, hardened.ledger(lease_seconds=LEASE_SECONDS), "bookings")
+    consumer = hardened.ledger(lease_seconds=LEASE_SECONDS)
+    if worker.setting.row:
+        report_handler(consumer, "order.paid", worker.line)
+    _run(worker, consumer, "bookings")
 
 
 def _run(worker: Worker, consumer: Any, queue: str) -> None:
@@ -167,19 +198,16 @@ def hardened_relay(worker: Worker) -> None:
     relay(sink=worker.sink, database=worker.setting.database, batch=RELAY_BATCH, lanes=1, poll_seconds=0.5)
 
 
-# Per variant: how many processes of each role.
-CREWS: Final[dict[str, dict[str, int]]] = {
-    "naive": {"producer": 1, "charge": 8, "ledger": 3},
-    "hardened": {"producer": 1, "charge": 8, "ledger": 3, "relay": 2},
+PLAIN: Final[dict[str, Callable[[Worker], None]]] = {
+    "producer": plain_producer,
+    "charge": plain_charge,
+    "ledger": plain_ledger,
 }
-ROLES: Final[dict[tuple[str, str], Callable[[Worker], None]]] = {
-    ("naive", "producer"): naive_producer,
-    ("naive", "charge"): naive_charge,
-    ("naive", "ledger"): naive_ledger,
-    ("hardened", "producer"): hardened_producer,
-    ("hardened", "charge"): hardened_charge,
-    ("hardened", "ledger"): hardened_ledger,
-    ("hardened", "relay"): hardened_relay,
+HARDENED: Final[dict[str, Callable[[Worker], None]]] = {
+    "producer": hardened_producer,
+    "charge": hardened_charge,
+    "ledger": hardened_ledger,
+    "relay": hardened_relay,
 }
 
 
@@ -189,8 +217,7 @@ def prepare(setting: Setting) -> tuple[frozenset[Place], list[dict[str, Any]]]:
     The SDK imports half of itself at its first call: 50 ms of every restart, ten times what the worker itself needs.
     """
     sys.path.insert(0, setting.service)
-    from payments import hardened, naive  # noqa: F401, PLC0415 - imported here so that a fork need not
-
+    import_all()
     card, session = make_card(setting, "nursery")
     card.find({"transfer_group": "warm-up"}, "")
     stripe.Charge.construct_from({"id": "ch_0", "object": "charge", "amount": 1}, None)
@@ -199,6 +226,8 @@ def prepare(setting: Setting) -> tuple[frozenset[Place], list[dict[str, Any]]]:
         ConnectionPool(dsn, min_size=1, open=False).close()
         psycopg.connect(dsn).close()
     statements()
+    if not setting.schedule:
+        return Everywhere(), []
     schedule = read_schedule(Path(setting.schedule))
     orders = [{"id": order.id, "amount": order.amount} for order in schedule.orders]
     return frozenset(armed_places(schedule)), orders
@@ -208,7 +237,10 @@ def child(setting: Setting, armed: frozenset[Place], orders: list[dict[str, Any]
     """Be this worker until killed. An exception ends the process, as it does in production; it is in the log."""
     code = 1
     try:
-        ROLES[setting.variant, role](Worker(setting, armed, orders, role, slot))
+        worker = Worker(setting, armed, orders, role, slot)
+        for layer in setting.without:
+            take_away(layer, worker.sink)
+        (PLAIN if setting.variant in MODULES else HARDENED)[role](worker)
         code = 0
     except BaseException:  # noqa: BLE001 - told in the log; the supervisor starts the worker again
         traceback.print_exc()

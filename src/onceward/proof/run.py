@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,8 +23,9 @@ from onceward.errors import OncewardError
 from onceward.proof import checker
 from onceward.proof.control import Controller, Counts, Moment
 from onceward.proof.provider import ProviderProcess
-from onceward.proof.roles import CREWS, QUEUES, Setting
+from onceward.proof.roles import QUEUES, Setting
 from onceward.proof.schedule import Schedule
+from onceward.proof.variants import CREWS
 from onceward.schema import migrate
 from onceward.transports import pgmq
 
@@ -68,13 +69,25 @@ class Place:
     service: Path
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changed:
+    """How one row of the ablation differs from hardened: its name, the layers taken away, the provider's scaled window."""
+
+    name: str
+    without: tuple[str, ...] = ()
+    window_seconds: float | None = None
+
+
 Progress = Callable[[str, Controller], None]
 
 
 @contextmanager
-def place() -> Iterator[Place]:
+def place(settings: Mapping[str, str] | None = None) -> Iterator[Place]:
     """Two clusters of their own, both gone afterwards: the application's database and the queue's."""
-    with Cluster.start(name="prove-app") as app, Cluster.start(name="prove-queue") as queue:
+    with (
+        Cluster.start(name="prove-app", settings=settings) as app,
+        Cluster.start(name="prove-queue", settings=settings) as queue,
+    ):
         folder = app.folder / "proof"
         folder.mkdir()
         yield Place(app, queue, folder, service_folder())
@@ -89,27 +102,30 @@ def service_folder() -> Path:
     raise ProofError("the reference payment service (examples/payments) is not installed with this package")
 
 
-def run_variant(where: Place, schedule: Schedule, schedule_file: Path, variant: str, progress: Progress) -> Result:
+def run_variant(
+    where: Place, schedule: Schedule, schedule_file: Path, variant: str, progress: Progress, changed: Changed | None = None
+) -> Result:
     """Fresh databases, a fresh ledger, the whole crew; returns when it is quiet, or has made no progress for long."""
     started = time.monotonic()
-    files = where.folder / variant
+    name = changed.name if changed else variant
+    files = where.folder / name
     files.mkdir()
-    database, queue_database = _prepare_databases(where, variant)
+    database, queue_database = _prepare_databases(where, name)
     # A socket's path must be short (about 100 bytes): relative to the folder is the shortest.
     control_socket = files / "c"
     servers = {"kill-postgres-app": _restarter(where.app), "kill-postgres-queue": _restarter(where.queue)}
     controller = Controller(schedule, CREWS[variant], servers)
     argument = json.dumps([str(control_socket), str(schedule_file)])
     ledger = files / "ledger.sqlite"
-    run = _Run(where, controller, variant, progress, database, queue_database, files)
+    run = _Run(where, controller, variant, progress, database, queue_database, files, changed)
     finished = asyncio.run(run.go(ledger, control_socket, argument, schedule_file))
     evidence = checker.gather({order.id: order.amount for order in schedule.orders}, ledger, database)
     return Result(
-        variant=variant,
+        variant=name,
         verdict=checker.judge(evidence),
         counts=controller.counts,
         planned=schedule.planned(),
-        predicted_parked=schedule.predicted_parked() if variant != "naive" else frozenset(),
+        predicted_parked=schedule.predicted_parked() if variant == "hardened" else frozenset(),
         finished=finished,
         wall_seconds=time.monotonic() - started,
         moments=dict(controller.moments),
@@ -143,11 +159,12 @@ class _Run:
 
     def __init__(
         self, where: Place, controller: Controller, variant: str, progress: Progress, database: str, queue_database: str,
-        files: Path,
+        files: Path, changed: Changed | None,
     ) -> None:  # fmt: skip
         self._where = where
         self._controller = controller
         self._variant = variant
+        self._changed = changed
         self._progress = progress
         self._database = database
         self._queue_database = queue_database
@@ -158,7 +175,9 @@ class _Run:
         server = await asyncio.start_unix_server(self._controller.hear, path=str(control_socket), limit=1 << 20)
         hook = "onceward.proof.provider_hook:make"
         log = self._files / "provider.log"
-        provider = ProviderProcess.start(ledger, hook=hook, hook_argument=hook_argument, log=log)
+        changed = self._changed
+        window = changed.window_seconds if changed else None
+        provider = ProviderProcess.start(ledger, hook=hook, hook_argument=hook_argument, log=log, window_seconds=window)
         try:
             setting = Setting(
                 variant=self._variant,
@@ -168,6 +187,9 @@ class _Run:
                 control_socket=str(control_socket),
                 schedule=str(schedule_file),
                 service=str(self._where.service),
+                row=changed is not None,
+                without=changed.without if changed else (),
+                window_seconds=window,
             )
             async with _nursery(self._files / "workers.log") as (reader, writer):
                 await self._controller.nurse(reader, writer, asdict(setting))
@@ -182,7 +204,7 @@ class _Run:
         quiet = 0
         while quiet < QUIET_POLLS:
             await asyncio.sleep(POLL_SECONDS)
-            self._progress(self._variant, self._controller)
+            self._progress(self._changed.name if self._changed else self._variant, self._controller)
             if time.monotonic() - self._controller.last_progress > STALLED_SECONDS:
                 return False
             quiet = quiet + 1 if self._controller.quiet() and await self._all_empty(provider) else 0
@@ -191,28 +213,28 @@ class _Run:
     async def _all_empty(self, provider: ProviderProcess) -> bool:
         """Queues, outbox and the provider's open requests are empty. A server that is down is not empty."""
         try:
-            self._waiting = self._count_waiting()
+            self._waiting = count_waiting(self._database, self._queue_database)
             self._waiting["open provider requests"] = int(provider.admin("open")["open_requests"])
         except (psycopg.Error, OSError):
             return False
         return not any(self._waiting.values())
 
-    def _count_waiting(self) -> dict[str, int]:
-        waiting: dict[str, int] = {}
-        with psycopg.connect(self._queue_database, autocommit=True, connect_timeout=2) as conn:
-            for name in QUEUES.values():
-                row = conn.execute(
-                    sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier("pgmq", f"q_{name}"))
-                ).fetchone()
-                waiting[f"queue {name}"] = row[0] if row else 0
-        with psycopg.connect(self._database, autocommit=True, connect_timeout=2) as conn:
-            row = conn.execute("SELECT count(*) FROM onceward.outbox").fetchone()
-            waiting["outbox"] = row[0] if row else 0
-        return waiting
-
     def why_not_quiet(self) -> str:
         left = ", ".join(f"{name}: {count}" for name, count in self._waiting.items() if count)
         return left or "workers are still busy"
+
+
+def count_waiting(database: str, queue_database: str) -> dict[str, int]:
+    """What is still on its way, in the queues and in the outbox. Raises `psycopg.Error` when a server is down."""
+    waiting: dict[str, int] = {}
+    with psycopg.connect(queue_database, autocommit=True, connect_timeout=2) as conn:
+        for name in QUEUES.values():
+            row = conn.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier("pgmq", f"q_{name}"))).fetchone()
+            waiting[f"queue {name}"] = row[0] if row else 0
+    with psycopg.connect(database, autocommit=True, connect_timeout=2) as conn:
+        row = conn.execute("SELECT count(*) FROM onceward.outbox").fetchone()
+        waiting["outbox"] = row[0] if row else 0
+    return waiting
 
 
 class _nursery:  # noqa: N801 - used as a function
@@ -222,6 +244,10 @@ class _nursery:  # noqa: N801 - used as a function
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process is not None else 0
 
     async def __aenter__(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         ours, theirs = socket.socketpair()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from onceward.errors import UsageError
-from onceward.proof.faults import AIMED, GLOBAL, KILL_RANDOM, PASSAGES, STORIES, Fault
+from onceward.proof.faults import AIMED, BY_NAME, GLOBAL, KILL_RANDOM, PASSAGES, STORIES, Fault
 from onceward.proof.workload import Order
 
 VERSION: Final = 1
@@ -60,7 +60,7 @@ class Schedule:
 
     def predicted_parked(self) -> frozenset[str]:
         """The orders that a correct consumer must hold: the provider saved a failure before its effect."""
-        return frozenset(entry.order for entry in self.aimed if AIMED[entry.fault].held)
+        return frozenset(entry.order for entry in self.aimed if BY_NAME[entry.fault].held)
 
     def kills(self) -> int:
         return sum(count for name, count in self.planned().items() if name.startswith("kill"))
@@ -69,13 +69,14 @@ class Schedule:
 def make_schedule(orders: Sequence[Order], seed: int, queue: str) -> Schedule:
     """The schedule of this seed: about half of the orders bear a fault, every kind at least once where there is room."""
     rng = random.Random(f"schedule {seed}")
-    return Schedule(seed, queue, tuple(orders), tuple(_aim(orders, rng)), tuple(_time(len(orders), rng)))
+    return Schedule(seed, queue, tuple(orders), tuple(aim(orders, rng)), tuple(_time(len(orders), rng)))
 
 
-def _aim(orders: Sequence[Order], rng: random.Random) -> list[Aimed]:
+def aim(orders: Sequence[Order], rng: random.Random, share: float = AIMED_SHARE) -> list[Aimed]:
+    """Chains of faults for this share of the orders, every kind at least once where there is room."""
     shuffled = list(orders)
     rng.shuffle(shuffled)
-    count = max(min(len(orders), len(AIMED)), round(len(orders) * AIMED_SHARE))
+    count = max(min(len(orders), len(AIMED)), round(len(orders) * share))
     first = _spread(count, rng)
     entries: list[Aimed] = []
     for order, fault in zip(shuffled, first, strict=False):
@@ -163,7 +164,7 @@ def _read(document: dict[str, Any]) -> Schedule:
     aimed = tuple(Aimed(entry["fault"], entry["order"]) for entry in document["aimed"])
     timed = tuple(Timed(**entry) for entry in document["timed"])
     for entry in aimed:
-        if entry.fault not in AIMED:
+        if entry.fault not in BY_NAME:
             raise ValueError(f"unknown fault {entry.fault!r}")
         if entry.order not in known:
             raise ValueError(f"unknown order {entry.order!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -82,8 +83,7 @@ class _Link:
         for pump in (self._pump_requests, self._pump_replies):
             threading.Thread(target=self._run, args=(pump,), daemon=True).start()
 
-    def _run(self, pump: object) -> None:
-        assert callable(pump)
+    def _run(self, pump: Callable[[], None]) -> None:
         with suppress(OSError):
             pump()
         self.close()

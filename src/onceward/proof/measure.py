@@ -1,0 +1,206 @@
+"""What a soak measures beside its orders: memory, connections, tables, WAL; and whether any of it grows without bound.
+
+By design the inbox, the intents and the service's own tables grow with every order (upkeep drops a partition when no
+duplicate can come back to it): there, growth per order is judged. Everything else must stay level.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any, Final
+
+import psutil  # type: ignore[import-untyped]
+import psycopg
+
+MEGABYTE: Final = 1_000_000
+POINTS_MIN: Final = 9  # fewer say nothing
+WARM_UP_SHARE: Final = 0.2  # of the time: caches and pools fill
+ORDERS_MIN: Final = 1500  # a table grows by pages: with fewer orders, a slope is noise
+MAX_WAL_BYTES: Final = 256 * 1024 * 1024
+# Postgres keeps about max_wal_size by itself, more only while a checkpoint is late.
+WAL_BYTES_MAX: Final = 2 * MAX_WAL_BYTES
+SETTINGS: Final = {
+    "max_wal_size": "256MB",
+    "min_wal_size": "80MB",
+    "checkpoint_timeout": "60s",
+    "autovacuum_naptime": "10s",
+}
+SLOPE_FACTOR_MAX: Final = 1.5
+SLOPE_BYTES_MIN: Final = 300.0  # per order; less is not worth a word
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One thing that is measured. It may grow by `allowed`, or by `share` of itself, and still be level."""
+
+    name: str
+    title: str
+    allowed: float
+    share: float = 0.25
+    per_order: bool = False
+
+
+KINDS: Final = (
+    Kind("nursery_bytes", "memory of the nursery", 10 * MEGABYTE),
+    Kind("worker_bytes", "memory of a worker, on average", 15 * MEGABYTE),
+    Kind("provider_bytes", "memory of the provider", 20 * MEGABYTE),
+    Kind("connections", "connections to both servers", 12),
+    Kind("waiting_bytes", "outbox and queues on disk", 40 * MEGABYTE, share=1.0),
+    Kind("table_bytes", "inbox, intents, orders, accounts on disk", 0, per_order=True),
+    Kind("wal_bytes", "WAL of both servers", WAL_BYTES_MAX),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """All that was measured at one moment; `values` by the name of the kind."""
+
+    seconds: float
+    orders: int
+    values: dict[str, float]
+
+    def to_json(self) -> dict[str, float]:
+        return {"seconds": round(self.seconds, 1), "orders": self.orders, **self.values}
+
+
+class Meter:
+    """Measures a running soak. One thread."""
+
+    def __init__(self, database: str, queue_database: str, nursery: int, provider: int) -> None:
+        self._dsns = (database, queue_database)
+        self._nursery = nursery
+        self._provider = provider
+        self._started = time.monotonic()
+
+    def measure(self, orders: int, workers: Iterable[int]) -> Sample | None:
+        """One sample; None while a server is down."""
+        memory = [found for found in map(_memory, workers) if found]
+        values = {
+            "nursery_bytes": _memory(self._nursery),
+            "worker_bytes": round(sum(memory) / len(memory)) if memory else 0,
+            "provider_bytes": _memory(self._provider),
+        }
+        try:
+            for dsn, statement in zip(self._dsns, (_APP, _QUEUE), strict=True):
+                with psycopg.connect(dsn, autocommit=True, connect_timeout=2) as conn:
+                    for name, value in zip(_COLUMNS, conn.execute(statement).fetchone() or (), strict=True):
+                        values[name] = values.get(name, 0) + int(value)
+        except psycopg.Error:
+            return None
+        return Sample(time.monotonic() - self._started, orders, dict(values))
+
+
+def _memory(pid: int) -> int:
+    """Resident bytes; 0 when the process is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
+
+
+_COLUMNS: Final = ("connections", "wal_bytes", "table_bytes", "waiting_bytes")
+_SIZES: Final = """
+SELECT (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),
+       (SELECT coalesce(sum(size), 0) FROM pg_ls_waldir()),
+       (SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)
+          FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+         WHERE c.relkind = 'r' AND ({tables})),
+       (SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)
+          FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+         WHERE c.relkind = 'r' AND ({waiting}))"""
+_APP: Final = _SIZES.format(
+    tables="n.nspname = 'public' OR (n.nspname = 'onceward' AND c.relname <> 'outbox')",
+    waiting="n.nspname = 'onceward' AND c.relname = 'outbox'",
+).encode()
+_QUEUE: Final = _SIZES.format(tables="false", waiting="n.nspname = 'pgmq'").encode()
+
+
+# ---- judging ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is said of one kind: its first and last level (or bytes per order), and whether it drifts."""
+
+    kind: Kind
+    first: float
+    last: float
+    drifts: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.kind.name, "per_order": self.kind.per_order, "first": round(self.first, 1),
+            "last": round(self.last, 1), "drifts": self.drifts,
+        }  # fmt: skip
+
+
+def judge(samples: Sequence[Sample]) -> list[Finding]:
+    """Every kind of which there is enough to say something."""
+    found = [_judge(kind, samples) for kind in KINDS]
+    return [finding for finding in found if finding is not None]
+
+
+def _judge(kind: Kind, samples: Sequence[Sample]) -> Finding | None:
+    values = [sample.values[kind.name] for sample in samples]
+    if kind.per_order:
+        return _slopes(kind, [(sample.orders, value) for sample, value in zip(samples, values, strict=True)])
+    if kind.name == "wal_bytes":
+        return Finding(kind, values[0], max(values), max(values) > WAL_BYTES_MAX) if values else None
+    return level(kind, [(sample.seconds, value) for sample, value in zip(samples, values, strict=True)])
+
+
+def level(kind: Kind, points: Sequence[tuple[float, float]]) -> Finding | None:
+    """It drifts when, after the warm-up, each third lies above the one before, and all in all by more than is allowed.
+
+    A step, a spike or a saw does not drift; a leak does, however slow, once it has cost more than is allowed.
+    """
+    if not points:
+        return None
+    begin = points[0][0] + (points[-1][0] - points[0][0]) * WARM_UP_SHARE
+    values = [value for seconds, value in points if seconds >= begin]
+    if len(values) < POINTS_MIN:
+        return None
+    third = len(values) // 3
+    levels = [median(values[:third]), median(values[third : 2 * third]), median(values[2 * third :])]
+    rises = all(after > before for before, after in pairwise(levels))
+    growth = levels[2] - levels[0]
+    return Finding(kind, levels[0], levels[2], rises and growth > max(kind.allowed, kind.share * levels[0]))
+
+
+def _slopes(kind: Kind, points: Sequence[tuple[float, float]]) -> Finding | None:
+    """Bytes per order in the first and in the second half: an order late in the soak must not cost much more."""
+    if len(points) < 2 * POINTS_MIN or points[-1][0] - points[0][0] < ORDERS_MIN:
+        return None
+    half = len(points) // 2
+    first, last = slope(points[:half]), slope(points[half:])
+    return Finding(kind, first, last, last > SLOPE_FACTOR_MAX * max(first, 0) + SLOPE_BYTES_MIN)
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Of the straight line through the points, by least squares; 0 when they are all above one another."""
+    mean_x = sum(x for x, _ in points) / len(points)
+    mean_y = sum(y for _, y in points) / len(points)
+    spread = sum((x - mean_x) ** 2 for x, _ in points)
+    return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0
+
+
+def in_words(finding: Finding) -> str:
+    """One line for people."""
+    kind = finding.kind
+    unit: Callable[[float], str] = plain if kind.name == "connections" else megabytes
+    if kind.per_order:
+        return f"{kind.title}: {finding.first:,.0f} bytes per order, then {finding.last:,.0f}"
+    word = "at most" if kind.name == "wal_bytes" else "then"
+    return f"{kind.title}: {unit(finding.first)}, {word} {unit(finding.last)}"
+
+
+def megabytes(value: float) -> str:
+    return f"{value / MEGABYTE:,.1f} MB"
+
+
+def plain(value: float) -> str:
+    return f"{value:,.0f}"

@@ -1,0 +1,181 @@
+"""The soak: it goes on until it is told, keeps nothing of what is finished, and sees what grows."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+from tests.proof.prove_run import ROOT, alive, family, prove, sabotaged, start
+
+from onceward.commands.environment import duration
+from onceward.proof.endless import BATCH, EndlessController, make_batch
+from onceward.proof.faults import AIMED
+from onceward.proof.measure import KINDS, WAL_BYTES_MAX, Sample, judge, level, slope
+from onceward.proof.passage import armed_places
+
+LEVEL = next(kind for kind in KINDS if kind.name == "nursery_bytes")
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_short_soak_holds_and_says_what_it_measured(tmp_path: Path) -> None:
+    proof = prove(tmp_path / "r.json", "--for", "20s", "--rate", "25", "--seed", "3", "--html", str(tmp_path / "r.html"))
+    assert proof.code == 0, proof.out
+    soak = proof.document["soak"]
+    assert (soak["doubled"], soak["lost"]) == (0, 0)
+    assert soak["parked"] == soak["predicted_parked"]
+    assert soak["orders"] > 100
+    assert soak["kills"] > 10
+    assert soak["faults"]["kill-random"]["fired"] > 0
+    assert len(set(soak["money"].values())) == 1
+    assert set(soak["samples"][0]) == {"seconds", "orders", *(kind.name for kind in KINDS)}
+    assert not any(finding["drifts"] for finding in soak["drift"])
+    assert "HELD 0 doubled, 0 lost" in proof.out
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert "HELD" in page
+
+
+def test_ctrl_c_ends_a_soak_with_its_report_and_leaves_nothing(tmp_path: Path) -> None:
+    """The signal goes to the whole group, as a terminal sends it: servers and crew must outlive it."""
+    report = tmp_path / "r.json"
+    command = [sys.executable, "-m", "onceward", "prove", "--for", "10m", "--rate", "15", "--json", str(report)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if "orders" in line and "under way" in line)
+        members = family(process.pid)
+        os.killpg(process.pid, signal.SIGINT)
+        out = process.stdout.read()
+    assert process.returncode == 0, out
+    document = json.loads(report.read_text(encoding="utf-8"))
+    assert document["soak"]["interrupted"]
+    assert document["soak"]["orders"] > 0
+    assert (document["soak"]["doubled"], document["soak"]["lost"]) == (0, 0)
+    psutil.wait_procs(members, timeout=5)
+    assert alive(members) == []
+
+
+def test_the_first_double_charge_ends_a_soak_that_fails(tmp_path: Path) -> None:
+    source = sabotaged(
+        tmp_path / "copy", "perform.py",
+        "effect.call(effect.request, self.runtime.intents.key(self.message, effect.name))",
+        "effect.call(effect.request, None)",
+    )  # fmt: skip
+    proof = prove(tmp_path / "r.json", "--for", "80s", "--rate", "25", "--seed", "4", source=source)
+    assert proof.code == 1, proof.out
+    assert proof.document["soak"]["doubled"] > 0
+    assert proof.document["soak"]["seconds"] < 60, "it goes on after the first harm"
+    assert "charged or booked twice" in proof.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--for", "90"], "90s, 30m or 2h"),
+        (["--for", "0s"], "90s, 30m or 2h"),
+        (["--for", "5s", "--orders", "9"], "--orders"),
+        (["--for", "5s", "--rate", "0"], "--rate"),
+        (["--rate", "5"], "--for"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_two(arguments: list[str], says: str) -> None:
+    out, _ = (process := start(*arguments)).communicate(timeout=30)
+    assert process.returncode == 2, out
+    assert says in out
+    assert "Traceback" not in out
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_duration_needs_its_unit() -> None:
+    assert [duration(text) for text in ("90s", "30m", "2h", "1.5m")] == [90, 1800, 7200, 90]
+    for text in ("90", "m", "-3s", "1d", "0m", "1e3s", ""):
+        with pytest.raises(ArgumentTypeError, match="30m"):
+            duration(text)
+
+
+def test_a_batch_is_made_from_its_seed_and_number_alone_and_holds_every_fault() -> None:
+    one, again, other = make_batch(7, 3), make_batch(7, 3), make_batch(7, 4)
+    assert one == again
+    assert one != other
+    assert not {order.id for order in one.orders} & {order.id for order in other.orders}
+    assert {entry.fault for entry in one.aimed} == set(AIMED)
+    assert all(3 * BATCH < entry.progress <= 4 * BATCH for entry in one.timed)
+
+
+def test_nothing_is_kept_of_a_finished_order() -> None:
+    controller = EndlessController(1, 10.0, {}, {})
+    taken = controller._take(2 * BATCH)
+    armed = {order for batch in (make_batch(1, 0), make_batch(1, 1)) for _, _, order in armed_places(batch)}
+    assert controller.kept() > len(armed) >= 2 * len(AIMED) - 4
+    for order in taken:
+        controller._passed.add(("ack.before", "order.paid", order))
+        controller._seen.add(("order.paid", "id", order))
+        controller._add_moment(order, "charge-0", "receives order.placed")
+    last = next(reversed(taken))
+    controller.forget(set(taken) - {last})
+    assert set(controller.moments) == set(controller.given_at) == {last}
+    controller.forget({last})
+    assert controller.kept() == 0
+    assert len(controller.ordered) == 2 * BATCH, "the amounts stay: the checker needs them at the end"
+
+
+MEGABYTES = {
+    "level": ([50.0] * 60, False),
+    "a saw": ([50.0 + n % 7 * 5 for n in range(60)], False),
+    "a step early on": ([50.0] * 14 + [90.0] * 46, False),
+    "a spike": ([50.0] * 30 + [300.0] + [50.0] * 29, False),
+    "a warm-up": ([10.0 + 40 * (1 - math.exp(-n / 3)) for n in range(60)], False),
+    "a leak": ([50.0 + n for n in range(60)], True),
+    "a leak under a saw": ([50.0 + n + n % 7 * 3 for n in range(60)], True),
+    "a leak too small to matter": ([50.0 + n / 20 for n in range(60)], False),
+}
+
+
+@pytest.mark.parametrize("name", MEGABYTES)
+def test_a_leak_drifts_and_nothing_else_does(name: str) -> None:
+    values, leaks = MEGABYTES[name]
+    finding = level(LEVEL, [(float(second), value * 1e6) for second, value in enumerate(values)])
+    assert finding is not None
+    assert finding.drifts is leaks
+
+
+def test_too_few_samples_say_nothing() -> None:
+    assert level(LEVEL, [(float(second), second * 1e9) for second in range(8)]) is None
+    assert judge([]) == []
+
+
+def test_tables_may_grow_with_the_orders_and_not_faster() -> None:
+    def drifts(bytes_of: dict[int, float]) -> bool:
+        empty = {kind.name: 0.0 for kind in KINDS}
+        samples = [Sample(float(o), o, empty | {"table_bytes": value}) for o, value in bytes_of.items()]
+        return next(finding.drifts for finding in judge(samples) if finding.kind.name == "table_bytes")
+
+    orders = range(0, 4000, 100)
+    assert not drifts({o: 2000.0 * o for o in orders})
+    assert not drifts({o: 8192.0 * (2000 * o // 8192) for o in orders})
+    assert drifts({o: 2000.0 * o + o**2 for o in orders})
+
+
+def test_wal_beyond_its_limit_is_found_whatever_its_course() -> None:
+    empty = {kind.name: 0.0 for kind in KINDS}
+    samples = [Sample(0.0, 0, empty), Sample(1.0, 1, empty | {"wal_bytes": WAL_BYTES_MAX + 1.0}), Sample(2.0, 2, empty)]
+    assert [finding.kind.name for finding in judge(samples) if finding.drifts] == ["wal_bytes"]
+
+
+def test_a_slope_is_bytes_per_order() -> None:
+    assert slope([(0, 5), (10, 25), (20, 45)]) == pytest.approx(2.0)
+    assert slope([(3, 1), (3, 9)]) == 0

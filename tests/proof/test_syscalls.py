@@ -1,0 +1,89 @@
+"""One delivery and one relay pass, killed at each of their system calls; and COMMITs that nobody knows the outcome of."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.proof.prove_run import prove, sabotaged, start
+
+NO_HARM = {"doubled": 0, "lost": 0}
+
+
+@pytest.fixture
+def _strace() -> None:
+    if shutil.which("strace") is None:
+        if os.environ.get("CI"):
+            pytest.fail("CI must have strace")
+        pytest.skip("no strace here")
+
+
+@pytest.mark.usefixtures("_strace")
+def test_no_system_call_is_a_bad_moment_to_die_and_no_commit_is_one_to_be_cut_at(tmp_path: Path) -> None:
+    proof = prove(tmp_path / "r.json", "--every-syscall")
+    assert proof.code == 0, proof.out
+    assert proof.document["ok"]
+    swept = proof.document["syscalls"]
+    assert set(swept) == {"consumer", "ledger", "relay"}
+    for subject in swept.values():
+        assert {name: subject[name] for name in NO_HARM} == NO_HARM
+        assert subject["kills"] >= subject["calls"] - 3, "a receive more or less is chance, more is not"
+        assert sum(subject["by_call"].values()) == subject["kills"]
+    assert swept["consumer"]["kills"] > 25
+    assert {"consumer.claimed", "effect.intended", "effect.answered", "effect.recorded", "consumer.finishing"} <= set(
+        swept["consumer"]["after_step"]
+    )
+    assert swept["relay"]["sent_again"] > 0, "killed between publish and delete: sent twice, under one id"
+    assert set(proof.document["ambiguous"]) == {"effectful", "transactional"}
+    for cuts in proof.document["ambiguous"].values():
+        assert cuts["before"] == NO_HARM | {"committed": False, "settlement": "leave", "redelivery": "handled", "ok": True}
+        assert cuts["after"] == NO_HARM | {"committed": True, "settlement": "leave", "redelivery": "duplicate", "ok": True}
+
+
+@pytest.mark.usefixtures("_strace")
+def test_the_sweep_finds_a_key_that_is_made_anew_and_an_id_that_is_made_anew(tmp_path: Path) -> None:
+    source = sabotaged(
+        tmp_path / "copy", "perform.py",
+        "effect.call(effect.request, self.runtime.intents.key(self.message, effect.name))",
+        "effect.call(effect.request, None)",
+    )  # fmt: skip
+    relay = source / "src" / "onceward" / "relay.py"
+    text = relay.read_text(encoding="utf-8")
+    assert text.count('        id=row["id"],\n') == 1
+    relay.write_text(text.replace('        id=row["id"],\n', ""), encoding="utf-8")
+    proof = prove(tmp_path / "r.json", "--every-syscall", source=source)
+    assert proof.code == 1, proof.out
+    assert proof.document["syscalls"]["consumer"]["doubled"] > 0
+    assert proof.document["syscalls"]["relay"]["doubled"] > 0
+    assert proof.document["syscalls"]["ledger"]["doubled"] == 0
+    assert "recvfrom, after effect.intended" in proof.out
+
+
+def test_without_strace_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    proof = prove(tmp_path / "r.json", "--every-syscall")
+    assert proof.code == 3
+    assert "apt-get install strace" in proof.out
+
+
+def test_where_tracing_is_forbidden_it_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "strace"
+    fake.write_text(
+        "#!/bin/sh\necho 'strace: test_ptrace_get_syscall_info: PTRACE_TRACEME: Operation not permitted' >&2\nexit 1\n"
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    proof = prove(tmp_path / "r.json", "--every-syscall")
+    assert proof.code == 3
+    assert "Operation not permitted" in proof.out
+    assert "SYS_PTRACE" in proof.out
+
+
+@pytest.mark.parametrize("more", [["--orders", "5"], ["--variants", "naive"], ["--for", "5s"], ["--html", "r.html"]])
+def test_what_the_sweep_would_not_do_is_refused(more: list[str]) -> None:
+    out, _ = (process := start("--every-syscall", *more)).communicate(timeout=30)
+    assert process.returncode == 2, out
+    assert more[0] in out
+    assert "Traceback" not in out
