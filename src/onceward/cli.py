@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 from onceward import __version__
-from onceward.commands import docs, loops, parked, schema, tools
+from onceward.commands import demo, docs, explore, loops, parked, schema, tools
 from onceward.commands.environment import one_line, warn
 from onceward.errors import OncewardError
 
 EPILOG: Final = """\
 start here:
   onceward prove                        break a payment service, ours beside an ordinary one, and count
+  onceward demo --list                  one failure at a time, step by step, then closed
   onceward dev                          a Postgres to play with, kept in ./.onceward
   onceward migrate --database DSN       our tables, in your Postgres
   onceward run shop.consumers:charges --queue orders
@@ -56,7 +57,7 @@ def make_parser() -> Parser:
     parser = Parser(prog="onceward", description="Effectively-once message processing on Postgres.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"onceward {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (tools, schema, loops, parked, docs):
+    for module in (tools, demo, explore, schema, loops, parked, docs):
         module.add_commands(commands)
     return parser
 

@@ -1,0 +1,147 @@
+"""Bugs, planted one at a time: a line of the protocol, of a statement or of the relay is wrong. Each must be found.
+
+An explorer that finds nothing in the production protocol means something only if it finds these.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from onceward import delivery, dispatch
+from onceward import protocol as p
+from onceward.proof.explorer import promises
+from onceward.proof.explorer.cell import Cell
+from onceward.proof.explorer.outbox import Lane, Post
+from onceward.proof.explorer.rules import RELAY, RelayRules, Rules
+from onceward.proof.explorer.search import Bound, Passage
+from onceward.state import State, Step
+from onceward.transport import ACK
+
+
+class Planted(NamedTuple):
+    """One bug: what is wrong, the promise that it must be seen to break, and where it is looked for."""
+
+    what: str
+    promise: str
+    rules: Rules = Rules()
+    relay: RelayRules = RELAY
+    messages: int = 1
+    lanes: int = 0
+    faults: int = 2
+
+    def passage(self, name: str) -> Passage:
+        post = Post(rules=self.relay, lanes=(Lane(),) * self.lanes)
+        bound = Bound(messages=self.messages, faults=self.faults)
+        return Passage(name, (Cell(rules=self.rules),) * self.messages, post, bound)
+
+
+def ambiguous_is_acked(state: State, event: p.Event) -> Step:
+    return delivery.step(state, p.Committed() if isinstance(event, p.Ambiguous) and state.at == "committing" else event)
+
+
+def unknown_is_called_again(state: State, event: p.Event) -> Step:
+    after, command = delivery.step(state, event)
+    return (after._replace(at="calling"), p.Call(after.n)) if isinstance(command, p.LookUp) else (after, command)
+
+
+def in_flight_is_acked(state: State, event: p.Event) -> Step:
+    after, command = delivery.step(state, event)
+    return after, p.Settle(ACK) if isinstance(event, p.InFlight) else command
+
+
+def aborted_is_acked(state: State, event: p.Event) -> Step:
+    return delivery.step(state, p.Committed() if isinstance(event, p.Aborted) else event)
+
+
+def lost_park_is_acked(state: State, event: p.Event) -> Step:
+    lost = isinstance(event, p.Lost | p.DatabaseLost) and state.at == "parking"
+    return delivery.step(state, p.Parked() if lost else event)
+
+
+def unconfirmed_is_deleted(state: dispatch.State, event: dispatch.Event) -> dispatch.Step:
+    after, command = dispatch.step(state, event)
+    if isinstance(command, dispatch.Mark):
+        return after, dispatch.Mark(tuple(row.position for row in state.rows), ())
+    return after, command
+
+
+TRANSACTIONAL: Final = Rules(shape="transactional")
+PLANTED: Final = {
+    "ack-before-commit": Planted(
+        "the message is acknowledged before its COMMIT is sent", promises.LOST, Rules(ack_before_commit=True)
+    ),
+    "token-not-checked": Planted(
+        "the finish checks the state of the row, and not the token", promises.TRESPASSED, Rules(fence="state")
+    ),
+    "no-fence": Planted(
+        "the finish checks neither state nor token", promises.WRITTEN_TWICE, Rules(fence="nothing")
+    ),
+    "fresh-key": Planted(
+        "each attempt makes a new idempotency key", promises.CHARGED_TWICE, Rules(key_stable=False)
+    ),
+    "conflict-after-in-flight": Planted(
+        "the payload is compared only once the row is pending and lapsed: another payload of a done id is a duplicate",
+        promises.LOST, Rules(conflict_late=True, other_payload=True),
+    ),
+    "skip-on-zero-rows": Planted(
+        "0 rows inserted, so the message is skipped", promises.LOST, Rules(zero_rows_skip=True)
+    ),
+    "answer-only-in-finish": Planted(
+        "the answer is recorded in the finishing transaction only", promises.ANSWER_GONE, Rules(record_in_finish=True)
+    ),
+    "fenced-recording": Planted(
+        "recording an answer is fenced, so a worker that lost its lease throws it away",
+        promises.ANSWER_GONE, Rules(record_fenced=True),
+    ),
+    "call-before-intent": Planted(
+        "the provider is called without a committed intent", promises.CHARGED_BLIND, Rules(call_before_intent=True)
+    ),
+    "blind-retry": Planted(
+        "past the provider's window the effect is called again, not looked up",
+        promises.CHARGED_BLIND, Rules(step=unknown_is_called_again),
+    ),
+    "default-partition": Planted(
+        "a default partition takes an old id as new, after its own partition was dropped",
+        promises.WRITTEN_TWICE, Rules(default_partition=True),
+    ),
+    "failed-row-stays": Planted(
+        "a failed attempt leaves its row as done, so that its own retry looks like a duplicate",
+        promises.UNWRITTEN, TRANSACTIONAL._replace(failed_row_stays=True),
+    ),
+    "park-leaves-row": Planted(
+        "a park writes the parked row and leaves the inbox row pending",
+        promises.DONE_AND_PARKED, Rules(park_leaves_row=True), faults=3,
+    ),
+    "parked-row-missing": Planted(
+        "a park sets the inbox row and writes no parked row", promises.NAMELESS, Rules(parked_row_missing=True)
+    ),
+    "ambiguous-acked": Planted(
+        "a COMMIT without a reply is taken for committed", promises.LOST, Rules(step=ambiguous_is_acked)
+    ),
+    "aborted-acked": Planted(
+        "a COMMIT that the server answered with ROLLBACK is taken for committed",
+        promises.LOST, Rules(step=aborted_is_acked),
+    ),
+    "in-flight-acked": Planted(
+        "a message in another worker's hands is acknowledged", promises.LOST, Rules(step=in_flight_is_acked)
+    ),
+    "lost-park-acked": Planted(
+        "a park that was not written is acknowledged", promises.LOST, TRANSACTIONAL._replace(step=lost_park_is_acked)
+    ),
+    "publish-outside": Planted(
+        "the event is put into the outbox in a transaction of its own, before the handler's",
+        promises.EVENT_PHANTOM, Rules(publish_outside=True), lanes=1,
+    ),
+    "relay-deletes-first": Planted(
+        "the relay deletes what it took before it publishes",
+        promises.EVENT_LOST, TRANSACTIONAL, RelayRules(delete_before_publish=True), lanes=1,
+    ),
+    "relay-deletes-unconfirmed": Planted(
+        "the relay deletes all that it sent, confirmed or not",
+        promises.EVENT_LOST, TRANSACTIONAL, RelayRules(step=unconfirmed_is_deleted), lanes=1,
+    ),
+    "relay-overtakes": Planted(
+        "a relay takes any row that nobody holds (SKIP LOCKED alone), also behind an earlier one of its key",
+        promises.OVERTAKEN, TRANSACTIONAL, RelayRules(heads_only=False), messages=2, lanes=2, faults=0,
+    ),
+}  # fmt: skip
