@@ -32,7 +32,7 @@ def test_random_traces_on_the_model_and_on_postgres_agree(dsn: str, connect: Con
     with runtime(dsn) as shared:
 
         @settings(
-            max_examples=350,
+            max_examples=250,
             deadline=None,
             database=None,
             derandomize=bool(os.environ.get("CI")),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onceward.errors import UsageError
-from onceward.proof.explorer.passages import DEEPER, PASSAGES
+from onceward.proof.explorer.passages import ASSUMED, DEEPER, PASSAGES
 from onceward.proof.explorer.planted import PLANTED, Planted
 from onceward.proof.explorer.search import Bound, Found, Passage, Space, search
 from onceward.proof.explorer.story import tell
@@ -68,6 +68,7 @@ def as_json(done: list[Explored], seconds: float, *, complete: bool) -> dict[str
             if explored.found.broken
         ],
         "bound": {name: max((getattr(bound, name) for bound in bounds), default=0) for name in Bound._fields},
+        "assumed": list(ASSUMED),
         "passages": [
             {
                 "name": explored.passage.name,
@@ -156,6 +157,7 @@ def _say_story(say: Say, explored: Explored) -> None:
 def _say_sum(say: Say, document: dict[str, Any]) -> None:
     how = "exhaustive within these bounds" if document["exhausted"] else "not exhaustive: stopped early"
     violations = len(document["violations"]) or "no"
+    say(f"assumed: {'; '.join(document['assumed'])}")
     say(f"{document['states']:,} distinct states in {document['seconds']:.1f} s, {how}; {violations} violation(s)")
 
 
