@@ -19,6 +19,7 @@ VARIANT_KEYS = {
     "predicted_parked", "deliveries", "redeliveries", "dedup_checks", "dedup_hits", "dedup_hit_rate", "faults",
     "wall_seconds",
 }  # fmt: skip
+SIGNS = {"initdb": "initdb", "clusters": "postgres", "provider": "provider", "workers": "nursery"}
 HARM = ("double_charged_orders", "phantom_charges", "lost_events", "doubled_writes")
 
 
@@ -85,10 +86,10 @@ def test_wrong_usage_is_one_line_and_exit_two(arguments: list[str], says: str) -
     assert "Traceback" not in out
 
 
-@pytest.mark.parametrize("kill_when", ["clusters", "provider", "workers"])
+@pytest.mark.parametrize("kill_when", ["initdb", "clusters", "provider", "workers"])
 def test_nothing_is_left_of_a_killed_prove_after_the_next_start(kill_when: str, tmp_path: Path) -> None:
     process = start("--orders", "400", "--json", str(tmp_path / "r.json"))
-    members = _family_when(process.pid, {"clusters": "postgres", "provider": "provider", "workers": "nursery"}[kill_when])
+    members = _family_when(process.pid, SIGNS[kill_when])
     process.kill()
     process.communicate(timeout=30)
     sweep_leftovers()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import json
+import logging
 import os
 import shutil
 import stat
@@ -29,6 +30,9 @@ from onceward.errors import OncewardError, UsageError
 _GONE_SECONDS_MAX: Final = 10.0
 _POLL_SECONDS: Final = 0.005
 IPC_RMID: Final = 0  # linux/ipc.h, sys/ipc.h
+
+logger = logging.getLogger("onceward")
+REMOVE_SECONDS_MAX: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -133,8 +137,9 @@ class Entry:
         data = Path(self.folder) / "data"
         if self.server is not None and not self.server.alive():
             release_shared_memory(data)
-        if self.temporary and Path(self.folder).exists():
-            shutil.rmtree(self.folder)
+        if self.temporary and not _folder_is_gone(Path(self.folder)):
+            logger.warning("%s cannot be removed yet; the next start tries again", self.folder)
+            return
         Path(self.path).with_suffix(".draft").unlink(missing_ok=True)
         Path(self.path).unlink(missing_ok=True)
 
@@ -152,6 +157,21 @@ class Entry:
         draft = path.with_suffix(".draft")
         draft.write_text(json.dumps(asdict(self)))
         draft.replace(path)
+
+
+def _folder_is_gone(folder: Path) -> bool:
+    """The folder is removed; False when it resists for `REMOVE_SECONDS_MAX`.
+
+    An initdb that was told to end when its owner died tidies up the same folder at the same time: what one of the two
+    does not find any more, the other has removed.
+    """
+    deadline = time.monotonic() + REMOVE_SECONDS_MAX
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        if time.monotonic() > deadline:
+            return not folder.exists()
+        time.sleep(0.02)
+    return True
 
 
 def registry() -> Path:
