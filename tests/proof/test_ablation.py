@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 from tests.proof.prove_run import prove, start
-from tests.proof.test_page import CHROMIUM, a_verdict
+from tests.proof.test_page import a_verdict
+from tests.support.browser import show_on_a_phone
 
 from onceward.errors import UsageError
 from onceward.proof.ablation import BY_NAME, ROWS, Trial, choose_rows, make_ablation_schedule, trial_json
+from onceward.proof.ablation_page import render
 from onceward.proof.control import Counts, Moment
 from onceward.proof.layers import LAYERS, STATEMENTS
-from onceward.proof.matrix import outcomes, render, write_page
 from onceward.proof.run import Result
 from onceward.proof.schedule import Aimed, Schedule, make_schedule, write_schedule
+from onceward.proof.tiles import outcomes
 from onceward.proof.workload import make_orders
 from onceward.statements import statements
 
@@ -140,18 +142,7 @@ def test_the_page_shows_each_row_and_says_what_is_not_as_expected() -> None:
 
 
 def test_a_phone_shows_the_page_without_scrolling_sideways(tmp_path: Path) -> None:
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no {CHROMIUM}")
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - slow to import, and needed here alone
-
-    write_page(tmp_path / "page.html", SCHEDULE, [a_trial(row.without) for row in ROWS])
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 380, "height": 800})
-        page.goto((tmp_path / "page.html").as_uri())
-        fits = page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        browser.close()
-    assert fits
+    show_on_a_phone(render(SCHEDULE, [a_trial(row.without) for row in ROWS]), tmp_path).assert_sound()
 
 
 # ---- for real --------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,16 +11,19 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from tests.support.browser import show_on_a_phone
 
 from onceward.proof.checker import Verdict
 from onceward.proof.control import Counts, Moment
-from onceward.proof.page import heat_rows, money, render, run_again, tell_account, write_page
+from onceward.proof.faults import LEG_OF
+from onceward.proof.legs import LEGS, anchor
+from onceward.proof.page import breakable, money
+from onceward.proof.proof_page import heat_rows, leg_rows, render, run_again, tell_account
 from onceward.proof.run import Result
 from onceward.proof.schedule import Aimed, Schedule, Timed, make_schedule
 from onceward.proof.story import choose_story, tell
 from onceward.proof.workload import Order, make_orders
 
-CHROMIUM: Final = Path("/usr/bin/chromium")
 HOSTILE: Final = """<script>alert("1")</script>'&$x_1$"""
 FIRST, SECOND, ONLY = "ch_first0000000000000000000", "ch_second000000000000000000", "ch_only00000000000000000000"
 VOID: Final = {"meta", "link", "br", "hr", "img", "input"}
@@ -253,27 +255,25 @@ def test_an_unreached_fault_is_named() -> None:
     assert "0 (1 unreached)" in page
 
 
+def test_each_leg_is_told_and_each_fault_leads_to_its_leg() -> None:
+    page = render(SCHEDULE, [naive(), hardened()])
+    for leg in LEGS:
+        assert f'<h3 id="{anchor(leg)}">' in page
+    for fault in {entry.fault for entry in SCHEDULE.aimed}:
+        assert f'<a href="#{anchor(LEG_OF[fault])}">{breakable(fault)}</a>' in page
+    assert "docs/guarantees.md" in page
+
+
+def test_harm_is_counted_per_leg_as_per_fault() -> None:
+    rows = {row.name: row for row in leg_rows(SCHEDULE, [naive(), hardened()])}
+    assert set(rows) == {"dual write", "timeout", "outside effect", "past the window"}
+    assert [cell.text for cell in rows["timeout"].cells] == ["1", "0", "1", "0", "0", "0", "0"]
+    assert [cell.text for cell in rows["dual write"].cells] == ["0", "1", "0", "0", "0", "0", "0"]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("case", ["proven", "a third variant"])
 def test_a_real_browser_shows_it_on_a_phone_without_scrolling_sideways(tmp_path: Path, scheme: Any, case: str) -> None:
-    if not CHROMIUM.exists():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"there is no {CHROMIUM}")
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - slow to import, and needed here alone
-
-    write_page(tmp_path / "page.html", SCHEDULE, CASES[case])
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=flags)
-        page = browser.new_page(viewport={"width": 380, "height": 800}, color_scheme=scheme)
-        asked: list[str] = []
-        complaints: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: complaints.append(message.text))
-        page.goto((tmp_path / "page.html").as_uri())
-        fits = page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        shown = page.locator("svg:visible").count()
-        browser.close()
-    assert fits
-    assert shown == 3
-    assert all(url.startswith(("file:", "data:")) for url in asked)
-    assert not complaints
+    shown = show_on_a_phone(render(SCHEDULE, CASES[case]), tmp_path, scheme)
+    shown.assert_sound()
+    assert shown.pictures == 3 + len(LEGS)

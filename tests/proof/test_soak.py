@@ -116,6 +116,15 @@ def test_a_batch_is_made_from_its_seed_and_number_alone_and_holds_every_fault() 
     assert all(3 * BATCH < entry.progress <= 4 * BATCH for entry in one.timed)
 
 
+def test_orders_that_are_held_are_not_under_way() -> None:
+    """They never come to their last ack: counted as backlog, they would stop a long soak's giving in the end."""
+    controller = EndlessController(1, 10.0, {}, {})
+    taken = controller._take(50 * BATCH)
+    assert len(controller.predicted) >= 50
+    controller.counts.acked = len(taken) - len(controller.predicted)
+    assert controller.backlog == 0
+
+
 def test_nothing_is_kept_of_a_finished_order() -> None:
     controller = EndlessController(1, 10.0, {}, {})
     taken = controller._take(2 * BATCH)

@@ -17,7 +17,7 @@ PROVE: Final = """\
 examples:
   onceward prove                                        1,000 orders, a fresh seed, naive beside hardened
   onceward prove --orders 200 --seed 7 --html report.html
-  onceward prove --schedule prove-7/schedule.json       the very same faults again
+  onceward prove --schedule FILE.json                   the very same faults again (each run names its file)
   onceward prove --orders-from orders.csv --json result.json
   onceward prove --every-syscall                        killed at each system call of one delivery and one relay pass
   onceward prove --for 30m --html soak.html             orders and faults without end; Ctrl-C ends it with a report
@@ -107,7 +107,7 @@ def prove(given: Any) -> int:
         raise UsageError("--ablate runs hardened, less one layer at a time: leave out --variants")
 
     _check_modes(given)
-    need("prove", "psutil", "pgmq", "rich", "starlette", "uvicorn", "stripe", "matplotlib", "jinja2")
+    need("prove", "psutil", "pgmq", "rich", "starlette", "uvicorn", "stripe", "matplotlib", "jinja2", "markdown_it")
     from onceward.proof.command import prove as perform  # noqa: PLC0415
     from onceward.proof.options import ProveOptions  # noqa: PLC0415
 

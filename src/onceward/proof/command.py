@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -25,7 +23,7 @@ from onceward.proof.ablation import (
 )
 from onceward.proof.options import ProveOptions
 from onceward.proof.outcome import EXIT_CODES, judge, to_json
-from onceward.proof.report import Live, print_ablation, print_plan, print_report
+from onceward.proof.report import Live, print_ablation, print_plan, print_report, write_files
 from onceward.proof.run import Place, Result, place, run_variant
 from onceward.proof.schedule import Schedule, make_schedule, read_schedule, write_schedule
 from onceward.proof.variants import CREWS
@@ -49,7 +47,7 @@ def prove(options: ProveOptions) -> int:
         results = _run(options, schedule, schedule_file, console, kept)
         print_report(console, schedule, results)
         document = to_json(schedule, str(schedule_file), results)
-        _write(options, console, document, lambda path: _write_page(path, schedule, results))
+        write_files(options, console, document, "proof_page", schedule, results)
         if options.keep:
             console.print(f"kept: {kept}", highlight=False, soft_wrap=True)
     return EXIT_CODES[judge(results)[0]]
@@ -82,7 +80,7 @@ def _schedule(options: ProveOptions) -> Schedule:
 
 @contextmanager
 def _kept(options: ProveOptions) -> Iterator[Path]:
-    """The folder that the schedule is written to: ./prove-SEED with --keep, else the temporary folder's."""
+    """The folder that the schedule is written to: a new ./prove-1, ./prove-2, … with --keep, else the temporary folder."""
     if options.keep:
         number = 1
         while (folder := Path(f"prove-{number}")).exists():
@@ -121,7 +119,7 @@ def _ablate(options: ProveOptions, schedule: Schedule, rows: Sequence[Row]) -> i
         trials = _run_rows(options, schedule, schedule_file, rows, console, kept)
         print_ablation(console, trials)
         document = ablation_json(schedule, str(schedule_file), trials)
-        _write(options, console, document, lambda path: _write_ablation_page(path, schedule, trials))
+        write_files(options, console, document, "ablation_page", schedule, trials)
         if options.keep:
             console.print(f"kept: {kept}", highlight=False, soft_wrap=True)
     return 1 if document["reasons"] else 0
@@ -141,24 +139,3 @@ def _run_rows(
 def _keep_files(where: Place, kept: Path) -> None:
     """Logs, ledgers and server logs, for looking into a run afterwards; sockets are left out."""
     shutil.copytree(where.folder, kept / "files", ignore=shutil.ignore_patterns("c"), dirs_exist_ok=True)
-
-
-def _write(options: ProveOptions, console: Console, document: dict[str, Any], write_page: Callable[[Path], None]) -> None:
-    if options.json is not None:
-        options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        console.print(f"JSON: {options.json}", highlight=False, soft_wrap=True)
-    if options.html is not None:
-        write_page(options.html)
-        console.print(f"HTML: {options.html}", highlight=False, soft_wrap=True)
-
-
-def _write_page(path: Path, schedule: Schedule, results: Sequence[Result]) -> None:
-    from onceward.proof.page import write_page  # noqa: PLC0415 - the plotting library is slow to import
-
-    write_page(path, schedule, results)
-
-
-def _write_ablation_page(path: Path, schedule: Schedule, trials: Sequence[Trial]) -> None:
-    from onceward.proof.matrix import write_page  # noqa: PLC0415 - the plotting library is slow to import
-
-    write_page(path, schedule, trials)

@@ -73,8 +73,8 @@ class EndlessController(Controller):
 
     @property
     def backlog(self) -> int:
-        """Orders that were given, and whose last event is not acknowledged."""
-        return len(self.ordered) - self.counts.acked
+        """Orders that were given, and whose last event is still to be acknowledged: of one that is held, there is none."""
+        return len(self.ordered) - self.counts.acked - len(self.predicted)
 
     def stop_giving(self) -> None:
         """No order is given any more; what is under way goes to its end, and no random kill comes after it."""

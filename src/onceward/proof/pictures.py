@@ -1,59 +1,31 @@
-"""The pictures of the report, drawn with matplotlib, made fit to stand inside a page.
-
-Each is drawn twice, for a wide page and for a phone; the page shows one. Text stays text (the reader's own font), colours
-are the page's own variables, so that light and dark both work; ids are made unique, and nothing points outside.
-"""
+"""The pictures of the reports: bars, the lanes of one order, outcomes, lines over time."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from onceward.proof.canvas import (
+    BAD,
+    GOOD,
+    HOLD,
+    INK,
+    LINE,
+    MUTED,
+    NARROW_INCHES,
+    PAPER,
+    WARN,
+    WIDE_INCHES,
+    Picture,
+    settings,
+    to_svg,
+)
 from onceward.proof.story import Hold, Step, Story, Told
-
-# Colours that stand for the page's variables: matplotlib writes them, `_for_page` puts the variables in their place.
-INK: Final = "#010203"
-MUTED: Final = "#010204"
-LINE: Final = "#010205"
-BAD: Final = "#010206"
-GOOD: Final = "#010207"
-WARN: Final = "#010208"
-HOLD: Final = "#010209"
-PAPER: Final = "#01020a"
-_VARIABLES: Final = {
-    INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", BAD: "var(--bad)", GOOD: "var(--good)",
-    WARN: "var(--warn)", HOLD: "var(--hold)", PAPER: "var(--paper)",
-}  # fmt: skip
-_SETTINGS: Final[Any] = {  # matplotlib types its keys one by one
-    "svg.fonttype": "none",
-    "svg.hashsalt": "onceward",
-    "text.parse_math": False,  # a $ is a dollar
-    "font.family": "DejaVu Sans",  # ships with matplotlib; wider than what browsers use, so that what fits here fits there
-    "font.size": 9.0,
-    "text.color": INK,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": MUTED,
-    "xtick.color": MUTED,
-    "ytick.color": INK,
-}
-WIDE_INCHES: Final = 9.4
-NARROW_INCHES: Final = 3.9
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One picture as inline SVG, for a wide page and for a narrow one."""
-
-    wide: str
-    narrow: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +41,9 @@ class Harm:
 
 def draw_bars(harms: Sequence[Harm], title: str) -> Picture:
     """One bar per variant and kind of harm, all on one scale; nothing is a green nought."""
-    with mpl.rc_context(_SETTINGS):
+    with settings():
         wide, narrow = _bars(harms, columns=2), _bars(harms, columns=1)
-        return Picture(_svg(wide, "bars-wide", title), _svg(narrow, "bars-narrow", title))
+        return Picture(to_svg(wide, "bars-wide", title), to_svg(narrow, "bars-narrow", title))
 
 
 def _bars(harms: Sequence[Harm], columns: int) -> Figure:
@@ -107,9 +79,9 @@ def _bar_group(axes: Axes, harm: Harm, most: int) -> None:
 def draw_lanes(story: Story, title: str) -> Picture:
     """Who had the message in hand when, and what the provider did, in both variants on the same scale of time."""
     told = [each for each in (story.doubled, story.beside) if each is not None and each.steps]
-    with mpl.rc_context(_SETTINGS):
+    with settings():
         wide, narrow = _lanes(told, beside=True), _lanes(told, beside=False)
-        return Picture(_svg(wide, "lanes-wide", title), _svg(narrow, "lanes-narrow", title))
+        return Picture(to_svg(wide, "lanes-wide", title), to_svg(narrow, "lanes-narrow", title))
 
 
 def _lanes(told: Sequence[Told], *, beside: bool) -> Figure:
@@ -230,9 +202,9 @@ class Tiles:
 
 def draw_outcomes(rows: Sequence[Tiles], columns: Sequence[str], title: str) -> Picture:
     """A bar per row and column, filled by what became of its orders: at a glance, which fault hurts whom, and how."""
-    with mpl.rc_context(_SETTINGS):
+    with settings():
         wide, narrow = _tiles(rows, columns, beside=True), _tiles(rows, columns, beside=False)
-        return Picture(_svg(wide, "outcomes-wide", title), _svg(narrow, "outcomes-narrow", title))
+        return Picture(to_svg(wide, "outcomes-wide", title), to_svg(narrow, "outcomes-narrow", title))
 
 
 def _tiles(rows: Sequence[Tiles], columns: Sequence[str], *, beside: bool) -> Figure:
@@ -318,9 +290,9 @@ class Series:
 
 def draw_lines(series: Sequence[Series], title: str) -> Picture:
     """Small pictures side by side, each on its own scale from nought, all over the same time."""
-    with mpl.rc_context(_SETTINGS):
+    with settings():
         wide, narrow = _lines(series, columns=2), _lines(series, columns=1)
-        return Picture(_svg(wide, "lines-wide", title), _svg(narrow, "lines-narrow", title))
+        return Picture(to_svg(wide, "lines-wide", title), to_svg(narrow, "lines-narrow", title))
 
 
 def _lines(series: Sequence[Series], columns: int) -> Figure:
@@ -341,33 +313,3 @@ def _lines(series: Sequence[Series], columns: int) -> Figure:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     return figure
-
-
-# ---- for the page ----------------------------------------------------------------------------------------------------
-
-
-def _svg(figure: Figure, name: str, title: str) -> str:
-    out = io.StringIO()
-    figure.savefig(
-        out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
-    return _for_page(out.getvalue(), name, title)
-
-
-def _for_page(svg: str, name: str, title: str) -> str:
-    """Only the drawing: no prologue, no metadata, no namespace addresses, no fonts; the page's colours; ids of its own."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(r'\bid="', f'id="{name}-', svg).replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL).replace("font-family: 'DejaVu Sans'; ", "")
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    kind = name.rpartition("-")[2]
-    box = re.search(r'viewBox="[^"]*"', svg)
-    head = f'<svg class="{kind}" role="img" aria-label="{_attribute(title)}" {box[0] if box else ""}>'
-    return re.sub(r"^<svg[^>]*>", lambda _: head, svg, count=1)
-
-
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")

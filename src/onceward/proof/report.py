@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from importlib import import_module
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from rich.box import HEAVY_HEAD, SIMPLE
 from rich.console import Console
@@ -15,6 +17,7 @@ from rich.text import Text
 from onceward.proof.ablation import Trial, publish_wait_ms, why_not_as_expected
 from onceward.proof.control import Controller
 from onceward.proof.faults import STORIES
+from onceward.proof.options import ProveOptions
 from onceward.proof.outcome import Verdict, judge
 from onceward.proof.run import Result
 from onceward.proof.schedule import Schedule
@@ -186,3 +189,14 @@ def faults_table(results: Sequence[Result], width: int) -> Table:
         ]
         table.add_row(name, *cells, *([STORIES[name]] if wide else []))
     return table
+
+
+def write_files(options: ProveOptions, console: Console, document: dict[str, Any], page: str = "", *shown: Any) -> None:
+    """The JSON and the HTML that were asked for; `page` names the module whose `render(*shown)` makes the page."""
+    if options.json is not None:
+        options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        console.print(f"JSON: {options.json}", highlight=False, soft_wrap=True)
+    if options.html is not None:
+        render = import_module(f"onceward.proof.{page}").render  # only now: the plotting library is slow to import
+        options.html.write_text(render(*shown), encoding="utf-8")
+        console.print(f"HTML: {options.html}", highlight=False, soft_wrap=True)

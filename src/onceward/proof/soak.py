@@ -26,6 +26,7 @@ from onceward.proof.control import Counts
 from onceward.proof.endless import EndlessController
 from onceward.proof.options import ProveOptions
 from onceward.proof.provider import ProviderProcess
+from onceward.proof.report import write_files
 from onceward.proof.roles import Setting
 from onceward.proof.run import Place, _nursery, _prepare_databases, _restarter, count_waiting, place
 from onceward.proof.variants import CREWS
@@ -117,14 +118,7 @@ def prove_soak(options: ProveOptions, seconds: float) -> int:
     with place(measure.SETTINGS) as where:
         soaked = asyncio.run(_Soak(where, seed, options.rate, seconds, console).run())
     _print(console, soaked)
-    if options.json is not None:
-        options.json.write_text(json.dumps(soaked.to_json(), indent=2) + "\n", encoding="utf-8")
-        console.print(f"JSON: {options.json}", highlight=False, soft_wrap=True)
-    if options.html is not None:
-        from onceward.proof.soak_page import write_page  # noqa: PLC0415 - the plotting library is slow to import
-
-        write_page(options.html, soaked)
-        console.print(f"HTML: {options.html}", highlight=False, soft_wrap=True)
+    write_files(options, console, soaked.to_json(), "soak_page", soaked)
     if soaked.why_failed():
         return 1
     return 0 if soaked.counts.kills else 3

@@ -1,42 +1,40 @@
-"""A soak as one HTML page that stands alone: the verdict, the counts, and what was measured over time."""
+"""A soak as one HTML page: the verdict, the counts, and what was measured over time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from onceward import __version__
+from onceward.proof.faults import LEG_OF
 from onceward.proof.measure import KINDS, MEGABYTE, in_words
+from onceward.proof.page import render_template
 from onceward.proof.pictures import Series, draw_lines
 from onceward.proof.soak import Soaked
 
 
-def write_page(path: Path, soaked: Soaked) -> None:
-    """Write the page; what was at `path` is replaced."""
-    environment = Environment(
-        loader=PackageLoader("onceward.proof", "templates"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    path.write_text(environment.get_template("soak.html").render(**_content(soaked)), encoding="utf-8")
+def render(soaked: Soaked) -> str:
+    """The page's text."""
+    return render_template("soak.html", **_content(soaked))
 
 
 def _content(soaked: Soaked) -> dict[str, Any]:
     document, reasons = soaked.to_json()["soak"], soaked.why_failed()
-    picture = draw_lines(list(_series(soaked)), "What was measured over time")
+    early = ", ended early by hand" if soaked.interrupted else ""
     return {
-        "version": __version__,
-        "held": not reasons,
+        "what": "soak",
+        "mood": "broken" if reasons else "proven",
+        "headline": "broken" if reasons else "held",
+        "saying": f"{document['doubled']} doubled, {document['lost']} lost in {soaked.seconds:,.0f} s of faults{early}.",
         "reasons": reasons,
-        "soak": document,
-        "seconds": f"{soaked.seconds:,.0f}",
+        "seed": soaked.seed,
+        "orders": f"{document['orders']:,}",
         "findings": [(in_words(finding), finding.drifts) for finding in soaked.findings],
         "faults": document["faults"],
-        "lines": Markup(picture.wide + picture.narrow),  # noqa: S704 - our own drawing
+        "legs_of": LEG_OF,
+        "lines": draw_lines(list(_series(soaked)), "What was measured over time"),
+        "command": f"onceward prove --for {soaked.asked_seconds:g}s --rate {soaked.rate:g} --seed {soaked.seed}",
+        "again": "The same seed gives the same orders and aims the same faults at them; how fast is the machine's part.",
         "facts": [
             ("orders", f"{document['orders']:,}"),
             ("orders per second", document["orders_per_second"]),

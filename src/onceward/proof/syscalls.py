@@ -6,7 +6,6 @@ outside, or was about to: before each call that sends, stores or receives. The s
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections import Counter
@@ -21,6 +20,7 @@ from rich.text import Text
 
 from onceward.proof.ambiguous import Met, ambiguous_commits
 from onceward.proof.options import ProveOptions
+from onceward.proof.report import write_files
 from onceward.proof.run import ProofError
 from onceward.proof.stand import Stand, deliver_one, stand
 from onceward.proof.trace import Ended, Gate, NoTrace, check_strace, killed_at, run_child
@@ -92,9 +92,7 @@ def prove_syscalls(options: ProveOptions) -> int:
         console.print(f"nothing was proven: {error}", highlight=False, soft_wrap=True)
         return 3
     _print(console, sweep)
-    if options.json is not None:
-        options.json.write_text(json.dumps(sweep.to_json(), indent=2) + "\n", encoding="utf-8")
-        console.print(f"JSON: {options.json}", highlight=False, soft_wrap=True)
+    write_files(options, console, sweep.to_json())
     return 0 if sweep.ok else 1
 
 
