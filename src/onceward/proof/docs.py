@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from onceward.errors import UsageError
+from onceward.proof.faults import GLOBAL
+from onceward.proof.measure import KINDS, Finding, in_words
 
 Document = Mapping[str, Any]
+CUTS: Final = {"before": "before the server had COMMIT", "after": "after it, before the answer"}
 BOUNDS: Final = ("workers", "messages", "faults", "redrives", "lanes")
 
 
@@ -88,13 +91,40 @@ def syscalls_table(document: Document) -> str:
         for who, d in document["syscalls"].items()
         if isinstance(d, Mapping)
     ]
-    return "\n".join([*_grid(["process", "system calls", "SIGKILLs", "doubled", "lost"], rows), ""])
+    cuts = [
+        [f"{shape}, {CUTS[cut]}", "yes" if met["committed"] else "no", met["redelivery"], met["doubled"], met["lost"]]
+        for shape, each in document["ambiguous"].items()
+        for cut, met in each.items()
+    ]
+    swept = _grid(["process", "system calls", "SIGKILLs", "doubled", "lost"], rows)
+    cut_off = _grid(["connection cut", "committed", "the redelivery was", "doubled", "lost"], cuts)
+    return "\n".join([*swept, "", *cut_off, ""])
 
 
 def soak_table(document: Document) -> str:
-    keys = ("orders", "kills", "redeliveries", "double_charged_orders", "lost_events", "doubled_writes")
-    rows = [[key.replace("_", " "), document[key]] for key in keys if key in document]
-    return "\n".join([*_grid(["", f"{document['seconds']:,.0f} s"], rows), ""])
+    """What was counted, and of everything that was measured whether it grew."""
+    soak = document["soak"]
+    servers = sum(fault["fired"] for name, fault in soak["faults"].items() if name in GLOBAL)
+    rows = [
+        ["orders", soak["orders"]],
+        ["SIGKILLs of workers and relays", soak["kills"]],
+        ["SIGKILLs of database servers", servers],
+        ["redeliveries", soak["redeliveries"]],
+        ["**doubled**", soak["doubled"]],
+        ["**lost**", soak["lost"]],
+        ["held for a person, as predicted", f"{soak['parked']} of {soak['predicted_parked']}"],
+    ]
+    rows += [_grown(found) for found in soak["drift"]]
+    ended = "held" if document["ok"] else "broken: " + "; ".join(document["reasons"])
+    said = f"`onceward prove --for {soak['asked_seconds']:g}s --seed {soak['seed']}`: {ended}."
+    return "\n".join([*_grid(["", f"{soak['seconds']:,.0f} s"], rows), "", said, ""])
+
+
+def _grown(found: Mapping[str, Any]) -> list[str]:
+    kind = next(kind for kind in KINDS if kind.name == found["name"])
+    words = in_words(Finding(kind, found["first"], found["last"], found["drifts"]))
+    title, _, values = words.partition(": ")
+    return [title, values + (" (**grows**)" if found["drifts"] else "")]
 
 
 def _grid(head: list[Any], rows: list[list[Any]]) -> list[str]:

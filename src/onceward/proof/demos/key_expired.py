@@ -69,11 +69,13 @@ def _hardened(stage: Stage, side: Side) -> None:
 
 
 def _tell_ends(stage: Stage, asked: Told, unasked: Told) -> None:
-    tell = stage.narrator.tell
+    ends = []
     if asked["event"] == "found":
-        tell("worker-3", f"O-123: too old to call. Asks the provider: {asked['charge']}, recorded", asked["at"])
+        ends.append((asked["at"], "worker-3", f"O-123: too old to call. Asks the provider: {asked['charge']}, recorded"))
     if unasked["event"] == "consumer.parked":
-        tell("worker-4", f"O-124: too old to call, nobody to ask: parked as {unasked['reason']}", unasked["at"])
+        ends.append((unasked["at"], "worker-4", f"O-124: too old to call, nobody to ask: parked as {unasked['reason']}"))
+    for at, who, what in sorted(ends):
+        stage.narrator.tell(who, what, at)
 
 
 def _judge(stage: Stage, side: Side) -> None:

@@ -64,7 +64,8 @@ class Narrator:
 
     def evidence(self, naive: dict[str, Any], hardened: dict[str, Any]) -> None:
         """Both sides' counts, side by side."""
-        table = Table("counted", Column("naive", overflow="fold"), Column("hardened", overflow="fold"))
+        sides = (Column(name, overflow="fold") for name in ("naive", "hardened"))
+        table = Table("counted", *sides, box=None, pad_edge=False)  # two charge ids fit beside each other in 80
         for name in dict.fromkeys((*naive, *hardened)):
             table.add_row(name.replace("_", " "), _cell(naive.get(name)), _cell(hardened.get(name)))
         self._print("")
@@ -89,4 +90,4 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, dict):
         return ", ".join(f"{name}: {count}" for name, count in value.items())
-    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+    return "\n".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
