@@ -18,7 +18,7 @@ from onceward.errors import LeaseLost
 from onceward.message import Message
 from onceward.once import Once
 from onceward.parked import redrive
-from onceward.proof.proxy import Proxy
+from onceward.proof.sweep.proxy import Proxy
 from onceward.transport import ACK, LEAVE
 
 Db = psycopg.Connection[Any]

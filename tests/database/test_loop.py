@@ -17,7 +17,7 @@ from tests.support.waiting import Background, until
 
 from onceward.errors import TransportError, UsageError
 from onceward.loop import run
-from onceward.proof.proxy import Proxy
+from onceward.proof.sweep.proxy import Proxy
 from onceward.transport import Delivery, Outcome, Received, Settlement
 
 Db = psycopg.Connection[Any]

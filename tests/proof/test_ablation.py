@@ -16,12 +16,12 @@ from tests.support.browser import show_on_a_phone
 
 from onceward.errors import UsageError
 from onceward.proof.ablation import BY_NAME, ROWS, Trial, choose_rows, make_ablation_schedule, trial_json
-from onceward.proof.ablation_page import render
 from onceward.proof.control import Counts, Moment
 from onceward.proof.layers import LAYERS, STATEMENTS
+from onceward.proof.pages.ablation import render
+from onceward.proof.pages.tiles import outcomes
 from onceward.proof.run import Result
 from onceward.proof.schedule import Aimed, Schedule, make_schedule, write_schedule
-from onceward.proof.tiles import outcomes
 from onceward.proof.workload import make_orders
 from onceward.statements import statements
 

@@ -16,12 +16,12 @@ from tests.support.browser import show_on_a_phone
 from onceward.proof.checker import Verdict
 from onceward.proof.control import Counts, Moment
 from onceward.proof.faults import LEG_OF
-from onceward.proof.legs import LEGS, anchor
-from onceward.proof.page import breakable, money
-from onceward.proof.proof_page import heat_rows, leg_rows, render, run_again, tell_account
+from onceward.proof.pages.legs import LEGS, anchor
+from onceward.proof.pages.page import breakable, money
+from onceward.proof.pages.proof import heat_rows, leg_rows, render, run_again, tell_account
+from onceward.proof.pages.story import choose_story, tell
 from onceward.proof.run import Result
 from onceward.proof.schedule import Aimed, Schedule, Timed, make_schedule
-from onceward.proof.story import choose_story, tell
 from onceward.proof.workload import Order, make_orders
 
 HOSTILE: Final = """<script>alert("1")</script>'&$x_1$"""

@@ -16,10 +16,10 @@ import pytest
 from tests.proof.prove_run import ROOT, alive, family, prove, sabotaged, start
 
 from onceward.commands.environment import duration
-from onceward.proof.endless import BATCH, EndlessController, make_batch
 from onceward.proof.faults import AIMED
-from onceward.proof.measure import KINDS, WAL_BYTES_MAX, Sample, judge, level, slope
 from onceward.proof.passage import armed_places
+from onceward.proof.soak.endless import BATCH, EndlessController, make_batch
+from onceward.proof.soak.measure import KINDS, WAL_BYTES_MAX, Sample, judge, level, slope
 
 LEVEL = next(kind for kind in KINDS if kind.name == "nursery_bytes")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import sys
 from argparse import ArgumentTypeError
-from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
 from onceward.commands.environment import duration, need, seconds, whole
 from onceward.errors import UsageError
+from onceward.proof.alongside import alongside
 
 PROVE: Final = """\
 examples:
@@ -117,11 +117,11 @@ def prove(given: Any) -> int:
         ablate=given.ablate, rate=given.rate or 30.0,
     )  # fmt: skip
     if given.every_syscall:
-        from onceward.proof.syscalls import prove_syscalls  # noqa: PLC0415
+        from onceward.proof.sweep.run import prove_syscalls  # noqa: PLC0415
 
         return prove_syscalls(options)
     if given.soak_seconds is not None:
-        from onceward.proof.soak import prove_soak  # noqa: PLC0415
+        from onceward.proof.soak.run import prove_soak  # noqa: PLC0415
 
         return prove_soak(options, given.soak_seconds)
     return int(perform(options))
@@ -208,16 +208,7 @@ def _add_bench(commands: Any) -> None:
 
 
 def bench_local(given: Any) -> int:
-    return int(_load(_bench_folder() / "local.py").main(given.json, given.seconds))
-
-
-def _bench_folder() -> Path:
-    """With the wheel it travels inside the package; in a checkout it is beside `src`."""
-    package = Path(str(files("onceward")))
-    for folder in (package / "_bench", package.parents[1] / "bench"):
-        if (folder / "local.py").is_file():
-            return folder
-    raise UsageError("the benchmarks are not installed: run this from a checkout")
+    return int(_load(alongside("bench") / "local.py").main(given.json, given.seconds))
 
 
 def _load(file: Path) -> ModuleType:

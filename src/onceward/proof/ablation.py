@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from onceward.errors import UsageError
-from onceward.proof.run import Changed, Place, Progress, Result, run_variant
+from onceward.proof.crew import Changed
+from onceward.proof.place import Place
+from onceward.proof.run import Progress, Result, run_variant
 from onceward.proof.schedule import Aimed, Schedule, make_schedule
 from onceward.proof.workload import Order
 

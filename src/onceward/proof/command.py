@@ -23,8 +23,9 @@ from onceward.proof.ablation import (
 )
 from onceward.proof.options import ProveOptions
 from onceward.proof.outcome import EXIT_CODES, judge, to_json
+from onceward.proof.place import Place, place
 from onceward.proof.report import Live, print_ablation, print_plan, print_report, write_files
-from onceward.proof.run import Place, Result, place, run_variant
+from onceward.proof.run import Result, run_variant
 from onceward.proof.schedule import Schedule, make_schedule, read_schedule, write_schedule
 from onceward.proof.variants import CREWS
 from onceward.proof.workload import make_orders, read_orders
@@ -47,7 +48,7 @@ def prove(options: ProveOptions) -> int:
         results = _run(options, schedule, schedule_file, console, kept)
         print_report(console, schedule, results)
         document = to_json(schedule, str(schedule_file), results)
-        write_files(options, console, document, "proof_page", schedule, results)
+        write_files(options, console, document, "proof", schedule, results)
         if options.keep:
             console.print(f"kept: {kept}", highlight=False, soft_wrap=True)
     return EXIT_CODES[judge(results)[0]]
@@ -119,7 +120,7 @@ def _ablate(options: ProveOptions, schedule: Schedule, rows: Sequence[Row]) -> i
         trials = _run_rows(options, schedule, schedule_file, rows, console, kept)
         print_ablation(console, trials)
         document = ablation_json(schedule, str(schedule_file), trials)
-        write_files(options, console, document, "ablation_page", schedule, trials)
+        write_files(options, console, document, "ablation", schedule, trials)
         if options.keep:
             console.print(f"kept: {kept}", highlight=False, soft_wrap=True)
     return 1 if document["reasons"] else 0

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from onceward.errors import UsageError
 from onceward.proof.faults import GLOBAL
-from onceward.proof.measure import KINDS, Finding, in_words
+from onceward.proof.soak.measure import KINDS, Finding, in_words
 
 Document = Mapping[str, Any]
 CUTS: Final = {"before": "before the server had COMMIT", "after": "after it, before the answer"}

@@ -197,6 +197,6 @@ def write_files(options: ProveOptions, console: Console, document: dict[str, Any
         options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         console.print(f"JSON: {options.json}", highlight=False, soft_wrap=True)
     if options.html is not None:
-        render = import_module(f"onceward.proof.{page}").render  # only now: the plotting library is slow to import
+        render = import_module(f"onceward.proof.pages.{page}").render  # only now: the plotting library is slow to import
         options.html.write_text(render(*shown), encoding="utf-8")
         console.print(f"HTML: {options.html}", highlight=False, soft_wrap=True)

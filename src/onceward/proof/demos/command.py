@@ -7,8 +7,8 @@ import sys
 from importlib import import_module
 from typing import Any
 
+from onceward.proof.alongside import service_folder
 from onceward.proof.demos import DEMOS
-from onceward.proof.run import service_folder
 
 
 def demo(name: str, *, fast: bool = False, as_json: bool = False) -> int:

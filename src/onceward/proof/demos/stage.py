@@ -19,13 +19,13 @@ import psycopg
 
 from onceward.embedded import Cluster
 from onceward.message import Message
+from onceward.proof.alongside import service_folder
 from onceward.proof.demos.actor import Actor
 from onceward.proof.demos.narrator import Narrator
 from onceward.proof.demos.parts import PARTS
 from onceward.proof.demos.player import Player, Setting, make_card
 from onceward.proof.nursery import die_with_parent
 from onceward.proof.provider import ProviderProcess
-from onceward.proof.run import service_folder
 from onceward.schema import migrate
 from onceward.transports import pgmq
 from payments import hardened, naive

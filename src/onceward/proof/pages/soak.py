@@ -7,10 +7,10 @@ from itertools import pairwise
 from typing import Any
 
 from onceward.proof.faults import LEG_OF
-from onceward.proof.measure import KINDS, MEGABYTE, in_words
-from onceward.proof.page import render_template
-from onceward.proof.pictures import Series, draw_lines
-from onceward.proof.soak import Soaked
+from onceward.proof.pages.page import render_template
+from onceward.proof.pages.pictures import Series, draw_lines
+from onceward.proof.soak.measure import KINDS, MEGABYTE, in_words
+from onceward.proof.soak.run import Soaked
 
 
 def render(soaked: Soaked) -> str:

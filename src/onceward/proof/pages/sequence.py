@@ -13,7 +13,7 @@ from typing import Final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from onceward.proof.canvas import BAD, HOLD, INK, LINE, MUTED, NARROW_INCHES, PAPER, Picture, settings, to_svg
+from onceward.proof.pages.canvas import BAD, HOLD, INK, LINE, MUTED, NARROW_INCHES, PAPER, Picture, settings, to_svg
 
 ROW_INCHES: Final = 0.4
 LINE_INCHES: Final = 0.15  # a further line of a text

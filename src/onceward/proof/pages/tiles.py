@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onceward.proof.ablation import Trial
-from onceward.proof.canvas import Picture
-from onceward.proof.pictures import Tiles, draw_outcomes
+from onceward.proof.pages.canvas import Picture
+from onceward.proof.pages.pictures import Tiles, draw_outcomes
+from onceward.proof.pages.story import faults_by_order
 from onceward.proof.run import Result
 from onceward.proof.schedule import Schedule
-from onceward.proof.story import faults_by_order
 
 
 def alone(schedule: Schedule) -> dict[str, set[str]]:

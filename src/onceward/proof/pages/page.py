@@ -8,13 +8,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from onceward import __version__
-from onceward.proof.legs import anchor, read_sections
+from onceward.proof.pages.legs import anchor, read_sections
 
 
 def render_template(template: str, **content: Any) -> str:
     """The text of a page: the template with this content, the legs of the write-up, the version, the time."""
     environment = Environment(
-        loader=PackageLoader("onceward.proof", "templates"),
+        loader=PackageLoader("onceward.proof.pages", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from onceward.proof.canvas import (
+from onceward.proof.pages.canvas import (
     BAD,
     GOOD,
     HOLD,
@@ -25,7 +25,7 @@ from onceward.proof.canvas import (
     settings,
     to_svg,
 )
-from onceward.proof.story import Hold, Step, Story, Told
+from onceward.proof.pages.story import Hold, Step, Story, Told
 
 
 @dataclass(frozen=True, slots=True)

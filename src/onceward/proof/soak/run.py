@@ -7,30 +7,28 @@ connections, tables or WAL that grow without bound. Ctrl-C ends it early, with i
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
 import signal
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import psycopg
 from rich.console import Console
 from rich.text import Text
 
-from onceward.proof import checker, measure
+from onceward.proof import checker
 from onceward.proof.control import Counts
-from onceward.proof.endless import EndlessController
+from onceward.proof.crew import Crew
 from onceward.proof.options import ProveOptions
-from onceward.proof.provider import ProviderProcess
+from onceward.proof.place import Place, place
 from onceward.proof.report import write_files
-from onceward.proof.roles import Setting
-from onceward.proof.run import Place, _nursery, _prepare_databases, _restarter, count_waiting, place
+from onceward.proof.soak import measure
+from onceward.proof.soak.endless import EndlessController
+from onceward.proof.soak.watch import OLD_SECONDS, Look, look
 from onceward.proof.variants import CREWS
-from onceward.proof.watch import OLD_SECONDS, Look, look
 
 TELL_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 10.0
@@ -38,8 +36,6 @@ LOOK_SHARE: Final = 20  # a look comes again after so many times its own time: i
 SAMPLES: Final = 600  # at most, in a soak of the length that was asked for
 SAMPLE_SECONDS_MIN: Final = 1.0
 STALLED_SECONDS: Final = 30.0
-POLL_SECONDS: Final = 0.2
-QUIET_POLLS: Final = 3
 
 
 @dataclass(slots=True)
@@ -118,7 +114,7 @@ def prove_soak(options: ProveOptions, seconds: float) -> int:
     with place(measure.SETTINGS) as where:
         soaked = asyncio.run(_Soak(where, seed, options.rate, seconds, console).run())
     _print(console, soaked)
-    write_files(options, console, soaked.to_json(), "soak_page", soaked)
+    write_files(options, console, soaked.to_json(), "soak", soaked)
     if soaked.why_failed():
         return 1
     return 0 if soaked.counts.kills else 3
@@ -130,39 +126,23 @@ class _Soak:
     def __init__(self, where: Place, seed: int, rate: float, seconds: float, console: Console) -> None:
         self._console = console
         self._soaked = Soaked(seed, seconds, rate)
-        self._files = where.folder / "soak"
-        self._files.mkdir()
-        self._ledger = self._files / "ledger.sqlite"
-        self._service = where.service
-        self._database, self._queue_database = _prepare_databases(where, "soak")
-        servers = {"kill-postgres-app": _restarter(where.app), "kill-postgres-queue": _restarter(where.queue)}
-        self._controller = EndlessController(seed, rate, CREWS["hardened"], servers)
+        self._controller = EndlessController(seed, rate, CREWS["hardened"], where.servers())
+        self._crew = Crew(where, self._controller, "hardened")
         self._stop = asyncio.Event()
         self._gone: frozenset[str] = frozenset()
         self._look: Look | None = None
         self._told = (0.0, 0, 0)
 
     async def run(self) -> Soaked:
-        socket = self._files / "c"
-        server = await asyncio.start_unix_server(self._controller.hear, path=str(socket), limit=1 << 20)
-        hook, argument = "onceward.proof.provider_hook:make", json.dumps([str(socket), ""])
-        provider = ProviderProcess.start(self._ledger, hook=hook, hook_argument=argument, log=self._files / "provider.log")
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
         try:
-            await self._run_crew(provider, self._setting(provider.url, socket))
+            async with self._crew.at_work():
+                await self._go()
         finally:
             loop.remove_signal_handler(signal.SIGINT)
-            provider.stop()
-            server.close()
         self._conclude()
         return self._soaked
-
-    def _setting(self, url: str, socket: Path) -> Setting:
-        return Setting(
-            variant="hardened", database=self._database, queue_database=self._queue_database, provider_url=url,
-            control_socket=str(socket), schedule="", service=str(self._service),
-        )  # fmt: skip
 
     def _interrupt(self) -> None:
         """The first Ctrl-C ends the giving; the second is the usual one."""
@@ -171,49 +151,28 @@ class _Soak:
         self._stop.set()
         asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
-    async def _run_crew(self, provider: ProviderProcess, setting: Setting) -> None:
-        controller, nursery = self._controller, _nursery(self._files / "workers.log")
-        async with nursery as (reader, writer):
-            await controller.nurse(reader, writer, asdict(setting))
-            controller.start_roles("charge", "ledger")
-            meter = measure.Meter(self._database, self._queue_database, nursery.pid, provider.pid)
-            clocks = [asyncio.create_task(clock) for clock in (self._tell(), self._measure(meter), self._keep_looking())]
-            started = time.monotonic()
-            stopped = asyncio.create_task(self._stop.wait())
-            ended, _ = await asyncio.wait(
-                {stopped, *clocks}, timeout=self._soaked.asked_seconds, return_when=asyncio.FIRST_COMPLETED
-            )
-            for clock in ended - {stopped}:
-                clock.result()  # a clock ends by an error only, and without it nothing is proven
-            stopped.cancel()
-            self._soaked.seconds = time.monotonic() - started
-            controller.stop_giving()
-            self._soaked.finished = await self._until_quiet(provider)
-            self._soaked.all_seconds = time.monotonic() - started
-            for clock in clocks:
-                clock.cancel()
-            for outcome in await asyncio.gather(*clocks, return_exceptions=True):
-                if isinstance(outcome, Exception):
-                    raise outcome
-            controller.kill_all()
-
-    async def _until_quiet(self, provider: ProviderProcess) -> bool:
-        controller, quiet = self._controller, 0
+    async def _go(self) -> None:
+        """Orders for as long as was asked for, then until everybody is quiet; the clocks run all the while."""
+        controller, started = self._controller, time.monotonic()
+        controller.start_roles("charge", "ledger")
+        clocks = [asyncio.create_task(clock) for clock in (self._tell(), self._measure(), self._keep_looking())]
+        stopped = asyncio.create_task(self._stop.wait())
+        ended, _ = await asyncio.wait(
+            {stopped, *clocks}, timeout=self._soaked.asked_seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        for clock in ended - {stopped}:
+            clock.result()  # a clock ends by an error only, and without it nothing is proven
+        stopped.cancel()
+        self._soaked.seconds = time.monotonic() - started
+        controller.stop_giving()
         controller.last_progress = time.monotonic()
-        while quiet < QUIET_POLLS:
-            await asyncio.sleep(POLL_SECONDS)
-            if time.monotonic() - controller.last_progress > STALLED_SECONDS:
-                return False
-            quiet = quiet + 1 if controller.quiet() and not self._waiting(provider) else 0
-        return True
-
-    def _waiting(self, provider: ProviderProcess) -> bool:
-        """Something is left in outbox, queues or provider, or a server is down."""
-        try:
-            waiting = count_waiting(self._database, self._queue_database)
-            return any(waiting.values()) or bool(provider.admin("open")["open_requests"])
-        except (psycopg.Error, OSError):
-            return True
+        self._soaked.finished = await self._crew.until_quiet(STALLED_SECONDS)
+        self._soaked.all_seconds = time.monotonic() - started
+        for clock in clocks:
+            clock.cancel()
+        for outcome in await asyncio.gather(*clocks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
 
     # ---- the clocks --------------------------------------------------------------------------------------------------
 
@@ -240,7 +199,8 @@ class _Soak:
             f"; {found.late} late" if found and found.late else "",
         )
 
-    async def _measure(self, meter: measure.Meter) -> None:
+    async def _measure(self) -> None:
+        meter = measure.Meter(self._crew.database, self._crew.queue_database, *self._crew.pids)
         pause = max(SAMPLE_SECONDS_MIN, self._soaked.asked_seconds / SAMPLES)
         while True:
             await asyncio.sleep(pause)
@@ -255,8 +215,9 @@ class _Soak:
             begin = time.monotonic()
             old = frozenset(order for order, at in self._controller.given_at.items() if at < begin - OLD_SECONDS)
             ordered = dict(self._controller.ordered)
+            crew = self._crew
             with suppress(psycopg.Error):
-                found = await asyncio.to_thread(look, ordered, old, self._ledger, self._database, self._queue_database)
+                found = await asyncio.to_thread(look, ordered, old, crew.ledger, crew.database, crew.queue_database)
                 self._judge(found)
             pause = max(LOOK_SECONDS, LOOK_SHARE * (time.monotonic() - begin))
 
@@ -274,7 +235,7 @@ class _Soak:
 
     def _conclude(self) -> None:
         soaked, controller = self._soaked, self._controller
-        verdict = checker.judge(checker.gather(controller.ordered, self._ledger, self._database))
+        verdict = checker.judge(checker.gather(controller.ordered, self._crew.ledger, self._crew.database))
         soaked.verdict = verdict
         soaked.counts = controller.counts
         soaked.predicted = frozenset(controller.predicted)

@@ -19,9 +19,10 @@ from onceward.embedded import Cluster
 from onceward.events import Listener
 from onceward.loop import Settler
 from onceward.proof import checker
+from onceward.proof.alongside import service_folder
 from onceward.proof.provider import ProviderProcess
 from onceward.proof.roles import QUEUES, Setting, make_card
-from onceward.proof.run import ProofError, service_folder
+from onceward.proof.run import ProofError
 from onceward.relay import publish_rows
 from onceward.relay import relay as send
 from onceward.schema import migrate

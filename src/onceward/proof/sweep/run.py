@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onceward.proof.ambiguous import Met, ambiguous_commits
 from onceward.proof.options import ProveOptions
 from onceward.proof.report import write_files
 from onceward.proof.run import ProofError
-from onceward.proof.stand import Stand, deliver_one, stand
-from onceward.proof.trace import Ended, Gate, NoTrace, check_strace, killed_at, run_child
+from onceward.proof.sweep.ambiguous import Met, ambiguous_commits
+from onceward.proof.sweep.stand import Stand, deliver_one, stand
+from onceward.proof.sweep.trace import Ended, Gate, NoTrace, check_strace, killed_at, run_child
 
 CALLS_MAX: Final = 2000
 BEFORE_THE_FIRST: Final = "receiving"  # the step of a kill before the first named point

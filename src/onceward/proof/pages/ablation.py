@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from onceward.proof.ablation import COUNTERS, WORDS, Trial, publish_wait_ms, why_not_as_expected
-from onceward.proof.page import render_template
+from onceward.proof.pages.page import render_template
+from onceward.proof.pages.tiles import draw_layers
 from onceward.proof.schedule import Schedule
-from onceward.proof.tiles import draw_layers
 
 
 def render(schedule: Schedule, trials: Sequence[Trial]) -> str:

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from onceward.proof.faults import LEG_OF, STORIES
-from onceward.proof.legs import LEGS
 from onceward.proof.outcome import Verdict, judge
-from onceward.proof.page import money, render_template
-from onceward.proof.pictures import Harm, draw_bars, draw_lanes
+from onceward.proof.pages.legs import LEGS
+from onceward.proof.pages.page import money, render_template
+from onceward.proof.pages.pictures import Harm, draw_bars, draw_lanes
+from onceward.proof.pages.story import Story, choose_story, faults_by_order
+from onceward.proof.pages.tiles import alone, draw_variants
 from onceward.proof.report import ROWS
 from onceward.proof.run import Result
 from onceward.proof.schedule import Schedule, make_schedule
-from onceward.proof.story import Story, choose_story, faults_by_order
-from onceward.proof.tiles import alone, draw_variants
 from onceward.proof.workload import make_orders
 
 HARMS: Final[tuple[tuple[str, str, Callable[[Result], Sequence[str]]], ...]] = (

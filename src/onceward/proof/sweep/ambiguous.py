@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from onceward.events import Event
-from onceward.proof.proxy import Proxy
-from onceward.proof.stand import SERVED, Stand, deliver_one
+from onceward.proof.sweep.proxy import Proxy
+from onceward.proof.sweep.stand import SERVED, Stand, deliver_one
 
 COMMIT: Final = b"; COMMIT"  # of the commit guard; no other statement of ours ends so
 Cut = Literal["before", "after"]

@@ -15,9 +15,10 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
+from onceward.proof.alongside import alongside
 from onceward.proof.faults import Leg
+from onceward.proof.pages.sequence import draw_sequence, parse, tell
 from onceward.proof.run import ProofError
-from onceward.proof.sequence import draw_sequence, parse, tell
 
 # The section of docs/guarantees.md that a leg is told in.
 HEADINGS: Final[dict[Leg, str]] = {
@@ -50,22 +51,13 @@ def anchor(leg: str) -> str:
 
 def read_sections(file: Path | None = None) -> list[Section]:
     """Every leg's section, in order. Raises `ProofError` when one is missing."""
-    text = (file or write_up()).read_text(encoding="utf-8")
+    text = (file or alongside("docs/guarantees.md")).read_text(encoding="utf-8")
     split = [part.partition("\n") for part in re.split(r"^#{2,3} ", text, flags=re.MULTILINE)]
     parts = {heading.strip(): rest for heading, _, rest in split}
     missing = [heading for heading in HEADINGS.values() if heading not in parts]
     if missing:
         raise ProofError(f"docs/guarantees.md has no section {', '.join(missing)}")
     return [Section(leg, anchor(leg), heading, _render(parts[heading], anchor(leg))) for leg, heading in HEADINGS.items()]
-
-
-def write_up() -> Path:
-    """docs/guarantees.md: in an installed wheel, or in the checkout."""
-    here = Path(__file__).resolve().parent.parent
-    for folder in (here / "_docs", here.parent.parent / "docs"):
-        if (folder / "guarantees.md").is_file():
-            return folder / "guarantees.md"
-    raise ProofError("docs/guarantees.md is not installed with this package")
 
 
 def _render(text: str, name: str) -> Markup:

@@ -1,0 +1,8 @@
+"""`onceward prove --every-syscall`: one delivery and one relay pass, killed at each of their system calls.
+
+run.py         the command
+trace.py       strace: counts the calls, kills at the n-th
+stand.py       the one database, queue and provider that all of it happens in
+ambiguous.py   a COMMIT whose answer is cut off, on either side of the server's receiving it
+proxy.py       the TCP proxy that cuts
+"""
