@@ -140,6 +140,12 @@ def tuples(conn: Connection[Any], statement: Any, params: Any = None) -> list[tu
         return cursor.execute(statement, params).fetchall()
 
 
+def one_tuple(conn: Connection[Any], statement: Any, params: Any = None) -> tuple[Any, ...] | None:
+    """The first row, as a tuple; None when there is none."""
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        return cursor.execute(statement, params).fetchone()
+
+
 def check_pool_size(pool: ConnectionPool[Connection], needed: int) -> None:
     """Raises `UsageError` when `pool` can never give the `needed` connections at once."""
     if pool.max_size < needed:

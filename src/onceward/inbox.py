@@ -17,9 +17,9 @@ from uuid import UUID, uuid4
 
 import psycopg
 from psycopg import Connection
-from psycopg.rows import tuple_row
 from psycopg.types.json import Json
 
+from onceward.database import one_tuple
 from onceward.errors import UsageError
 from onceward.message import Message, parse_uuid7
 from onceward.outbox import check_in_transaction
@@ -119,15 +119,15 @@ class Inbox:
         check_in_transaction(conn)
         _check_durable(conn)
         params = self.key(message) | {"token": taking.token} | self.mark("", "0")
-        return _one(conn, self.statements["inbox_finish"], params) is not None
+        return one_tuple(conn, self.statements["inbox_finish"], params) is not None
 
     def give_back(self, conn: Connection[Any], message: Message, taking: Taking) -> bool:
         """The claim is given back uncounted, so that a retry may take over at once. False: it was lost already."""
-        return _one(conn, self.statements["inbox_yield"], self.key(message) | {"token": taking.token}) is not None
+        return one_tuple(conn, self.statements["inbox_yield"], self.key(message) | {"token": taking.token}) is not None
 
     def _second_door(self, conn: Connection[Any], message: Message, state: str) -> Taking:
         """A savepoint around the take, so that a lock that was waited for too long is a result, not a dead transaction."""
-        before = _one(conn, "SELECT current_setting('lock_timeout'), set_config('lock_timeout', '1s', true)", {})
+        before = one_tuple(conn, "SELECT current_setting('lock_timeout'), set_config('lock_timeout', '1s', true)")
         lock_timeout = before[0] if before else "0"
         params = self.take_params(message, state, mark="", lock_timeout=lock_timeout)
         if params is None:
@@ -179,14 +179,14 @@ class Inbox:
 
     def take_with(self, conn: Connection[Any], params: dict[str, Any]) -> Taking:
         """INSERT, and where that gives no row: read, decide, perhaps take over; again when the row changed meanwhile."""
-        row = _one(conn, self.statements["inbox_insert"], params)
+        row = one_tuple(conn, self.statements["inbox_insert"], params)
         if row is not None:
             return Taking(TakeResult.TAKEN, token=row[0])
         for _ in range(TAKES_AGAIN_MAX):
             taking = self.take_existing(conn, params)
             if taking is not None:
                 return taking
-            row = _one(conn, self.statements["inbox_insert"], params)
+            row = one_tuple(conn, self.statements["inbox_insert"], params)
             if row is not None:
                 return Taking(TakeResult.TAKEN, token=row[0])
         return Taking(TakeResult.IN_FLIGHT, retry_after_seconds=0.1, detail="the row changed again and again")
@@ -202,12 +202,12 @@ class Inbox:
             return Taking(TakeResult.DUPLICATE, detail=state)
         if not lapsed:
             return Taking(TakeResult.IN_FLIGHT, retry_after_seconds=lease_left_seconds, detail="its lease is alive")
-        row = _one(conn, self.statements["inbox_take_over"], params | {"token": token})
+        row = one_tuple(conn, self.statements["inbox_take_over"], params | {"token": token})
         return None if row is None else Taking(TakeResult.TAKEN, token=row[0], fresh=False, takes=row[1])
 
     def read(self, conn: Connection[Any], params: dict[str, Any]) -> tuple[Any, ...]:
         """(age, state, same payload, token, lapsed, seconds of lease left) by the database's clock; state None: no row."""
-        row = _one(conn, self.statements["inbox_read"], params)
+        row = one_tuple(conn, self.statements["inbox_read"], params)
         if row is None:
             raise psycopg.InternalError("inbox_read gave no row")
         return row
@@ -251,11 +251,6 @@ def locked_out() -> Taking:
 
 
 def _check_durable(conn: Connection[Any]) -> None:
-    row = _one(conn, "SELECT current_setting('synchronous_commit')", {})
+    row = one_tuple(conn, "SELECT current_setting('synchronous_commit')")
     if row is not None and row[0] == "off":
         raise UsageError("synchronous_commit is off in this session: a crash of the database could take the row back")
-
-
-def _one(conn: Connection[Any], statement: Any, params: dict[str, Any]) -> tuple[Any, ...] | None:
-    with conn.cursor(row_factory=tuple_row) as cursor:
-        return cursor.execute(statement, params or None).fetchone()

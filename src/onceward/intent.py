@@ -12,8 +12,9 @@ from uuid import UUID
 
 import psycopg
 from psycopg import Connection
-from psycopg.rows import dict_row, tuple_row
+from psycopg.rows import dict_row
 
+from onceward.database import one_tuple
 from onceward.errors import UsageError
 from onceward.inbox import Taking
 from onceward.message import Message, canonical_json, parse_uuid7
@@ -57,8 +58,7 @@ class Intents:
             "callable_seconds": provider.callable_seconds,
         }
         _check_autocommit(conn)
-        with conn.cursor(row_factory=tuple_row) as cursor:
-            held, made = cursor.execute(self.statements["intent_insert"], params).fetchone() or (False, False)
+        held, made = one_tuple(conn, self.statements["intent_insert"], params) or (False, False)
         if made:
             return Intended()
         return self._read(conn, params) if held else Lost()

@@ -12,10 +12,9 @@ from typing import Any, Final, Protocol
 import psycopg
 from psycopg import Connection
 from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
-from psycopg.rows import tuple_row
 
 from onceward import protocol as p
-from onceward.database import Database, is_lost
+from onceward.database import Database, is_lost, one_tuple
 from onceward.events import Listeners
 from onceward.inbox import Inbox, TakeResult, Taking, locked_out, outside_window, storable, untimed
 from onceward.intent import Intents
@@ -142,7 +141,7 @@ class Rows:
         marks = inbox.mark(self._mark, self.runtime.database.lock_timeout)
         params = inbox.key(self.message) | {"token": self.taking.token} | marks
         try:
-            row = _one(self._open(begin=True), inbox.statements["inbox_finish"], params)
+            row = one_tuple(self._open(begin=True), inbox.statements["inbox_finish"], params)
         except psycopg.Error as error:
             return self.database_lost("transaction not opened", error)
         if row is None:
@@ -174,7 +173,7 @@ class Rows:
         if conn.info.transaction_status == TransactionStatus.IDLE:
             return False
         try:
-            row = _one(conn, "SELECT current_setting('onceward.delivery', true) = %(mark)s", {"mark": self._mark})
+            row = one_tuple(conn, "SELECT current_setting('onceward.delivery', true) = %(mark)s", {"mark": self._mark})
         except psycopg.OperationalError as error:
             logger.warning(
                 "message %s: the connection was lost while its transaction was looked at: %s", self.message.id, error
@@ -208,13 +207,13 @@ class Rows:
             statements = self.runtime.inbox.statements
             row = None
             if command.fence == "foreign commit":
-                row = _one(conn, statements["park_foreign_commit"], params | {"token": self.taking.token})
+                row = one_tuple(conn, statements["park_foreign_commit"], params | {"token": self.taking.token})
             elif command.fence == "absent":
-                row = _one(conn, statements["park_outside"], params)
+                row = one_tuple(conn, statements["park_outside"], params)
             elif command.fence != "beside":
                 row = self._fenced(conn, state, "park", params)
             if row is None and command.fence in ("beside", "holder or beside"):
-                row = _one(conn, statements["park_beside"], params)
+                row = one_tuple(conn, statements["park_beside"], params)
             return p.Parked() if row is not None else p.Lost()
 
         event = self._write(write)
@@ -226,7 +225,7 @@ class Rows:
     def give_back(self) -> p.Event:
         def write(conn: Connection[Any]) -> p.Event:
             params = self.runtime.inbox.key(self.message) | {"token": self.taking.token}
-            return p.Yielded() if _one(conn, self.runtime.inbox.statements["inbox_yield"], params) else p.Lost()
+            return p.Yielded() if one_tuple(conn, self.runtime.inbox.statements["inbox_yield"], params) else p.Lost()
 
         return self._write(write)
 
@@ -239,9 +238,9 @@ class Rows:
         statements = self.runtime.inbox.statements
         params = self.runtime.inbox.key(self.message) | params
         if state.shape == "transactional" and state.fresh:
-            return _one(conn, statements[f"{verb}_absent"], params)
+            return one_tuple(conn, statements[f"{verb}_absent"], params)
         token = state.token if state.shape == "effectful" else state.token - 1
-        return _one(conn, statements[f"{verb}_held"], params | {"token": token})
+        return one_tuple(conn, statements[f"{verb}_held"], params | {"token": token})
 
     def _write(self, write: Callable[[Connection[Any]], p.Event]) -> p.Event:
         """One transaction of ours, after whatever was open is rolled back."""
@@ -320,8 +319,3 @@ def commit_guarded(conn: Connection[Any], mark: str) -> p.Committed | p.Aborted 
         return p.Ambiguous()
     logger.warning("a transaction could not be committed: %s", result.get_error_message())
     return p.Aborted()
-
-
-def _one(conn: Connection[Any], statement: Any, params: dict[str, Any]) -> tuple[Any, ...] | None:
-    with conn.cursor(row_factory=tuple_row) as cursor:
-        return cursor.execute(statement, params).fetchone()

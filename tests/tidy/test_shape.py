@@ -13,9 +13,7 @@ import onceward
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 60
 # File -> its lines. A file that has shrunk below 400 must leave the list.
-LONG_FILES = {
-    "tests/acceptance/test_embedded.py": 507,
-}
+LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {}
 FORBIDDEN = {"manager", "helper", "helpers", "util", "utils", "common", "base", "service", "processor", "misc"}
 EXPLAINED_IN = ("README.md", "ARCHITECTURE.md", "docs/", "src/onceward/proof/pages/templates/", "tests/tidy/")

@@ -30,7 +30,7 @@ SQL_IN_CODE = {
 NOT_THE_CORE = ("proof/", "testing/")
 # Only the named ones may replace something: never our code, psycopg or a client.
 REPLACES = {
-    "tests/acceptance/test_embedded.py": "tempfile's folder: where clusters are made, and looked for",
+    "tests/acceptance/conftest.py": "tempfile's folder: where clusters are made, and looked for",
     "tests/database/test_leases.py": "this process's clock, which must decide nothing",
     "tests/database/test_sabotage.py": "one guarantee at a time is broken on purpose, to see a test fail",
     "tests/database/test_upkeep.py": "how often upkeep tries: a limit, not a behaviour",

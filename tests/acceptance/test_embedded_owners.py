@@ -1,0 +1,164 @@
+"""Who owns an embedded cluster, and what is left when its owner dies: owners in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from tests.support.clusters import (
+    SOURCES,
+    backends,
+    entries,
+    linux_only,
+    owner,
+    rows,
+    run,
+    script,
+    segment_of,
+    shared_memory,
+    watched,
+)
+
+from onceward.embedded import Cluster, sweep_leftovers
+from onceward.embedded.owners import Entry, Started
+from onceward.errors import UsageError
+
+
+@linux_only
+def test_leftovers_of_a_killed_owner_are_removed_at_the_next_start(temp: Path) -> None:
+    # On another thread: the death signal is not set then, so that only the sweep can do it.
+    with owner("thread") as (process, told):
+        server = Started.of(told["pid"])
+        assert server is not None
+        segment = segment_of(Path(told["folder"]))
+        process.kill()
+        process.wait()
+        assert rows(told["dsn"], "SELECT 1") == [1]
+        alive = [server, *backends(told["dsn"])]
+        with Cluster.start() as cluster:
+            assert not [one for one in alive if one.alive()]
+            assert not Path(told["folder"]).exists()
+            assert rows(cluster.dsn, "SELECT 1") == [1]
+            assert len(entries()) == 1
+        assert segment not in shared_memory()
+
+
+@linux_only
+def test_a_server_ends_as_soon_as_its_owner_is_killed(temp: Path) -> None:
+    with owner() as (process, told), watched(told["pid"]) as watch:
+        process.kill()
+        assert select.select([watch], [], [], 10)[0], "the server outlives its owner"
+        process.wait()
+        assert sweep_leftovers() == [told["folder"]]
+        assert sweep_leftovers() == []
+        assert not Path(told["folder"]).exists()
+
+
+def test_two_owners_do_not_disturb_each_other(temp: Path, made: Path) -> None:
+    with owner() as (process, told), Cluster.start(made) as cluster:
+        assert sweep_leftovers() == []
+        assert rows(told["dsn"], "SELECT 1") == [1]
+        cluster.kill()
+        assert rows(told["dsn"], "SELECT 1") == [1]
+        process.communicate("")  # its input ends: so does it, and what it started, without a `stop`
+        assert process.returncode == 0
+        assert not Path(told["folder"]).exists()
+        cluster.restart()
+        assert rows(cluster.dsn, "SELECT 1") == [1]
+
+
+def test_an_owner_is_told_by_its_start_as_well_as_by_its_pid(temp: Path) -> None:
+    ours = Entry.add(temp / "onceward-ours", temporary=True)
+    folder = temp / "onceward-other"
+    folder.mkdir()
+    stranger = Entry.add(folder, temporary=True)
+    # The same pid, another start: the pid came again. Its server likewise is not the one on record, and is left alone.
+    gone = Started(os.getpid(), "1")
+    for path in entries():
+        if path == Path(stranger.path):
+            told = json.loads(path.read_text())
+            path.write_text(json.dumps(told | {"owner": vars(gone), "server": vars(gone)}))
+    assert sweep_leftovers() == [str(folder)]
+    assert not folder.exists()
+    assert entries() == [Path(ours.path)]
+    ours.remove()
+
+
+def test_a_forked_child_does_not_stop_its_parents_cluster(temp: Path) -> None:
+    code = script("""
+        import os, sys
+        import psycopg
+        from onceward.embedded import Cluster
+        from onceward.errors import UsageError
+
+        with Cluster.start() as cluster:
+            child = os.fork()
+            if child == 0:
+                cluster.stop()
+                try:
+                    cluster.kill()
+                except UsageError:
+                    sys.exit(7)  # through the end of the `with` block, and through atexit
+            _, status = os.waitpid(child, 0)
+            assert os.waitstatus_to_exitcode(status) == 7, status
+            psycopg.connect(cluster.dsn).close()
+        print("served")
+    """)
+    ended = run(code, env=os.environ | {"TMPDIR": str(temp)})
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("served\n", "", 0)
+
+
+def test_a_registry_of_another_user_is_refused(temp: Path) -> None:
+    (temp / f"onceward-{os.geteuid()}").symlink_to(temp)
+    with pytest.raises(UsageError, match="not this user's own folder"):
+        Cluster.start()
+
+
+def test_dev_serves_until_it_is_told_to_stop_and_a_second_one_names_the_first(temp: Path) -> None:
+    code = script("""
+        import sys
+        from onceward.embedded import dev
+        sys.exit(dev(prepare=lambda dsn: print("prepared", dsn)))
+    """)
+    environment = os.environ | {"TMPDIR": str(temp), "PYTHONPATH": str(SOURCES)}
+    command = [sys.executable, "-W", "error", "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=temp, env=environment) as process:
+        assert process.stdout is not None
+        prepared, dsn = process.stdout.readline().split()
+        assert prepared == "prepared"
+        server = Started.of(int((temp / ".onceward/pg/data/postmaster.pid").read_text().split()[0]))
+        second = run(code, cwd=temp, env=environment)
+        assert (second.returncode, second.stderr) == (2, "")
+        assert dsn in second.stdout
+        assert "already" in second.stdout
+        assert rows(dsn, "SELECT 1") == [1]
+        process.send_signal(signal.SIGTERM)
+        said = process.stdout.read()
+    assert process.returncode == 0
+    assert dsn in said
+    assert said.endswith("stopped\n")
+    assert server is not None
+    assert not server.alive()
+    assert (temp / ".onceward" / ".gitignore").read_text() == "*\n"
+    assert (temp / ".onceward" / "pg" / "data" / "PG_VERSION").exists()
+
+
+def test_two_threads_start_at_once(temp: Path) -> None:
+    started: list[Cluster] = []
+    threads = [threading.Thread(target=lambda: started.append(Cluster.start())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [rows(cluster.dsn, "SELECT 1") for cluster in started] == [[1]] * 2
+    assert len({cluster.port for cluster in started}) == 2
+    for cluster in started:
+        cluster.stop()
+    assert entries() == []
