@@ -30,6 +30,18 @@ def judge(results: Sequence[Result]) -> tuple[Verdict, list[str]]:
     return ("inconclusive", reasons) if reasons else ("proven", [])
 
 
+def saying(verdict: Verdict, schedule: Schedule, results: Sequence[Result]) -> str:
+    """The verdict in a sentence; where it is not proven, the reasons follow."""
+    if verdict == "inconclusive":
+        return "This run proves nothing, either way:"
+    if verdict == "broken":
+        return "The hardened consumer broke its guarantee:"
+    parked = next(len(result.verdict.parked) for result in results if result.variant == "hardened")
+    held = f" Held for a person, as the schedule predicts: {parked:,}." if parked else ""
+    faults = f"Under the same {sum(schedule.planned().values()):,} faults"
+    return f"{faults}, the naive service charged twice and lost orders; the hardened one did neither.{held}"
+
+
 def why_broken(result: Result) -> list[str]:
     """Every way in which this variant broke its guarantee; empty when it kept it."""
     verdict = result.verdict

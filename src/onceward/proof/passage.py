@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onceward.errors import TransportError
 from onceward.message import Message
+from onceward.proof.around import SinkAround, SourceAround
 from onceward.proof.faults import BY_NAME
 from onceward.proof.schedule import Schedule
-from onceward.transport import Delivery, Outcome, Received, Settlement, Sink, Source, Traits
+from onceward.transport import Delivery, Outcome, Received, Settlement, Sink, Source
 
 Place = tuple[str, str, str]  # boundary, message type, order
 
@@ -75,43 +75,32 @@ class Line:
         self._socket.sendall(json.dumps(what).encode() + b"\n")
 
 
-class WatchedSource:
+class WatchedSource(SourceAround):
     """A source whose deliveries are counted and whose acks pass a boundary."""
 
     def __init__(self, inner: Source, line: Line) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._line = line
         self._busy = False
         self._extended: set[str] = set()
-
-    @property
-    def name(self) -> str:
-        return self._inner.name
-
-    @property
-    def traits(self) -> Traits:
-        return self._inner.traits
 
     def receive(self, limit: int, wait_seconds: float) -> Received:
         if self._busy:
             self._line.note(idle=True)
             self._busy = False
-        received = self._inner.receive(limit, wait_seconds)
+        received = super().receive(limit, wait_seconds)
         for delivery in received.deliveries:
             self._busy = True
             self._line.note(received=delivery.headers.get("id", ""), type=_type(delivery), order=_order(delivery))
         return received
 
-    def settle(self, entries: Sequence[tuple[Delivery, Settlement]]) -> Sequence[Outcome]:
-        return [self._settle(delivery, settlement) for delivery, settlement in entries]
-
-    def _settle(self, delivery: Delivery, settlement: Settlement) -> Outcome:
+    def settle_one(self, delivery: Delivery, settlement: Settlement) -> Outcome:
         if settlement.action != "ack":
             self._line.note(settled=settlement.action, type=_type(delivery), order=_order(delivery))
-            return self._inner.settle([(delivery, settlement)])[0]
+            return super().settle_one(delivery, settlement)
         if self._line.pass_by("ack.before", _type(delivery), _order(delivery)) == "lose":
             return Outcome.LOST
-        outcome = self._inner.settle([(delivery, settlement)])[0]
+        outcome = super().settle_one(delivery, settlement)
         self._line.pass_by("ack.after", _type(delivery), _order(delivery))
         return outcome
 
@@ -120,38 +109,21 @@ class WatchedSource:
             if delivery.id not in self._extended:
                 self._extended.add(delivery.id)
                 self._line.note(extended=True, order=_order(delivery))
-        return self._inner.extend(deliveries, seconds)
-
-    def close(self) -> None:
-        self._inner.close()
+        return super().extend(deliveries, seconds)
 
 
-class WatchedSink:
-    """A sink whose publishes pass a boundary before and after. A dropped publish is an error to the caller, never a lie."""
+class WatchedSink(SinkAround):
+    """A sink whose publishes pass a boundary before and after."""
 
     def __init__(self, inner: Sink, line: Line) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._line = line
 
-    @property
-    def traits(self) -> Traits:
-        return self._inner.traits
+    def before(self, message: Message) -> str:
+        return self._line.pass_by("publish.before", message.type, str(message.subject))
 
-    def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
-        errors: list[BaseException | None] = [None] * len(messages)
-        for index, message in enumerate(messages):
-            if self._line.pass_by("publish.before", message.type, str(message.subject)) == "drop":
-                errors[index] = TransportError("the publish was dropped")
-        going = [index for index, error in enumerate(errors) if error is None]
-        results = self._inner.publish([messages[index] for index in going]) if going else []
-        for index, result in zip(going, results, strict=True):
-            message = messages[index]
-            lost = self._line.pass_by("publish.after", message.type, str(message.subject)) == "lose"
-            errors[index] = TransportError("the confirmation was lost") if lost else result
-        return errors
-
-    def close(self) -> None:
-        self._inner.close()
+    def after(self, message: Message) -> str:
+        return self._line.pass_by("publish.after", message.type, str(message.subject))
 
 
 def _type(delivery: Delivery) -> str:

@@ -18,7 +18,7 @@ from onceward.proof.ablation import Trial, publish_wait_ms, why_not_as_expected
 from onceward.proof.control import Controller
 from onceward.proof.faults import STORIES
 from onceward.proof.options import ProveOptions
-from onceward.proof.outcome import Verdict, judge
+from onceward.proof.outcome import Verdict, judge, saying
 from onceward.proof.run import Result
 from onceward.proof.schedule import Schedule
 
@@ -122,19 +122,9 @@ def print_report(console: Console, schedule: Schedule, results: Sequence[Result]
     console.print(faults_table(results, console.width))
     verdict, reasons = judge(results)
     console.print(Text(SAYINGS[verdict], style=f"bold {COLOURS[verdict]}"), end=" ")
-    console.print(_saying(verdict, schedule, results), highlight=False)
+    console.print(saying(verdict, schedule, results), highlight=False)
     for reason in reasons:
         console.print(f"  - {reason}", highlight=False)
-
-
-def _saying(verdict: Verdict, schedule: Schedule, results: Sequence[Result]) -> str:
-    if verdict == "inconclusive":
-        return "this run proves nothing, either way:"
-    if verdict == "broken":
-        return "the hardened consumer broke its guarantee:"
-    parked = next(len(result.verdict.parked) for result in results if result.variant == "hardened")
-    held = f"; {parked} held for a person, as predicted" if parked else ""
-    return f"the same {sum(schedule.planned().values())} faults: naive doubled and lost, hardened did neither{held}."
 
 
 ROWS: Final = (

@@ -20,7 +20,8 @@ import stripe
 from onceward.errors import TransportError
 from onceward.events import Event
 from onceward.message import Message
-from onceward.transport import Delivery, Outcome, Received, Settlement, Sink, Source, Traits
+from onceward.proof.around import SinkAround, SourceAround
+from onceward.transport import Delivery, Outcome, Received, Settlement, Sink, Source
 from onceward.transports import pgmq
 from payments.card import Card
 
@@ -109,69 +110,45 @@ class CuedCard:
         return found
 
 
-class CuedSource:
+class CuedSource(SourceAround):
     """A source: `received`, `acking` before an ack, `acked` after it, `released`."""
 
     def __init__(self, inner: Source, player: Player) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._player = player
 
-    @property
-    def name(self) -> str:
-        return self._inner.name
-
-    @property
-    def traits(self) -> Traits:
-        return self._inner.traits
-
     def receive(self, limit: int, wait_seconds: float) -> Received:
-        received = self._inner.receive(limit, wait_seconds)
+        received = super().receive(limit, wait_seconds)
         for delivery in received.deliveries:
             self._player.cue("received", id=delivery.headers.get("id", ""), count=delivery.count)
         return received
 
-    def settle(self, entries: Sequence[tuple[Delivery, Settlement]]) -> Sequence[Outcome]:
-        return [self._settle(entry) for entry in entries]
-
-    def _settle(self, entry: tuple[Delivery, Settlement]) -> Outcome:
-        acks = entry[1].action == "ack"
+    def settle_one(self, delivery: Delivery, settlement: Settlement) -> Outcome:
+        acks = settlement.action == "ack"
         if acks:
             self._player.cue("acking")
-        outcome = self._inner.settle([entry])[0]
-        self._player.cue("acked" if acks else "released", seconds=entry[1].delay_seconds)
+        outcome = super().settle_one(delivery, settlement)
+        self._player.cue("acked" if acks else "released", seconds=settlement.delay_seconds)
         return outcome
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
         if not self._player.setting.heartbeats:
             raise TransportError("the heartbeat was lost on its way to the queue")
-        return self._inner.extend(deliveries, seconds)
-
-    def close(self) -> None:
-        self._inner.close()
+        return super().extend(deliveries, seconds)
 
 
-class CuedSink:
+class CuedSink(SinkAround):
     """A sink: `publishing` (the answer `drop` drops it), `published` (`lose` loses the confirmation)."""
 
     def __init__(self, inner: Sink, player: Player) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._player = player
 
-    @property
-    def traits(self) -> Traits:
-        return self._inner.traits
+    def before(self, message: Message) -> str:
+        return self._cue("publishing", message)
 
-    def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
-        return [self._publish(message) for message in messages]
+    def after(self, message: Message) -> str:
+        return self._cue("published", message)
 
-    def _publish(self, message: Message) -> BaseException | None:
-        about = {"type": message.type, "subject": message.subject, "id": message.id}
-        if self._player.cue("publishing", **about) == "drop":
-            return TransportError("the publish was dropped")
-        error = self._inner.publish([message])[0]
-        if self._player.cue("published", **about) == "lose":
-            return TransportError("the confirmation was lost")
-        return error
-
-    def close(self) -> None:
-        self._inner.close()
+    def _cue(self, event: str, message: Message) -> str:
+        return self._player.cue(event, type=message.type, subject=message.subject, id=message.id)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from onceward.proof.faults import LEG_OF, STORIES
-from onceward.proof.outcome import Verdict, judge
+from onceward.proof.outcome import judge, saying
 from onceward.proof.pages.legs import LEGS
 from onceward.proof.pages.page import money, render_template
 from onceward.proof.pages.pictures import Harm, draw_bars, draw_lanes
@@ -73,7 +73,7 @@ def _content(schedule: Schedule, results: Sequence[Result]) -> dict[str, Any]:
         "what": "proof",
         "mood": verdict,
         "headline": verdict,
-        "saying": _saying(verdict, schedule, results),
+        "saying": saying(verdict, schedule, results),
         "reasons": reasons,
         "seed": schedule.seed,
         "orders": f"{len(schedule.orders):,}",
@@ -98,19 +98,6 @@ def _content(schedule: Schedule, results: Sequence[Result]) -> dict[str, Any]:
 
 
 # ---- the head --------------------------------------------------------------------------------------------------------
-
-
-def _saying(verdict: Verdict, schedule: Schedule, results: Sequence[Result]) -> str:
-    if verdict == "inconclusive":
-        return "This run proves nothing, either way:"
-    if verdict == "broken":
-        return "The hardened consumer broke its guarantee:"
-    parked = next(len(result.verdict.parked) for result in results if result.variant == "hardened")
-    held = f" {_count(parked, 'order')} {_are(parked)} held for a person, as the schedule predicts." if parked else ""
-    return (
-        f"Under the same {sum(schedule.planned().values()):,} faults, the naive service charged twice and lost orders;"
-        f" the hardened one did neither.{held}"
-    )
 
 
 def _facts(schedule: Schedule, results: Sequence[Result]) -> list[tuple[str, str]]:
