@@ -1,0 +1,97 @@
+"""The legs of the write-up in the reports: all are there, their diagrams are drawn, and they name their own faults."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from onceward.proof.alongside import alongside
+from onceward.proof.faults import LEG_OF
+from onceward.proof.pages.legs import HEADINGS, LEGS, Section, anchor, read_sections
+from onceward.proof.pages.sequence import Line, draw_sequence, parse, tell
+from onceward.proof.run import ProofError
+
+DIAGRAM = """
+sequenceDiagram
+    participant R as relay
+    participant Q as queue
+    R->>Q: send <id 7a3f> & wait
+    Q--xR: confirmation, lost
+    Note over R: waits
+    R->>R: sends again
+"""
+
+
+@pytest.fixture(scope="module", name="sections")
+def _sections() -> list[Section]:
+    return read_sections()
+
+
+def test_every_leg_has_its_section_with_a_diagram(sections: list[Section]) -> None:
+    assert [section.leg for section in sections] == list(LEGS) == list(HEADINGS)
+    for section in sections:
+        assert section.text.count("<figure>") == 1, section.leg
+        assert "mermaid" not in section.text
+
+
+def test_a_section_names_the_faults_of_its_own_leg_and_no_others(sections: list[Section]) -> None:
+    for section in sections:
+        named = re.findall(r"<code>((?:kill|drop|lose|slow|freeze|error|cut)-[a-z-]+\*?)</code>", section.text)
+        for name in named:
+            legs = {leg for fault, leg in LEG_OF.items() if fault.startswith(name.rstrip("*"))}
+            assert legs == {section.leg}, f"{section.heading}: {name}"
+        assert named, section.leg
+
+
+def test_a_write_up_without_a_leg_is_refused(tmp_path: Path) -> None:
+    text = alongside("docs/guarantees.md").read_text(encoding="utf-8")
+    (tmp_path / "guarantees.md").write_text(text.replace("### Past the window", "### Later"), encoding="utf-8")
+    with pytest.raises(ProofError, match="no section Past the window"):
+        read_sections(tmp_path / "guarantees.md")
+
+
+def test_html_in_the_write_up_is_text(tmp_path: Path) -> None:
+    text = alongside("docs/guarantees.md").read_text(encoding="utf-8")
+    hostile = text.replace("### Dual write\n", "### Dual write\n\n<script>alert(1)</script>\n")
+    (tmp_path / "guarantees.md").write_text(hostile, encoding="utf-8")
+    assert "<script" not in read_sections(tmp_path / "guarantees.md")[0].text
+
+
+def test_an_anchor_is_the_one_that_a_code_forge_gives() -> None:
+    assert anchor("leg 1") == "leg-1-the-producer-and-the-queue"
+    assert anchor("none: latency") == ""
+
+
+def test_a_diagram_is_read() -> None:
+    diagram = parse(DIAGRAM)
+    assert list(diagram.names.values()) == ["relay", "queue"]
+    assert diagram.lines == (
+        Line("R", "Q", "send <id 7a3f> & wait"),
+        Line("Q", "R", "confirmation, lost", dashed=True, lost=True),
+        Line("R", "R", "waits"),
+        Line("R", "R", "sends again"),
+    )
+    assert "queue to relay: confirmation, lost (never arrives)" in tell(diagram)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("graph TD", "not a sequence diagram"),
+        ("sequenceDiagram\nparticipant A as a\nloop again", "not understood: 'loop again'"),
+        ("sequenceDiagram\nparticipant A as a\nA->>B: hello", "no participant is called B"),
+    ],
+)
+def test_what_is_not_understood_is_refused_and_named(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse(text)
+
+
+def test_a_drawing_holds_its_text_escaped_and_ids_of_its_own() -> None:
+    picture = draw_sequence(parse(DIAGRAM), "here", 'a "title" <b>')
+    for svg, kind in ((picture.wide, "wide"), (picture.narrow, "narrow")):
+        assert f'<svg class="{kind}" role="img" aria-label="a &quot;title&quot; &lt;b&gt;"' in svg
+        assert "&lt;id 7a3f&gt; &amp;" in svg
+        assert all(name.startswith(f"here-{kind}-") for name in re.findall(r'\bid="([^"]*)"', svg))
