@@ -116,12 +116,17 @@ def test_a_batch_is_made_from_its_seed_and_number_alone_and_holds_every_fault() 
     assert all(3 * BATCH < entry.progress <= 4 * BATCH for entry in one.timed)
 
 
-def test_orders_that_are_held_are_not_under_way() -> None:
+def test_orders_that_are_held_or_whose_last_ack_nobody_saw_are_not_under_way() -> None:
     """They never come to their last ack: counted as backlog, they would stop a long soak's giving in the end."""
     controller = EndlessController(1, 10.0, {}, {})
     taken = controller._take(50 * BATCH)
     assert len(controller.predicted) >= 50
-    controller.counts.acked = len(taken) - len(controller.predicted)
+    assert controller.backlog == len(taken) - len(controller.predicted)
+    *acked, unseen = set(taken) - controller.predicted
+    for order in acked:
+        controller._progress(("ack.after", "order.paid", order))
+    assert controller.backlog == 1
+    controller.forget({unseen})
     assert controller.backlog == 0
 
 

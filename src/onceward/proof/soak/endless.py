@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from onceward.proof.control import Controller, Member
 from onceward.proof.faults import KILL_RANDOM
-from onceward.proof.passage import armed_places
+from onceward.proof.passage import Place, armed_places
 from onceward.proof.schedule import Schedule, Timed, aim
 from onceward.proof.workload import Order
 
@@ -56,6 +56,7 @@ class EndlessController(Controller):
         self.given_at: dict[str, float] = {}  # of the orders that nobody has found finished yet
         self.predicted: set[str] = set()  # orders that a correct consumer must hold
         self.planned: Counter[str] = Counter()
+        self._under_way: set[str] = set()
         self._seed = seed
         self._rate = rate
         self._supply: deque[Order] = deque()
@@ -73,8 +74,11 @@ class EndlessController(Controller):
 
     @property
     def backlog(self) -> int:
-        """Orders that were given, and whose last event is still to be acknowledged: of one that is held, there is none."""
-        return len(self.ordered) - self.counts.acked - len(self.predicted)
+        """How many orders are under way: given, and neither at their last ack nor found finished.
+
+        One that is held never comes to its last ack; after one kill in a thousand, an ack is out that nobody tells of.
+        """
+        return len(self._under_way)
 
     def stop_giving(self) -> None:
         """No order is given any more; what is under way goes to its end, and no random kill comes after it."""
@@ -84,6 +88,7 @@ class EndlessController(Controller):
     def forget(self, orders: Collection[str]) -> None:
         """These orders are finished: nothing is kept of them but their amounts."""
         gone = set(orders)
+        self._under_way -= gone
         for order in gone:
             self.given_at.pop(order, None)
             self.moments.pop(order, None)
@@ -93,7 +98,13 @@ class EndlessController(Controller):
 
     def kept(self) -> int:
         """How much is kept: what must not grow with the orders that are finished."""
-        return len(self.moments) + len(self._passed) + len(self._seen) + len(self._armed) + len(self.given_at)
+        per_order = (self.moments, self._passed, self._seen, self._armed, self.given_at, self._under_way)
+        return sum(len(kept) for kept in per_order)
+
+    def _progress(self, place: Place) -> None:
+        if place[:2] == ("ack.after", "order.paid"):
+            self._under_way.discard(place[2])
+        super()._progress(place)
 
     def _note(self, told: dict[str, Any], member: Member) -> None:
         if "want" in told:
@@ -136,8 +147,7 @@ class EndlessController(Controller):
             self.ordered[order.id] = order.amount
             self.given_at[order.id] = now
             self.planned.update(self._aimed.pop(order.id, ()))
-            if order.id in self._held:
-                self.predicted.add(order.id)
+            (self.predicted if order.id in self._held else self._under_way).add(order.id)
         return taken
 
     def _next_batch(self) -> None:
