@@ -75,19 +75,22 @@ class Database:
         conn.execute(self._session)
 
     @contextmanager
-    def connection(self) -> Iterator[Connection]:
-        """A configured connection outside any transaction; on the way out whatever is open is rolled back."""
+    def connection(self, wait_seconds: float | None = None) -> Iterator[Connection]:
+        """A configured connection outside any transaction; on the way out whatever is open is rolled back.
+
+        Raises `psycopg.OperationalError` when the pool has none for `wait_seconds` (None: as it is set).
+        """
         if self._pool is None:
             with self._from_factory() as conn:
                 yield conn
         elif self._own:
-            with self._pool.connection() as conn:
+            with self._pool.connection(timeout=wait_seconds) as conn:
                 try:
                     yield conn
                 finally:
                     _leave(conn)
         else:
-            with self._pool.connection() as conn, self._borrowed(conn):
+            with self._pool.connection(timeout=wait_seconds) as conn, self._borrowed(conn):
                 yield conn
 
     @contextmanager

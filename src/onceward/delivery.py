@@ -133,6 +133,8 @@ def _raised(state: State, event: Raised) -> Step:
             return give_back(state, event.delay_seconds, event.detail)
         case "connection lost":
             return give_back(state, event.delay_seconds, event.detail)
+        case "cancelled":  # cut off, as by a crash: it has not failed, and nothing is said of it
+            return end(state, LEAVE, Interrupt("later", event.detail))
         case "foreign commit":
             return park(state, Park("foreign commit", event.detail, "foreign commit"))
         case _:

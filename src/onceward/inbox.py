@@ -59,6 +59,7 @@ class Taking:
     token: int = 0
     fresh: bool = True  # the row did not exist before
     takes: int = 1  # claims that ended in nothing so far, this one included
+    transaction: str = ""  # the id of the transaction that took it
     retry_after_seconds: float = 0.0
     detail: str = ""
 
@@ -181,14 +182,14 @@ class Inbox:
         """INSERT, and where that gives no row: read, decide, perhaps take over; again when the row changed meanwhile."""
         row = one_tuple(conn, self.statements["inbox_insert"], params)
         if row is not None:
-            return Taking(TakeResult.TAKEN, token=row[0])
+            return Taking(TakeResult.TAKEN, token=row[0], transaction=row[1])
         for _ in range(TAKES_AGAIN_MAX):
             taking = self.take_existing(conn, params)
             if taking is not None:
                 return taking
             row = one_tuple(conn, self.statements["inbox_insert"], params)
             if row is not None:
-                return Taking(TakeResult.TAKEN, token=row[0])
+                return Taking(TakeResult.TAKEN, token=row[0], transaction=row[1])
         return Taking(TakeResult.IN_FLIGHT, retry_after_seconds=0.1, detail="the row changed again and again")
 
     def take_existing(self, conn: Connection[Any], params: dict[str, Any]) -> Taking | None:
@@ -203,7 +204,9 @@ class Inbox:
         if not lapsed:
             return Taking(TakeResult.IN_FLIGHT, retry_after_seconds=lease_left_seconds, detail="its lease is alive")
         row = one_tuple(conn, self.statements["inbox_take_over"], params | {"token": token})
-        return None if row is None else Taking(TakeResult.TAKEN, token=row[0], fresh=False, takes=row[1])
+        if row is None:
+            return None
+        return Taking(TakeResult.TAKEN, token=row[0], fresh=False, takes=row[2], transaction=row[1])
 
     def read(self, conn: Connection[Any], params: dict[str, Any]) -> tuple[Any, ...]:
         """(age, state, same payload, token, lapsed, seconds of lease left) by the database's clock; state None: no row."""

@@ -1,13 +1,15 @@
 """The heartbeat: keeps every delivery that this process holds, from receive on, through drain, until it is settled.
 
 It makes two workers on one message rare; it is not what makes them harmless (that is the fence). On the database's clock,
-on a connection of its own, from a thread that no handler can block.
+from a thread of its own: a handler that waits, computes or holds its transaction does not block it. A database that is away
+does not keep it from the queue for longer than a beat.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
@@ -36,6 +38,7 @@ class LeaseKeeper:
         # come under the same id (pgmq), and settling the one must not end the heartbeat of the other.
         self._held: dict[int, Delivery] = {}
         self._claims: dict[int, tuple[Delivery, UUID, int]] = {}
+        self._good_until: dict[int, float] = {}  # of a claim, by this process's clock: a hint, for its handler alone
         self._lost: set[int] = set()
         self._beating: set[int] = set()
         self._changed = threading.Condition()
@@ -55,12 +58,14 @@ class LeaseKeeper:
     def claimed(self, delivery: Delivery, message: Message, token: int) -> None:
         with self._changed:
             self._claims[id(delivery)] = (delivery, UUID(message.id), token)
+            self._good_until[id(delivery)] = time.monotonic() + self._inbox.lease_seconds
             self._ensure_thread()
 
     def done(self, delivery: Delivery) -> None:
         """The claim is over (finished, failed, parked or lost); the queue's lease goes on until `drop`."""
         with self._changed:
             self._claims.pop(id(delivery), None)
+            self._good_until.pop(id(delivery), None)
             if id(delivery) not in self._held:
                 self._lost.discard(id(delivery))
 
@@ -71,6 +76,7 @@ class LeaseKeeper:
             for arrival in arrivals:
                 self._held.pop(arrival, None)
                 self._claims.pop(arrival, None)
+                self._good_until.pop(arrival, None)
                 self._lost.discard(arrival)
             self._changed.wait_for(lambda: not (arrivals & self._beating))
 
@@ -82,7 +88,9 @@ class LeaseKeeper:
         self._mark_lost(gone)
 
     def is_lost(self, delivery: Delivery) -> bool:
-        return id(delivery) in self._lost
+        """Another has it, or may have: no heartbeat reached the database for a whole lease. What decides is the fence."""
+        good_until = self._good_until.get(id(delivery))
+        return id(delivery) in self._lost or (good_until is not None and time.monotonic() > good_until)
 
     # ---- the beat ----------------------------------------------------------------------------------------------------
 
@@ -131,13 +139,18 @@ class LeaseKeeper:
             "tokens": [token for _, _, token in claims],
             "lease_seconds": self._inbox.lease_seconds,
         }
+        asked = time.monotonic()
         try:
-            with self._database.connection() as conn:
+            with self._database.connection(wait_seconds=self._every_seconds) as conn:
                 extended = {row[0] for row in tuples(conn, self._inbox.statements["inbox_extend"], params)}
                 gone = self._truly_lost(conn, claims, extended)
         except psycopg.Error as error:
             logger.warning("the leases of %d claims could not be extended: %s", len(claims), error)
             return
+        with self._changed:
+            for delivery, _, _ in claims:
+                if id(delivery) in self._claims:
+                    self._good_until[id(delivery)] = asked + self._inbox.lease_seconds
         self._mark_lost(gone)
 
     def _truly_lost(

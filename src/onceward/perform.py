@@ -86,6 +86,8 @@ class Performer:
             self._ended = True
         if self._ended:
             return self._raised_after_end()
+        if _is_cancelled(error):
+            return p.Raised("cancelled", describe(error))
         match error:
             case Refused():
                 return p.Raised("refused", canonical_json(error.answer))
@@ -93,7 +95,7 @@ class Performer:
                 return p.Raised("rejected", error.reason)
             case Defer():
                 return p.Raised("deferred", str(error), error.delay_seconds)
-        if self._rows.conn is not None and is_lost(self._rows.conn):
+        if self._rows.connection_lost or (self._rows.conn is not None and is_lost(self._rows.conn)):
             return p.Raised("connection lost", describe(error), 1.0)
         return p.Raised("failed", describe(error))
 
@@ -235,6 +237,14 @@ class Performer:
         if self._asked is None:
             raise AssertionError("no effect was asked for")
         return self._asked
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """The work was taken away from the handler, as on a shutdown: asyncio's or concurrent.futures' CancelledError.
+
+    By name: to import asyncio would cost every program more than all of ours.
+    """
+    return any(known.__name__ == "CancelledError" for known in type(error).__mro__)
 
 
 def describe(error: BaseException) -> str:

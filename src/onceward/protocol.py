@@ -165,7 +165,7 @@ class Returned(NamedTuple):
 
 
 class Raised(NamedTuple):
-    """The handler raised. `kind`: failed | refused | rejected | deferred | connection lost | foreign commit."""
+    """The handler raised. `kind`: failed | refused | rejected | deferred | connection lost | cancelled | foreign commit."""
 
     kind: str
     detail: str = ""

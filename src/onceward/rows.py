@@ -69,6 +69,8 @@ class Rows:
         self.delivery = delivery
         self.taking = Taking(TakeResult.IN_FLIGHT)
         self.conn: Connection[Any] | None = None
+        self.connection_lost = False
+        self._transaction = ""  # the id of the one that holds the handler's writes
         self._held = ExitStack()
         self._mark = f"{runtime.inbox.worker}-{next(_marks)}"
 
@@ -86,6 +88,7 @@ class Rows:
         except psycopg.Error as error:
             return self.database_lost("not taken", error)
         self.taking = taking
+        self._transaction = taking.transaction if shape == "transactional" else ""
         return self._taken(state, taking)
 
     def _take_guarded(self, params: dict[str, Any], *, in_transaction: bool) -> Taking:
@@ -148,6 +151,7 @@ class Rows:
             self.close()
             self.emit("consumer.lease_lost")
             return p.Lost()
+        self._transaction = row[2]
         self.emit("consumer.finishing", token=self.taking.token)
         return p.Begun(row[0], row[1])
 
@@ -155,21 +159,25 @@ class Rows:
         self.emit("consumer.handled")
         conn = self.conn
         if conn is None or is_lost(conn):
-            return p.DatabaseLost()
+            return p.ForeignCommit() if self._is_committed() else p.DatabaseLost()
         published = take_published(conn)
         event = commit_guarded(conn, self._mark)
         if isinstance(event, p.Committed):
             self.emit("consumer.committed")
             if published:
                 self.runtime.nudge()
+        elif isinstance(event, p.Aborted) and self._is_committed():
+            event = p.ForeignCommit()
         self.close()
         return event
 
     def is_ours(self) -> bool:
-        """False: the handler has ended the transaction that we opened (where the session can still be asked)."""
+        """False: the handler has ended the transaction that we opened. Asked after it raised; what is broken is undone."""
         conn = self.conn
-        if conn is None or is_lost(conn) or conn.info.transaction_status == TransactionStatus.INERROR:
+        if conn is None:
             return True
+        if is_lost(conn) or conn.info.transaction_status == TransactionStatus.INERROR:
+            return not self._is_committed()
         if conn.info.transaction_status == TransactionStatus.IDLE:
             return False
         try:
@@ -178,8 +186,36 @@ class Rows:
             logger.warning(
                 "message %s: the connection was lost while its transaction was looked at: %s", self.message.id, error
             )
-            return True
+            return not self._is_committed()
         return row is None or row[0] is True
+
+    def _is_committed(self) -> bool:
+        """The handler's writes are committed, although we did not commit them: it did, then failed or lost its connection.
+
+        The server is asked by the transaction's id, on another connection where ours is gone. Crash before this, or no
+        server to ask: they stand, and the redelivery is a duplicate (a named non-guarantee).
+        """
+        if not self._transaction:
+            return False
+        self.connection_lost = self.connection_lost or (self.conn is not None and is_lost(self.conn))
+        if self.connection_lost:
+            self.close()
+        else:
+            self.roll_back()
+        try:
+            row = self._ask_status()
+        except psycopg.Error as error:
+            logger.warning("message %s: nobody can say whether its handler committed: %s", self.message.id, error)
+            return False
+        return row == ("committed",)
+
+    def _ask_status(self) -> Row | None:
+        statement, params = self.runtime.inbox.statements["transaction_status"], {"transaction": self._transaction}
+        if self.conn is not None:
+            return one_tuple(self.conn, statement, params)
+        self.runtime.database.forget_broken()  # what took our connection may have taken them all
+        with self.runtime.database.connection() as conn:
+            return one_tuple(conn, statement, params)
 
     # ---- fail, park, yield -------------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 from collections.abc import Callable
 from typing import Any
 
@@ -100,6 +102,36 @@ def test_whatever_a_handler_raises_is_a_failed_attempt(shape: str, error: BaseEx
     assert rows.attempts(db, message) == 1
     assert consumer.deliver(delivery(message, times=2)) == ACK
     assert rows.effects(db, message) == 1
+
+
+@both_shapes
+@pytest.mark.parametrize(
+    "error", [asyncio.CancelledError(), concurrent.futures.CancelledError()], ids=["asyncio", "futures"]
+)
+def test_scenario_10_a_cancelled_handler_has_neither_finished_nor_failed(
+    shape: str, error: BaseException, opened: Opened, db: Db
+) -> None:
+    """On a shutdown: no ack, and with one attempt left, no parking either. As after a crash, the redelivery does it."""
+    message = order()
+    consumer = opened(of_shape(shape, raising(error), attempts_max=1))
+    assert consumer.deliver(delivery(message)) is LEAVE
+    assert (rows.attempts(db, message), rows.effects(db, message), rows.parked(db)) == (0, 0, [])
+    if shape == "effectful":
+        rows.lapse(db, message)
+    assert consumer.deliver(delivery(message, times=2)) == ACK
+    assert rows.books(db, message) == rows.Books("done", 1 + (shape == "effectful"), 0, [], 1)
+
+
+@both_shapes
+def test_a_handler_that_is_cancelled_each_time_is_poison(shape: str, opened: Opened, db: Db) -> None:
+    message = order()
+    consumer = opened(of_shape(shape, raising(*[asyncio.CancelledError()] * 9), deliveries_max=2))
+    for times in range(1, 4):
+        settlement = consumer.deliver(delivery(message, times=times))
+        if shape == "effectful" and settlement is LEAVE:
+            rows.lapse(db, message)
+    assert settlement == ACK
+    assert [entry.reason for entry in rows.parked(db)] == ["poison"]
 
 
 @both_shapes

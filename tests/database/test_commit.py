@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import psycopg
@@ -121,6 +122,54 @@ def test_a_handler_that_committed_and_then_raised_is_parked(shape: str, end: str
         raise RuntimeError("half way")
 
     check_a_foreign_commit_is_parked(opened, db, doing(shape, work), order(), 1)
+
+
+@both_shapes
+@pytest.mark.parametrize("raises", [True, False], ids=["raised", "swallowed"])
+@pytest.mark.parametrize("end", ["COMMIT; BEGIN", "COMMIT AND CHAIN"])
+def test_a_handler_that_committed_and_then_met_a_database_error_is_parked(
+    shape: str, end: str, raises: bool, opened: Opened, db: Db
+) -> None:
+    """The session is in a failed transaction and can say nothing: the server knows what became of the one that was ours."""
+
+    def work(message: Message, tx: Db) -> None:
+        rows.write_effect(tx, message)
+        ENDS[end][0](tx)
+        with nullcontext() if raises else suppress(psycopg.Error):
+            tx.execute("SELECT * FROM not_there")
+
+    check_a_foreign_commit_is_parked(opened, db, doing(shape, work), order(), 1)
+
+
+@both_shapes
+@pytest.mark.parametrize("raises", [True, False], ids=["raised", "swallowed"])
+def test_a_handler_that_committed_and_then_lost_its_connection_is_parked(
+    shape: str, raises: bool, opened: Opened, db: Db, proxy: Proxy
+) -> None:
+    def work(message: Message, tx: Db) -> None:
+        rows.write_effect(tx, message)
+        tx.execute("COMMIT; BEGIN")
+        proxy.cut()
+        proxy.heal()
+        with nullcontext() if raises else suppress(psycopg.Error):
+            tx.execute("SELECT 1")
+
+    message = order()
+    consumer = opened(doing(shape, work), database=proxy.dsn)
+    assert consumer.deliver(delivery(message)) == ACK
+    assert rows.books(db, message) == rows.Books("parked", 1, 0, ["foreign commit"], 1)
+
+
+@both_shapes
+def test_a_handler_that_rolled_back_and_then_met_a_database_error_has_failed(shape: str, opened: Opened, db: Db) -> None:
+    def work(message: Message, tx: Db) -> None:
+        rows.write_effect(tx, message)
+        tx.execute("ROLLBACK; BEGIN")
+        tx.execute("SELECT * FROM not_there")
+
+    message = order()
+    assert opened(doing(shape, work)).deliver(delivery(message)).action == "release"
+    assert (rows.attempts(db, message), rows.effects(db, message), rows.parked(db)) == (1, 0, [])
 
 
 @both_shapes

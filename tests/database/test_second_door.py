@@ -218,6 +218,8 @@ def test_a_provider_without_keys_is_never_called_a_second_time(db: Db) -> None:
     taking = INBOX.claim(db, message)
     assert _intend(db, message, taking, provider=NO_KEYS) == Intended()
     assert _intend(db, message, taking, provider=NO_KEYS) == Expired()
+    db.execute("UPDATE onceward.intents SET started_at = clock_timestamp() + interval '1 hour'")
+    assert _intend(db, message, taking, provider=NO_KEYS) == Expired(), "also when the clock was set back meanwhile"
 
 
 def test_an_answer_is_write_once_and_not_fenced(db: Db) -> None:

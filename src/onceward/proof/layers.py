@@ -50,8 +50,8 @@ STATEMENTS: Final = {
         "DO UPDATE SET state = 'pending', refused = false, answer = NULL, started_at = clock_timestamp()",
     ),
     "window-guard": Cut(
-        intent, "intent_read", "clock_timestamp() < started_at + make_interval(secs => %(callable_seconds)s) AS callable",
-        "true AS callable",
+        intent, "intent_read", "AND clock_timestamp() < started_at + make_interval(secs => %(callable_seconds)s) AS",
+        "AS",
     ),
     "fencing": Cut(inbox, "inbox_finish", " AND state = 'pending' AND token = %(token)s", ""),
 }  # fmt: skip

@@ -2,6 +2,7 @@
 -- why: INSERT-first. One row back = TAKEN; none = somebody was here, or the id's age forbids it: read the row next.
 --      The settings mark the transaction as ours (the commit guard looks for the mark) and give the handler its own
 --      lock timeout; they ride on this statement because a round trip of their own would be the dearest part of a take.
+--      The transaction's id tells later whether it was committed, when the handler has left it in no state to be asked.
 -- locks: the new row; waits (lock_timeout) for an uncommitted row of the same id
 -- index: inbox_pkey
 INSERT INTO {schema}.inbox (consumer, message_id, fingerprint, state, lease_until, worker)
@@ -10,7 +11,8 @@ SELECT %(consumer)s, %(message_id)s, %(fingerprint)s, %(state)s,
  WHERE to_timestamp(%(id_seconds)s) BETWEEN clock_timestamp() - make_interval(secs => %(window_seconds)s)
                                         AND clock_timestamp() + make_interval(secs => %(future_seconds)s)
 ON CONFLICT (consumer, message_id) DO NOTHING
-RETURNING token, set_config('onceward.delivery', %(mark)s, true), set_config('lock_timeout', %(lock_timeout)s, true)
+RETURNING token, pg_current_xact_id()::text AS transaction,
+          set_config('onceward.delivery', %(mark)s, true), set_config('lock_timeout', %(lock_timeout)s, true)
 
 -- name: inbox_read
 -- why: the second statement of a take. It must be a statement of its own: one that both inserts and reads sees neither
@@ -36,7 +38,7 @@ UPDATE {schema}.inbox
        lease_until = clock_timestamp() + make_interval(secs => %(lease_seconds)s)
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND state = 'pending' AND token = %(token)s
    AND fingerprint = %(fingerprint)s AND (lease_until IS NULL OR lease_until <= clock_timestamp())
-RETURNING token, token - forgiven AS takes,
+RETURNING token, pg_current_xact_id()::text AS transaction, token - forgiven AS takes,
           set_config('onceward.delivery', %(mark)s, true), set_config('lock_timeout', %(lock_timeout)s, true)
 
 -- name: inbox_finish
@@ -51,7 +53,15 @@ RETURNING (SELECT count(*) FROM {schema}.intents AS t
             WHERE t.consumer = %(consumer)s AND t.message_id = %(message_id)s) AS intents,
           (SELECT count(*) FROM {schema}.intents AS t
             WHERE t.consumer = %(consumer)s AND t.message_id = %(message_id)s AND t.state <> 'done') AS intents_open,
+          pg_current_xact_id()::text AS transaction,
           set_config('onceward.delivery', %(mark)s, true), set_config('lock_timeout', %(lock_timeout)s, true)
+
+-- name: transaction_status
+-- why: was the transaction of a take or a finish committed, although we did not commit it? By its id, after a handler ended
+--      it and then failed, or lost the connection: the session itself can no longer say.
+-- locks: none
+-- index: none
+SELECT pg_xact_status(%(transaction)s::xid8)
 
 -- name: inbox_extend
 -- why: the heartbeat of all effectful deliveries that this process holds. SKIP LOCKED: a row that is being finished is

@@ -18,11 +18,13 @@ WITH held AS (
 SELECT EXISTS (SELECT 1 FROM held) AS held, EXISTS (SELECT 1 FROM made) AS made
 
 -- name: intent_read
--- why: the intent was there already: its answer, or whether the provider still remembers its key (database's clock).
+-- why: the intent was there already: its answer, or whether the provider still remembers its key (database's clock). A
+--      provider without keys (0 seconds) never does, also when the clock was set back meanwhile.
 -- locks: none
 -- index: intents_pkey
 SELECT name, request_fingerprint, key, state, refused, answer::text AS answer,
-       clock_timestamp() < started_at + make_interval(secs => %(callable_seconds)s) AS callable
+       %(callable_seconds)s::float8 > 0
+       AND clock_timestamp() < started_at + make_interval(secs => %(callable_seconds)s) AS callable
   FROM {schema}.intents
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND n = %(n)s
 
