@@ -68,20 +68,33 @@ def prove_table(document: Document) -> str:
 
 
 def ablation_table(document: Document) -> str:
-    head = ["without", "leg", "double-charged", "lost", "doubled writes", "redeliveries", "expected", "as expected"]
-    keys = ["without", "leg", "double_charged_orders", "lost_events", "doubled_writes", "redeliveries", "expected"]
+    head = [
+        "without",
+        "leg",
+        "double-charged",
+        "lost",
+        "doubled writes",
+        "held",
+        "delivered again",
+        "expected",
+        "as expected",
+    ]
+    keys = [
+        "without", "leg", "double_charged_orders", "lost_events", "doubled_writes", "parked", "redeliveries", "expected",
+    ]  # fmt: skip
     rows = [[*(row[key] for key in keys), "yes" if row.get("ok", True) else "**no**"] for row in document["ablation"]]
-    return "\n".join([*_grid(head, rows), ""])
+    said = f"`onceward prove --ablate --orders {document['orders']} --seed {document['seed']}`: {document['verdict']}."
+    return "\n".join([*_grid(head, rows), "", said, ""])
 
 
 def explore_table(document: Document) -> str:
     """Each passage is exhaustive within its own bound; no bound is claimed for all of them together."""
-    head = ["passage", *BOUNDS, "states", "whole"]
+    head = ["passage", *BOUNDS, "states", "exhausted"]
     rows = [
         [p["name"], *(p["bound"].get(name, 0) for name in BOUNDS), p["states"], "yes" if p["exhausted"] else "no"]
         for p in document["passages"]
     ]
-    total = f"{document['states']:,} distinct states; violations: {len(document['violations'])}."
+    total = f"`onceward explore`: {document['states']:,} distinct states; violations: {len(document['violations'])}."
     return "\n".join([*_grid(head, rows), "", total, ""])
 
 
@@ -98,7 +111,8 @@ def syscalls_table(document: Document) -> str:
     ]
     swept = _grid(["process", "system calls", "SIGKILLs", "doubled", "lost"], rows)
     cut_off = _grid(["connection cut", "committed", "the redelivery was", "doubled", "lost"], cuts)
-    return "\n".join([*swept, "", *cut_off, ""])
+    said = f"`onceward prove --every-syscall`: {'held' if document['ok'] else 'broken'}."
+    return "\n".join([*swept, "", *cut_off, "", said, ""])
 
 
 def soak_table(document: Document) -> str:
