@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import psycopg
@@ -24,6 +25,7 @@ from onceward.upkeep import UpkeepThread
 logger = logging.getLogger("onceward")
 RECEIVE_WAIT_SECONDS: Final = 1.0
 PAUSE_SECONDS_MAX: Final = 5.0
+LOOK_SECONDS: Final = 0.25  # how soon a stop is seen while there is no room
 
 
 def run(
@@ -146,11 +148,12 @@ class Loop:
         At least half of the prefetch, so that a busy loop receives in batches and not one by one.
         """
         most = self._source.traits.poll_seconds_max
+        until = math.inf if most is None else time.monotonic() + most / 3
         wanted = max(1, (self._room - self._threads) // 2)
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._room - self._in_hand >= wanted or self._stopping.is_set(), timeout=most and most / 3
-            )
+            # In short waits: a stop comes from a signal handler, which must not take this lock, and so wakes nobody.
+            while self._room - self._in_hand < wanted and not self._stopping.is_set() and time.monotonic() < until:
+                self._changed.wait(min(LOOK_SECONDS, max(0.0, until - time.monotonic())))
             return 0 if self._stopping.is_set() else max(0, self._room - self._in_hand)
 
     def _wait_for_database(self) -> None:
@@ -185,6 +188,10 @@ class Loop:
     # ---- the end -----------------------------------------------------------------------------------------------------
 
     def _drain(self, workers: list[threading.Thread]) -> None:
+        """What waits is given back at once; what runs may end, for `drain_seconds`."""
+        with suppress(queue.Empty):
+            while (delivery := self._waiting.get_nowait()) is not None:
+                self._settler.settle(delivery, release(0))
         for _ in workers:
             self._waiting.put(None)
         deadline = time.monotonic() + self._drain_seconds

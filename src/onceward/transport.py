@@ -114,6 +114,9 @@ class Sink(Protocol):
         Entries with the same subject are sent in order: behind one that has an error, none of its subject is sent in this
         call (each gets an error too). A confirmed entry is stored durably; an entry with an error may
         be stored too (a lost ack): it is sent again, and the consumer's inbox removes the double.
+
+        Raises only when nothing can be said of any entry (the queue is away): all of them are sent again, in a batch. So a
+        message that cannot be sent must be an entry with an error: raised, it would hold up everybody else's.
         """
         ...
 

@@ -121,6 +121,23 @@ def test_scenario_3_past_the_window_it_is_held_for_reconciliation(hours: float, 
     assert rows.books(db, message) == rows.Books("parked", 2, 1, ["unknown"], 0)
 
 
+def test_scenario_3_the_window_does_not_start_anew_with_a_retry(opened: Opened, db: Db) -> None:
+    """The provider counts from the first request: a retry at 20 hours buys no other 23."""
+    message, provider = order(), Provider()
+    provider.after += [ConnectionError("cut"), ConnectionError("cut again")]
+    consumer = opened(charging(provider))
+    consumer.deliver(delivery(message))
+    rows.age_intents(db, message, timedelta(hours=20))
+    started_at = rows.intents(db, message)[0].started_at
+    assert consumer.deliver(delivery(message, times=2)).action == "release"
+    [intent] = rows.intents(db, message)
+    assert (provider.calls, intent.state, intent.started_at) == (2, "pending", started_at)
+    db.execute("UPDATE onceward.intents SET started_at = started_at - interval '5 hours'")
+    assert consumer.deliver(delivery(message, times=3)) == ACK
+    assert (provider.calls, rows.intents(db, message)[0].state) == (2, "unknown")
+    assert rows.books(db, message) == rows.Books("parked", 3, 2, ["unknown"], 0)
+
+
 def test_past_the_window_a_lookup_that_finds_it_is_the_answer(opened: Opened, db: Db) -> None:
     message, provider, seen = order(), Provider(), Recorder()
     provider.after.append(ConnectionError("cut"))

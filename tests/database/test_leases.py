@@ -25,6 +25,8 @@ from onceward.inbox import Inbox, TakeResult
 from onceward.loop import run
 from onceward.message import Message
 from onceward.once import Once
+from onceward.proof.sweep.proxy import Proxy
+from onceward.provider import STRIPE_V1
 from onceward.transport import ACK
 from onceward.transports import pgmq
 
@@ -90,6 +92,44 @@ def test_scenario_5_a_handler_is_told_that_another_has_taken_its_message(opened:
     seen = Recorder()
     assert opened(effectful(handle, lease_seconds=0.3), seen).deliver(delivery(order())).action == "leave"
     assert (told, seen.count("consumer.lease_lost")) == ([True], 2)
+
+
+def test_scenario_5_a_handler_is_told_when_no_heartbeat_reaches_the_database(opened: Opened, db: Db, dsn: str) -> None:
+    """Nobody can say whether another has the message: it may. The effect is not started, and nothing is settled."""
+
+    def handle(message: Message, once: Once) -> None:
+        proxy.cut()
+        until(lambda: once.lease_lost)
+        told.append(True)
+        rows.claim_by_another(db, message)
+        proxy.heal()
+        consumer.database.forget_broken()
+        once.effect("charge", lambda *_: called.append(True), request=1, provider=STRIPE_V1)
+
+    told: list[bool] = []
+    called: list[bool] = []
+    message = order()
+    with Proxy(dsn) as proxy:
+        consumer = opened(effectful(handle, lease_seconds=0.4), database=proxy.dsn)
+        assert consumer.deliver(delivery(message)).action == "leave"
+    assert (told, called, rows.inbox_row(db, message).token) == ([True], [], 2)
+
+
+def test_a_database_that_is_away_does_not_keep_the_heartbeat_from_the_queue(dsn: str, background: Background) -> None:
+    def handle(_: Message, __: Once) -> None:
+        proxy.cut()
+        before = len(source.extended)
+        until(lambda: len(source.extended) >= before + 8)
+        proxy.heal()
+
+    source = ListSource(lease_seconds=0.5, poll_seconds_max=0.1)
+    source.waiting.append(delivery(order()))
+    with Proxy(dsn) as proxy:
+        consumer = effectful(handle, lease_seconds=0.5)
+        with consuming(
+            background, run, consumer=consumer, source=lambda: source, database=proxy.dsn, threads=1, prefetch=1
+        ):
+            until(lambda: len(source.extended) >= 9)
 
 
 @pytest.mark.parametrize("how", ["extend", "receive"])
@@ -213,9 +253,55 @@ def test_scenario_21_the_clock_of_a_worker_plays_no_part_in_its_leases(
     assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
 
 
+WALL_CLOCK = re.compile(
+    r"time\.time(_ns)?\b|\bfrom time import (\([^)]*|[^(\n]*)\btime(_ns)?\b"
+    r"|\b(clock_gettime|localtime|gmtime|ctime|utcnow)\(|\bdate(time)?\.(now|today)\b"
+)
+NOT_THE_CORE = ("proof", "embedded", "testing", "commands")
+
+
+def core_files() -> dict[str, str]:
+    """The text of every module that takes part in a decision, or brings messages to it, by its place."""
+    package = Path(onceward.__file__).parent
+    places = {path.relative_to(package): path for path in package.rglob("*.py")}
+    return {
+        place.as_posix(): path.read_text(encoding="utf-8")
+        for place, path in places.items()
+        if place.parts[0] not in NOT_THE_CORE
+    }
+
+
 def test_scenario_21_only_a_message_reads_the_wall_clock() -> None:
     """Its id and its time are the producer's; nothing else in the core may ask this machine what time it is."""
-    wall_clock = re.compile(r"time\.time\(|time_ns\(|datetime\.now\(|utcnow\(|date\.today\(")
-    core = Path(onceward.__file__).parent
-    readers = {path.name for path in core.glob("*.py") if wall_clock.search(path.read_text(encoding="utf-8"))}
-    assert readers == {"message.py"}
+    files = core_files()
+    assert {"lease.py", "inbox.py", "transports/pgmq.py"} <= files.keys()
+    assert {place for place, text in files.items() if WALL_CLOCK.search(text)} == {"message.py"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "now = time.time()",
+        "now = _time.time_ns() // 1_000_000",
+        "field(default_factory=time.time)",
+        "from time import time",
+        "from time import monotonic, time_ns as now",
+        "from time import (\n    monotonic,\n    time,\n)",
+        "datetime.now(UTC)",
+        "datetime.datetime.today()",
+        "date.today()",
+        "datetime.utcnow()",
+        "time.localtime()",
+        "time.gmtime()",
+        "time.clock_gettime(time.CLOCK_REALTIME)",
+    ],
+)
+def test_the_search_for_the_wall_clock_can_fail(line: str) -> None:
+    assert WALL_CLOCK.search(line)
+
+
+@pytest.mark.parametrize(
+    "line", ["import time", "time.monotonic()", "from time import monotonic\nimport time", "datetime.fromtimestamp(0, UTC)"]
+)
+def test_a_clock_that_only_measures_is_no_wall_clock(line: str) -> None:
+    assert not WALL_CLOCK.search(line)

@@ -18,7 +18,7 @@ from tests.support.waiting import Background, until
 from onceward.errors import TransportError, UsageError
 from onceward.loop import run
 from onceward.proof.sweep.proxy import Proxy
-from onceward.transport import Delivery, Outcome, Received, Settlement
+from onceward.transport import ACK, Delivery, Outcome, Received, Settlement, release
 
 Db = psycopg.Connection[Any]
 
@@ -83,22 +83,65 @@ def test_a_settle_that_fails_is_left_to_redelivery(dsn: str, db: Db, background:
     assert (source.settled[0][0], rows.effects(db, message), seen.count("consumer.duplicate")) == ("again", 1, 1)
 
 
-def test_a_stop_lets_what_runs_finish_and_gives_back_what_waits(dsn: str, db: Db, background: Background) -> None:
-    source, messages, stop = ListSource(), [order() for _ in range(4)], threading.Event()
+class Stop(threading.Event):
+    """A stop that can be waited for: once the thread that waits on it has ended, the loop has been told."""
+
+    watcher: threading.Thread | None = None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.watcher = threading.current_thread()
+        return super().wait(timeout)
+
+    def pass_on(self) -> None:
+        watcher = until(lambda: self.watcher)
+        assert watcher is not None
+        self.set()
+        watcher.join(timeout=20)
+        assert not watcher.is_alive()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_stop_lets_what_runs_finish_and_gives_back_what_waits(
+    shape: str, dsn: str, db: Db, background: Background
+) -> None:
+    """One is in its handler when the stop comes, three wait behind it: those are untouched, and the next run does them."""
+    source, messages, stop = ListSource(), [order() for _ in range(4)], Stop()
     source.waiting.extend(delivery(message, id=str(n)) for n, message in enumerate(messages))
+    options: dict[str, Any] = {"source": lambda: source, "database": dsn, "threads": 1, "prefetch": 8}
     with Gate("consumer.handled") as gate:
-        options = {"source": lambda: source, "database": dsn, "threads": 1, "prefetch": 8, "listeners": [gate]}
-        running = background(run, transactional(), stop=stop, **options)
+        running = background(run, of_shape(shape), stop=stop, listeners=[gate], **options)
+        gate.wait()
+        until(lambda: not source.waiting)
+        stop.pass_on()
+        source.wait_for_settled(3)  # at once, although the handler still runs
+        gate.release()
+        running.result(timeout=20)
+    assert source.settled == [("1", release(0)), ("2", release(0)), ("3", release(0)), ("0", ACK)]
+    untouched = rows.Books(None, None, 0, [], 0)
+    assert [rows.books(db, message) for message in messages] == [rows.Books("done", 1, 0, [], 1), *[untouched] * 3]
+    source.waiting.extend(delivery(message, id="again", times=2) for message in messages[1:])
+    with consuming(background, run, consumer=of_shape(shape), **options):
+        source.wait_for_settled(7)
+    assert source.actions("again") == ["ack"] * 3
+    assert [rows.books(db, message) for message in messages] == [rows.Books("done", 1, 0, [], 1)] * 4
+
+
+@pytest.mark.parametrize(("prefetch", "many"), [(0, 1), (1, 2), (3, 4)])
+def test_a_drain_is_bounded_although_every_handler_hangs_and_there_is_no_room(
+    prefetch: int, many: int, dsn: str, background: Background
+) -> None:
+    source, stop = ListSource(), threading.Event()
+    source.waiting.extend(delivery(order(), id=str(n)) for n in range(many))
+    with Gate("consumer.handled") as gate:
+        running = background(
+            run, of_shape("effectful"), source=lambda: source, database=dsn, threads=1, prefetch=prefetch,
+            drain_seconds=0.2, stop=stop, listeners=[gate],
+        )  # fmt: skip
         gate.wait()
         until(lambda: not source.waiting)
         stop.set()
-        gate.release()
         running.result(timeout=20)
-    done = [n for n in range(4) if source.actions(str(n)) == ["ack"]]
-    released = [n for n in range(4) if source.actions(str(n)) == ["release"]]
-    assert done[0] == 0
-    assert sorted(done + released) == [0, 1, 2, 3]
-    assert rows.scalar(db, "SELECT count(*) FROM effects") == len(done)
+        assert source.settled == [(str(n), release(0)) for n in range(1, many)]
 
 
 def test_many_threads_share_one_source(dsn: str, db: Db, background: Background) -> None:

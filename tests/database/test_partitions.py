@@ -9,14 +9,15 @@ from typing import Any
 import psycopg
 import pytest
 from tests.support import rows
-from tests.support.deliveries import delivery, order, order_aged
+from tests.support.deliveries import Provider, delivery, order, order_aged
 from tests.support.points import Recorder
-from tests.support.shop import SHAPES, of_shape
+from tests.support.shop import SHAPES, charging, of_shape
 
 from onceward.consumer import OpenConsumer
 from onceward.errors import UsageError
 from onceward.inbox import Inbox, TakeResult
-from onceward.message import uuid7_at
+from onceward.message import Message, uuid7_at
+from onceward.provider import idempotency_key
 from onceward.schema import attached, database_now, partition_bounds, partition_name
 from onceward.transport import ACK
 
@@ -29,6 +30,19 @@ def drop_partition(db: Db, days_ahead: int = 0) -> None:
     day = database_now(db).date() + timedelta(days=days_ahead)
     for table in ("inbox", "intents"):
         db.execute(f"DROP TABLE onceward.{partition_name(table, day)}".encode())
+
+
+def around_midnight(db: Db) -> list[Message]:
+    """The last id of yesterday, and the first of today."""
+    midnight, _ = partition_bounds(database_now(db).date())
+    first = midnight.int >> 80
+    return [order(id=uuid7_at(first - 1, (1 << 80) - 1)), order(id=uuid7_at(first, 0))]
+
+
+def homes(db: Db, table: str, messages: list[Message]) -> set[str]:
+    """The partitions that these messages' rows lie in."""
+    where = f"SELECT tableoid::regclass::text FROM onceward.{table} WHERE message_id = %s"
+    return {rows.scalar(db, where, (message.id,)) for message in messages}
 
 
 def test_there_is_no_default_partition(db: Db) -> None:
@@ -97,19 +111,35 @@ def test_scenario_15_the_same_id_is_one_effect_on_both_sides_of_a_partition_boun
     shape: str, opened: Opened, db: Db
 ) -> None:
     """The last id of one day, the first of the next: each is delivered twice, and lands where its original is."""
-    midnight, _ = partition_bounds(database_now(db).date())
-    first = midnight.int >> 80
-    messages = [order(id=uuid7_at(first - 1, (1 << 80) - 1)), order(id=uuid7_at(first, 0))]
+    messages = around_midnight(db)
     consumer = opened(of_shape(shape))
     for times in (1, 2):
         for message in messages:
             assert consumer.deliver(delivery(message, times=times)) == ACK
     assert [rows.effects(db, message) for message in messages] == [1, 1]
-    homes = [
-        rows.scalar(db, "SELECT tableoid::regclass::text FROM onceward.inbox WHERE message_id = %s", (m.id,))
-        for m in messages
-    ]
-    assert homes[0] != homes[1]
+    assert len(homes(db, "inbox", messages)) == 2
+
+
+def test_scenario_15_an_intent_is_one_charge_on_both_sides_of_a_partition_boundary(opened: Opened, db: Db) -> None:
+    """The answer is lost, then the finish fails, then it is done: each retry finds the intent where the first put it."""
+    messages, provider = around_midnight(db), Provider()
+    provider.after += [ConnectionError("cut after it charged") for _ in messages]
+    consumer = opened(charging(provider))
+
+    def deliver_both(times: int) -> list[str]:
+        return [consumer.deliver(delivery(message, times=times)).action for message in messages]
+
+    assert deliver_both(1) == ["release", "release"]
+    db.execute("ALTER TABLE effects ADD CONSTRAINT is_full CHECK (false) NOT VALID")
+    assert deliver_both(2) == ["release", "release"]
+    db.execute("ALTER TABLE effects DROP CONSTRAINT is_full")
+    assert deliver_both(3) == deliver_both(4) == ["ack", "ack"]
+    keys = [idempotency_key(rows.CONSUMER, message.id, "charge") for message in messages]
+    assert (provider.requests, list(provider.charges)) == (keys * 2, keys)
+    for message in messages:
+        assert [(intent.n, intent.state) for intent in rows.intents(db, message)] == [(1, "done")]
+        assert rows.books(db, message) == rows.Books("done", 3, 2, [], 1)
+    assert len(homes(db, "intents", messages)) == 2
 
 
 @both_shapes
