@@ -10,7 +10,7 @@ from tests.proof.prove_run import prove, sabotaged
 from onceward.proof.schedule import Aimed, Schedule, write_schedule
 from onceward.proof.workload import make_orders
 
-TAKE = "ON CONFLICT (consumer, message_id) DO NOTHING\nRETURNING token, set_config"
+TAKE = "ON CONFLICT (consumer, message_id) DO NOTHING\nRETURNING token, pg_current_xact_id"
 ALWAYS_TAKEN = TAKE.replace("DO NOTHING", "DO UPDATE SET state = excluded.state, token = inbox.token + 1")
 KEYED = " WHERE consumer = %(consumer)s AND message_id = %(message_id)s"
 FINISH = f"SET state = 'done', lease_until = NULL\n{KEYED}"
