@@ -213,12 +213,12 @@ def _print(console: Console, sweep: Sweep) -> None:
         table.add_row(each.subject, str(each.calls), str(len(each.kills)), *harm, str(each.sent_again))
     console.print(table)
     cuts = Table(title="The connection cut at COMMIT", title_justify="left")
-    for name in ("", "cut", "committed", "settled", "redelivery", "doubled", "lost"):
-        cuts.add_column(name)
+    for name in ("", "the server", "settled", "redelivery", "doubled", "lost"):
+        cuts.add_column(name, no_wrap=True)
     for met in sweep.ambiguous:
         cuts.add_row(
-            met.shape, f"{met.cut} it arrived", "yes" if met.committed else "no", met.settlement, met.redelivery,
-            str(met.doubled), str(met.lost),
+            met.shape, "committed" if met.committed else "never got it", met.settlement, met.redelivery, str(met.doubled),
+            str(met.lost),
         )  # fmt: skip
     console.print(cuts)
     kills = sum(len(each.kills) for each in sweep.swept)
