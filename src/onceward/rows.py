@@ -192,7 +192,7 @@ class Rows:
     def _is_committed(self) -> bool:
         """The handler's writes are committed, although we did not commit them: it did, then failed or lost its connection.
 
-        The server is asked by the transaction's id, on another connection where ours is gone. Crash before this, or no
+        Told by the row that was written with them, on another connection where ours is gone. Crash before this, or no
         server to ask: they stand, and the redelivery is a duplicate (a named non-guarantee).
         """
         if not self._transaction:
@@ -202,15 +202,16 @@ class Rows:
             self.close()
         else:
             self.roll_back()
+        inbox = self.runtime.inbox
+        whose = {"token": self.taking.token, "worker": inbox.worker, "transaction": self._transaction}
         try:
-            row = self._ask_status()
+            row = self._ask(inbox.statements["inbox_committed"], inbox.key(self.message) | whose)
         except psycopg.Error as error:
             logger.warning("message %s: nobody can say whether its handler committed: %s", self.message.id, error)
             return False
-        return row == ("committed",)
+        return row is not None and row[0] is True
 
-    def _ask_status(self) -> Row | None:
-        statement, params = self.runtime.inbox.statements["transaction_status"], {"transaction": self._transaction}
+    def _ask(self, statement: str, params: dict[str, Any]) -> Row | None:
         if self.conn is not None:
             return one_tuple(self.conn, statement, params)
         self.runtime.database.forget_broken()  # what took our connection may have taken them all

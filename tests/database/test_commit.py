@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from tests.conftest import EFFECTS
 from tests.support import rows
 from tests.support.checks import check_a_foreign_commit_is_parked, check_a_swallowed_error_is_a_failed_attempt
 from tests.support.deliveries import delivery, order
@@ -15,11 +16,13 @@ from tests.support.points import At, Recorder
 from tests.support.shop import SHAPES, effectful, of_shape, transactional
 
 from onceward.consumer import Consumer, OpenConsumer
+from onceward.embedded import Cluster
 from onceward.errors import LeaseLost
 from onceward.message import Message
 from onceward.once import Once
 from onceward.parked import redrive
 from onceward.proof.sweep.proxy import Proxy
+from onceward.schema import migrate
 from onceward.transport import ACK, LEAVE
 
 Db = psycopg.Connection[Any]
@@ -158,6 +161,42 @@ def test_a_handler_that_committed_and_then_lost_its_connection_is_parked(
     consumer = opened(doing(shape, work), database=proxy.dsn)
     assert consumer.deliver(delivery(message)) == ACK
     assert rows.books(db, message) == rows.Books("parked", 1, 0, ["foreign commit"], 1)
+
+
+@both_shapes
+def test_a_server_that_crashed_and_gave_our_transactions_id_away_makes_no_foreign_commit(shape: str) -> None:
+    """What was not flushed is forgotten, the id too: another transaction gets it, and commits. Ours has not."""
+
+    def work(message: Message, tx: Db) -> None:
+        [mine] = tx.execute("SELECT pg_current_xact_id()::text::bigint").fetchall()[0]
+        rows.write_effect(tx, message)
+        if crashes:
+            crashes.pop()
+            cluster.kill()
+            cluster.restart()
+            with psycopg.connect(dsn, autocommit=True) as other:
+                while other.execute("SELECT pg_current_xact_id()::text::bigint").fetchall()[0][0] < mine:
+                    pass
+                status = other.execute("SELECT pg_xact_status(%s::text::xid8)", (mine,)).fetchall()
+            given_away.append(status == [("committed",)])
+        tx.execute("SELECT 1")
+
+    message, crashes, given_away = order(), [1], [False]
+    with Cluster.start(name="crash", settings={"wal_writer_delay": "10s"}) as cluster:
+        dsn = cluster.create_database("crash")
+        with psycopg.connect(dsn, autocommit=True) as db:
+            migrate(db)
+            db.execute(EFFECTS)
+        with doing(shape, work, attempts_max=1).open(dsn, threads=1) as consumer:
+            consumer.deliver(delivery(message))
+            assert given_away.pop(), "the test is about an id that another one got"
+            with psycopg.connect(dsn, autocommit=True) as db:
+                assert (rows.parked(db), rows.attempts(db, message), rows.effects(db, message)) == ([], 0, 0)
+                if rows.state(db, message):
+                    rows.lapse(db, message)
+                consumer.database.forget_broken()
+                assert consumer.deliver(delivery(message, times=2)) == ACK
+                assert (rows.state(db, message), rows.effects(db, message)) == ("done", 1)
 
 
 @both_shapes

@@ -64,7 +64,16 @@ def _params(message_id: str, others: list[Any]) -> dict[str, Any]:
     return (
         taking
         | inbox.park_params(message, "test", "rejected", "")
-        | {"token": 1, "unknown_n": 1, "n": 1, "name": "charge", "answer": "{}", "refused": False, "error": "e"}
+        | {
+            "token": 1,
+            "transaction": "750",
+            "unknown_n": 1,
+            "n": 1,
+            "name": "charge",
+            "answer": "{}",
+            "refused": False,
+            "error": "e",
+        }
         | {"message_ids": others, "tokens": [1] * len(others), "callable_seconds": 1.0, "request_fingerprint": b"f"}
         | {"key": idempotency_key(CONSUMER, message_id, "charge"), "limit": 100, "positions": list(range(100, 200))}
         | {"position": 100, "keys": [f"key-{n}" for n in range(100)], "delay_seconds": 1.0}

@@ -56,12 +56,15 @@ RETURNING (SELECT count(*) FROM {schema}.intents AS t
           pg_current_xact_id()::text AS transaction,
           set_config('onceward.delivery', %(mark)s, true), set_config('lock_timeout', %(lock_timeout)s, true)
 
--- name: transaction_status
--- why: was the transaction of a take or a finish committed, although we did not commit it? By its id, after a handler ended
---      it and then failed, or lost the connection: the session itself can no longer say.
+-- name: inbox_committed
+-- why: was the transaction of a take or a finish committed, although we did not commit it? After a handler ended it and then
+--      failed, or lost the connection, the session itself can no longer say; the row that it wrote can. Not by
+--      pg_xact_status: a server that crashed may give the id of an uncommitted transaction to another one.
 -- locks: none
--- index: none
-SELECT pg_xact_status(%(transaction)s::xid8)
+-- index: inbox_pkey
+SELECT EXISTS (SELECT 1 FROM {schema}.inbox
+                WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND state = 'done' AND token = %(token)s
+                  AND worker = %(worker)s AND xmin = %(transaction)s::xid8::xid)
 
 -- name: inbox_extend
 -- why: the heartbeat of all effectful deliveries that this process holds. SKIP LOCKED: a row that is being finished is
