@@ -102,6 +102,10 @@ def prove(given: Any) -> int:
     for path in (given.json, given.html):
         if path is not None and not path.absolute().parent.is_dir():
             raise UsageError(f"there is no folder {path.parent} to write {path.name} in")
+        if path is not None and path.is_dir():
+            raise UsageError(f"{path} is a folder: name a file in it")
+    if given.schedule is not None and given.orders is not None:
+        raise UsageError("--schedule brings its own orders: leave out --orders")
 
     if given.ablate is not None and given.variants is not None:
         raise UsageError("--ablate runs hardened, less one layer at a time: leave out --variants")

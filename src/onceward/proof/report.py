@@ -76,7 +76,7 @@ def print_ablation(console: Console, trials: Sequence[Trial]) -> None:
     else:
         breaks = sum(trial.row.expected == "breaks" for trial in trials)
         console.print(Text("AS EXPECTED", style="bold green"), end=" ")
-        console.print(f"{breaks} rows break, {len(trials) - breaks} hold.", highlight=False)
+        console.print(f"rows that break: {breaks}; that hold: {len(trials) - breaks}.", highlight=False)
     for problem in problems:
         console.print(f"  - {problem}", highlight=False)
 
@@ -156,7 +156,7 @@ def _beside(title: str, first: str, results: Sequence[Result]) -> Table:
     """A column per variant; of many, narrow enough for 80 characters."""
     many = len(results) > FEW
     table = Table(title=title, title_justify="left", box=SIMPLE if many else HEAVY_HEAD, pad_edge=not many)
-    table.add_column(first)
+    table.add_column(first, overflow="fold")
     for result in results:
         table.add_column(result.variant.replace("-", "-\n") if many else result.variant, justify="right")
     return table

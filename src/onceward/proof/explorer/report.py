@@ -155,10 +155,13 @@ def _say_story(say: Say, explored: Explored) -> None:
 
 
 def _say_sum(say: Say, document: dict[str, Any]) -> None:
-    how = "exhaustive within these bounds" if document["exhausted"] else "not exhaustive: stopped early"
+    begun = len(document["passages"])
+    how = (
+        "exhaustive within these bounds" if document["exhausted"] else f"stopped early, in passage {begun}: not exhaustive"
+    )
     violations = len(document["violations"]) or "no"
     say(f"assumed: {'; '.join(document['assumed'])}")
-    say(f"{document['states']:,} distinct states in {document['seconds']:.1f} s, {how}; {violations} violation(s)")
+    say(f"{document['states']:,} distinct states in {document['seconds']:.1f} s, {how}; violations: {violations}")
 
 
 def _progress(name: str) -> Callable[[int, int], None] | None:

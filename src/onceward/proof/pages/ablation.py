@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from onceward.proof.ablation import COUNTERS, WORDS, Trial, publish_wait_ms, why_not_as_expected
+from onceward.proof.ablation import COUNTERS, ROWS, WORDS, Trial, publish_wait_ms, why_not_as_expected
 from onceward.proof.pages.page import render_template
 from onceward.proof.pages.tiles import draw_layers
 from onceward.proof.schedule import Schedule
@@ -23,7 +23,7 @@ def _content(schedule: Schedule, trials: Sequence[Trial]) -> dict[str, Any]:
         "what": "ablation",
         "mood": "broken" if problems else "proven",
         "headline": "not as expected" if problems else "as expected",
-        "saying": f"{breaks} layers break the guarantee when they are taken away; {len(trials) - breaks} rows hold.",
+        "saying": f"Rows that break the guarantee: {breaks}. Rows that hold: {len(trials) - breaks}.",
         "reasons": problems,
         "seed": schedule.seed,
         "orders": f"{len(schedule.orders):,}",
@@ -37,9 +37,14 @@ def _content(schedule: Schedule, trials: Sequence[Trial]) -> dict[str, Any]:
         "counters": [WORDS[counter] for counter in COUNTERS],
         "rows": [_row(trial) for trial in trials],
         "picture": draw_layers(schedule, trials) if trials else None,
-        "command": f"onceward prove --ablate --seed {schedule.seed} --orders {len(schedule.orders)}",
+        "command": f"onceward prove --ablate{_rows_named(trials)} --seed {schedule.seed} --orders {len(schedule.orders)}",
         "again": "The same seed makes the same orders and the same schedule of faults.",
     }
+
+
+def _rows_named(trials: Sequence[Trial]) -> str:
+    names = [trial.row.without for trial in trials]
+    return "" if len(names) == len(ROWS) else f" {','.join(names)}"
 
 
 def _row(trial: Trial) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from onceward.proof.sweep.stand import Stand, deliver_one, stand
 from onceward.proof.sweep.trace import Ended, Gate, NoTrace, check_strace, killed_at, run_child
 
 CALLS_MAX: Final = 2000
+TRIES_MAX: Final = 6  # at one call: a run may make one or two fewer than another
 BEFORE_THE_FIRST: Final = "receiving"  # the step of a kill before the first named point
 SUBJECTS: Final = {
     "consumer": "one delivery of the charge consumer: receive, claim, intent, charge, record, finish, ack",
@@ -39,7 +40,8 @@ class Swept:
     """One subject killed at each of its calls. `doubled`, `lost`: the orders, as the checker found them at the end."""
 
     subject: str
-    calls: int = 0  # how many it makes when nobody kills it
+    calls: int = 0  # how many a run makes at the most
+    unreached: int = 0  # of them, those that no run came to any more
     kills: dict[str, Ended] = field(default_factory=dict)  # order -> how it was killed
     orders: list[str] = field(default_factory=list)
     doubled: tuple[str, ...] = ()
@@ -53,7 +55,8 @@ class Swept:
     def to_json(self) -> dict[str, Any]:
         steps = Counter(ended.step or BEFORE_THE_FIRST for ended in self.kills.values())
         return {
-            "calls": self.calls, "kills": len(self.kills), "doubled": len(self.doubled), "lost": len(self.lost),
+            "calls": self.calls, "unreached": self.unreached, "kills": len(self.kills),
+            "doubled": len(self.doubled), "lost": len(self.lost),
             "sent_again": self.sent_again, "by_call": dict(Counter(ended.calls[-1] for ended in self.kills.values())),
             "after_step": dict(steps),
         }  # fmt: skip
@@ -82,7 +85,7 @@ class Sweep:
 
 
 def prove_syscalls(options: ProveOptions) -> int:
-    """Run it; returns 0 nothing doubled or lost, 1 something was, 3 nothing can be traced here."""
+    """Run it; returns 0 nothing doubled or lost, 1 something was, 3 nothing can be traced, or not each call was reached."""
     console = Console()
     for name in ("onceward", "psycopg.pool"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -93,7 +96,9 @@ def prove_syscalls(options: ProveOptions) -> int:
         return 3
     _print(console, sweep)
     write_files(options, console, sweep.to_json())
-    return 0 if sweep.ok else 1
+    if not sweep.ok:
+        return 1
+    return 3 if any(each.unreached for each in sweep.swept) else 0
 
 
 def run_sweep(tell: Callable[[str], None] = lambda _: None, *, every: int = 1) -> Sweep:
@@ -125,18 +130,24 @@ class _Sweeper:
             self._recover("relay")
             self._recover("ledger")
         made = Counter(self._kill(swept, "", 0).calls)
-        swept.calls = made.total()
         for call in sorted(made):
-            self._sweep_kind(swept, call)
+            swept.calls += self._sweep_kind(swept, call, made[call])
         return swept
 
-    def _sweep_kind(self, swept: Swept, call: str) -> None:
-        """The 1st, 2nd, ... n-th call of this kind, until a run ends by itself: it did not make that many."""
+    def _sweep_kind(self, swept: Swept, call: str, most: int) -> int:
+        """The 1st, 2nd, ... n-th call of this kind, until a run ends by itself, and none has made that many: how many."""
         for n in range(1, CALLS_MAX, self._every):
-            ended = self._kill(swept, call, n)
-            if not ended.killed:
-                return
-            swept.kills[swept.orders[-1]] = ended
+            for _ in range(TRIES_MAX):
+                ended = self._kill(swept, call, n)
+                most = max(most, ended.calls.count(call))
+                if ended.killed or n > most:
+                    break
+            if ended.killed:
+                swept.kills[swept.orders[-1]] = ended
+            elif n > most:
+                return most
+            else:
+                swept.unreached += 1
         raise ProofError(f"{swept.subject} has not ended by itself after {CALLS_MAX} calls of {call}")
 
     def _kill(self, swept: Swept, call: str, n: int) -> Ended:
@@ -221,6 +232,8 @@ def _print(console: Console, sweep: Sweep) -> None:
             str(met.lost),
         )  # fmt: skip
     console.print(cuts)
+    for each in (each for each in sweep.swept if each.unreached):
+        console.print(f"{each.subject}: {each.unreached} calls were not reached: run it again", highlight=False)
     kills = sum(len(each.kills) for each in sweep.swept)
     word, style = ("HELD", "green") if sweep.ok else ("BROKEN", "red")
     console.print(Text(word, style=f"bold {style}"), end=" ")
