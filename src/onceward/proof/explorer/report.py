@@ -159,9 +159,9 @@ def _say_sum(say: Say, document: dict[str, Any]) -> None:
     how = (
         "exhaustive within these bounds" if document["exhausted"] else f"stopped early, in passage {begun}: not exhaustive"
     )
-    violations = len(document["violations"]) or "no"
+    violations = f"violations: {len(document['violations'])}" if document["violations"] else "no violation"
     say(f"assumed: {'; '.join(document['assumed'])}")
-    say(f"{document['states']:,} distinct states in {document['seconds']:.1f} s, {how}; violations: {violations}")
+    say(f"{document['states']:,} distinct states in {document['seconds']:.1f} s, {how}; {violations}")
 
 
 def _progress(name: str) -> Callable[[int, int], None] | None:
