@@ -123,7 +123,7 @@ class Database:
 
     def forget_broken(self) -> None:
         """After an outage: connections that died with the server are replaced now, not at their next use."""
-        if self._pool is not None and self._own:
+        if self._pool is not None:
             self._pool.check()
 
     def close(self) -> None:

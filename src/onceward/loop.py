@@ -189,17 +189,24 @@ class Loop:
 
     def _drain(self, workers: list[threading.Thread]) -> None:
         """What waits is given back at once; what runs may end, for `drain_seconds`."""
+        deadline = time.monotonic() + self._drain_seconds
+        waiting: list[Delivery] = []
         with suppress(queue.Empty):
             while (delivery := self._waiting.get_nowait()) is not None:
-                self._settler.settle(delivery, release(0))
+                waiting.append(delivery)
         for _ in workers:
             self._waiting.put(None)
-        deadline = time.monotonic() + self._drain_seconds
-        for worker in workers:
-            worker.join(timeout=max(0.0, deadline - time.monotonic()))
+        giving_back = threading.Thread(target=self._give_back, args=(waiting,), name="onceward-drain", daemon=True)
+        giving_back.start()
+        for thread in (giving_back, *workers):
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
         left = sum(worker.is_alive() for worker in workers)
         if left:
             logger.warning("%d handlers still run after %.0f s: their messages come again", left, self._drain_seconds)
+
+    def _give_back(self, waiting: list[Delivery]) -> None:
+        for delivery in waiting:
+            self._settler.settle(delivery, release(0))
 
 
 class Settler:

@@ -182,7 +182,7 @@ class Rows:
             return False
         try:
             row = one_tuple(conn, "SELECT current_setting('onceward.delivery', true) = %(mark)s", {"mark": self._mark})
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:  # also the server's own limit on idling: no OperationalError
             logger.warning(
                 "message %s: the connection was lost while its transaction was looked at: %s", self.message.id, error
             )
@@ -197,11 +197,10 @@ class Rows:
         """
         if not self._transaction:
             return False
+        self.roll_back()
         self.connection_lost = self.connection_lost or (self.conn is not None and is_lost(self.conn))
         if self.connection_lost:
             self.close()
-        else:
-            self.roll_back()
         inbox = self.runtime.inbox
         whose = {"token": self.taking.token, "worker": inbox.worker, "transaction": self._transaction}
         try:
@@ -313,7 +312,7 @@ class Rows:
             return
         try:
             conn.execute("ROLLBACK")
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
             logger.warning("message %s: the connection was lost while rolling back: %s", self.message.id, error)
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from tests.support.checks import check_a_foreign_commit_is_parked, check_a_swall
 from tests.support.deliveries import delivery, order
 from tests.support.points import At, Recorder
 from tests.support.shop import SHAPES, effectful, of_shape, transactional
+from tests.support.waiting import until
 
 from onceward.consumer import Consumer, OpenConsumer
 from onceward.embedded import Cluster
@@ -160,6 +161,40 @@ def test_a_handler_that_committed_and_then_lost_its_connection_is_parked(
     message = order()
     consumer = opened(doing(shape, work), database=proxy.dsn)
     assert consumer.deliver(delivery(message)) == ACK
+    assert rows.books(db, message) == rows.Books("parked", 1, 0, ["foreign commit"], 1)
+
+
+@both_shapes
+def test_a_handler_that_committed_and_was_then_thrown_out_while_idle_is_parked(shape: str, opened: Opened, db: Db) -> None:
+    """By the server, and nobody has noticed when the handler raises: an error that is no OperationalError."""
+
+    def work(message: Message, tx: Db) -> None:
+        rows.write_effect(tx, message)
+        tx.execute("COMMIT; SET idle_in_transaction_session_timeout = 50; BEGIN")
+        pid = tx.info.backend_pid
+        until(lambda: not db.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", (pid,)).fetchall())
+        raise RuntimeError("half way")
+
+    message = order()
+    assert opened(doing(shape, work)).deliver(delivery(message)) == ACK
+    assert rows.books(db, message) == rows.Books("parked", 1, 0, ["foreign commit"], 1)
+
+
+@both_shapes
+def test_a_handler_that_failed_in_the_database_and_lost_its_session_unnoticed_is_parked(
+    shape: str, opened: Opened, db: Db
+) -> None:
+    def work(message: Message, tx: Db) -> None:
+        rows.write_effect(tx, message)
+        tx.execute("COMMIT; BEGIN")
+        with suppress(psycopg.Error):
+            tx.execute("SELECT * FROM not_there")
+        pid = tx.info.backend_pid
+        db.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+        raise RuntimeError("half way")
+
+    message = order()
+    assert opened(doing(shape, work)).deliver(delivery(message)) == ACK
     assert rows.books(db, message) == rows.Books("parked", 1, 0, ["foreign commit"], 1)
 
 
