@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
@@ -26,6 +27,16 @@ logger = logging.getLogger("onceward")
 BEATS_PER_LEASE: Final = 3.5  # "at most a third", with room for a late beat
 
 
+@dataclass(slots=True)
+class Claim:
+    """A claim that this process holds. `good_until` is by this process's clock: a hint, for its handler alone."""
+
+    delivery: Delivery
+    message_id: UUID
+    token: int
+    good_until: float
+
+
 class LeaseKeeper:
     """Extends, at least three times a lease, the queue's lease of all deliveries held and the inbox's of all claims."""
 
@@ -37,8 +48,7 @@ class LeaseKeeper:
         # By the arrival itself, not by its id: a message that comes again while its first delivery is still in hand may
         # come under the same id (pgmq), and settling the one must not end the heartbeat of the other.
         self._held: dict[int, Delivery] = {}
-        self._claims: dict[int, tuple[Delivery, UUID, int]] = {}
-        self._good_until: dict[int, float] = {}  # of a claim, by this process's clock: a hint, for its handler alone
+        self._claims: dict[int, Claim] = {}
         self._lost: set[int] = set()
         self._beating: set[int] = set()
         self._changed = threading.Condition()
@@ -57,15 +67,14 @@ class LeaseKeeper:
 
     def claimed(self, delivery: Delivery, message: Message, token: int) -> None:
         with self._changed:
-            self._claims[id(delivery)] = (delivery, UUID(message.id), token)
-            self._good_until[id(delivery)] = time.monotonic() + self._inbox.lease_seconds
+            good_until = time.monotonic() + self._inbox.lease_seconds
+            self._claims[id(delivery)] = Claim(delivery, UUID(message.id), token, good_until)
             self._ensure_thread()
 
     def done(self, delivery: Delivery) -> None:
         """The claim is over (finished, failed, parked or lost); the queue's lease goes on until `drop`."""
         with self._changed:
             self._claims.pop(id(delivery), None)
-            self._good_until.pop(id(delivery), None)
             if id(delivery) not in self._held:
                 self._lost.discard(id(delivery))
 
@@ -76,7 +85,6 @@ class LeaseKeeper:
             for arrival in arrivals:
                 self._held.pop(arrival, None)
                 self._claims.pop(arrival, None)
-                self._good_until.pop(arrival, None)
                 self._lost.discard(arrival)
             self._changed.wait_for(lambda: not (arrivals & self._beating))
 
@@ -89,8 +97,8 @@ class LeaseKeeper:
 
     def is_lost(self, delivery: Delivery) -> bool:
         """Another has it, or may have: no heartbeat reached the database for a whole lease. What decides is the fence."""
-        good_until = self._good_until.get(id(delivery))
-        return id(delivery) in self._lost or (good_until is not None and time.monotonic() > good_until)
+        claim = self._claims.get(id(delivery))
+        return id(delivery) in self._lost or (claim is not None and time.monotonic() > claim.good_until)
 
     # ---- the beat ----------------------------------------------------------------------------------------------------
 
@@ -130,13 +138,13 @@ class LeaseKeeper:
         gone = [delivery for delivery, outcome in zip(held, outcomes, strict=True) if outcome is Outcome.LOST]
         self._mark_lost(gone)
 
-    def _extend_claims(self, claims: list[tuple[Delivery, UUID, int]]) -> None:
+    def _extend_claims(self, claims: list[Claim]) -> None:
         if not claims:
             return
         params = {
             "consumer": self._inbox.consumer,
-            "message_ids": [message_id for _, message_id, _ in claims],
-            "tokens": [token for _, _, token in claims],
+            "message_ids": [claim.message_id for claim in claims],
+            "tokens": [claim.token for claim in claims],
             "lease_seconds": self._inbox.lease_seconds,
         }
         asked = time.monotonic()
@@ -147,26 +155,22 @@ class LeaseKeeper:
         except psycopg.Error as error:
             logger.warning("the leases of %d claims could not be extended: %s", len(claims), error)
             return
-        with self._changed:
-            for delivery, _, _ in claims:
-                if id(delivery) in self._claims:
-                    self._good_until[id(delivery)] = asked + self._inbox.lease_seconds
+        for claim in claims:
+            claim.good_until = asked + self._inbox.lease_seconds
         self._mark_lost(gone)
 
-    def _truly_lost(
-        self, conn: psycopg.Connection, claims: list[tuple[Delivery, UUID, int]], extended: set[UUID]
-    ) -> list[Delivery]:
+    def _truly_lost(self, conn: psycopg.Connection, claims: list[Claim], extended: set[UUID]) -> list[Delivery]:
         """Of the claims that were not extended, those that are another's now; the others are being finished."""
-        missed = [claim for claim in claims if claim[1] not in extended]
+        missed = [claim for claim in claims if claim.message_id not in extended]
         if not missed:
             return []
         params = {
             "consumer": self._inbox.consumer,
-            "message_ids": [message_id for _, message_id, _ in missed],
-            "tokens": [token for _, _, token in missed],
+            "message_ids": [claim.message_id for claim in missed],
+            "tokens": [claim.token for claim in missed],
         }
         gone = {row[0] for row in tuples(conn, self._inbox.statements["inbox_lost"], params)}
-        return [delivery for delivery, message_id, _ in missed if message_id in gone]
+        return [claim.delivery for claim in missed if claim.message_id in gone]
 
     def _mark_lost(self, deliveries: Sequence[Delivery]) -> None:
         with self._changed:

@@ -62,9 +62,6 @@ def _check(options: ProveOptions) -> None:
         raise UsageError(f"--variants: unknown {', '.join(unknown) or 'nothing'}; there are: {', '.join(CREWS)}")
     if len(set(options.variants)) != len(options.variants):
         raise UsageError("--variants: each variant once")
-    for path in (options.json, options.html):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise UsageError(f"cannot write {path}: there is no folder {path.resolve().parent}")
     choose_rows(options.ablate or ())
     if options.schedule is not None and (options.orders_from is not None or options.seed is not None):
         raise UsageError("--schedule brings its own orders and seed: leave out --orders-from and --seed")

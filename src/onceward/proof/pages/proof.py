@@ -67,7 +67,6 @@ def render(schedule: Schedule, results: Sequence[Result]) -> str:
 def _content(schedule: Schedule, results: Sequence[Result]) -> dict[str, Any]:
     verdict, reasons = judge(results)
     story = choose_story(schedule, results)
-    title = _lanes_title(story) if story else ""
     typed, meaning = run_again(schedule, results)
     return {
         "what": "proof",
@@ -82,11 +81,9 @@ def _content(schedule: Schedule, results: Sequence[Result]) -> dict[str, Any]:
         "accounts": [tell_account(schedule, result) for result in results],
         "counted": [_counted(name, read, results, is_harm=is_harm) for name, read, is_harm in ROWS],
         "sums": list(_sums(schedule, results)),
-        "bars_title": _bars_title(results),
         "bars": draw_bars(_harms(results), _bars_title(results)) if results else None,
         "story": story,
-        "lanes_title": title,
-        "lanes": draw_lanes(story, title) if story else None,
+        "lanes": draw_lanes(story, _lanes_title(story)) if story else None,
         "by_leg": leg_rows(schedule, results),
         "by_fault": heat_rows(schedule, results),
         "outcomes": draw_variants(schedule, results) if results else None,

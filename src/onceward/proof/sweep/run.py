@@ -232,8 +232,9 @@ def _print(console: Console, sweep: Sweep) -> None:
             str(met.lost),
         )  # fmt: skip
     console.print(cuts)
-    for each in (each for each in sweep.swept if each.unreached):
-        console.print(f"{each.subject}: {each.unreached} calls were not reached: run it again", highlight=False)
+    for each in sweep.swept:
+        if each.unreached:
+            console.print(f"{each.subject}: {each.unreached} calls were not reached: run it again", highlight=False)
     kills = sum(len(each.kills) for each in sweep.swept)
     word, style = ("HELD", "green") if sweep.ok else ("BROKEN", "red")
     console.print(Text(word, style=f"bold {style}"), end=" ")
