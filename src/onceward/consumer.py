@@ -11,16 +11,17 @@ import psycopg
 from psycopg import Connection
 from psycopg.types.json import Json
 
-from onceward.database import Database, DatabaseSource, tuples
+from onceward.callables import check_plain
+from onceward.database import HANDLER_SECONDS_MAX, Database, DatabaseSource, tuples
 from onceward.errors import UsageError
 from onceward.events import Listener, Listeners
-from onceward.inbox import WINDOW_DEFAULT, Inbox, storable
+from onceward.inbox import WINDOW_DEFAULT, Inbox, parked_id, storable
 from onceward.intent import Intents
 from onceward.lease import LeaseKeeper
 from onceward.message import MalformedMessage, Message
 from onceward.nudge import Nudge
 from onceward.once import Once
-from onceward.perform import Performer
+from onceward.perform import NoHandler, Performer
 from onceward.retry import Backoff
 from onceward.rows import Runtime
 from onceward.schema import check_schema, make_partition_for
@@ -50,6 +51,7 @@ class Consumer:
     `name` is part of every key: it must be stable; renaming it is a migration.
     `window` is how far back a duplicate is recognised: longer than the queue keeps messages, dead letters included.
     `other_types`: what becomes of a message whose type has no handler here.
+    `handler_seconds_max`: how long one statement of a handler may take, and how long it may idle in its transaction.
     """
 
     def __init__(
@@ -62,11 +64,16 @@ class Consumer:
         deliveries_max: int = 50,
         backoff: Backoff = Backoff(),  # noqa: B008 - immutable
         other_types: OtherTypes = "park",
+        handler_seconds_max: float = HANDLER_SECONDS_MAX,
         schema: str = SCHEMA_DEFAULT,
     ) -> None:
         Inbox(name, window=window, lease_seconds=lease_seconds, schema=schema)  # refuses a bad name, window or lease now
         if attempts_max < 1 or deliveries_max < 1:
             raise UsageError("attempts_max and deliveries_max must be at least 1")
+        if not isinstance(backoff, Backoff):
+            raise UsageError(f"backoff is a Backoff(first_seconds=..., most_seconds=...), not {backoff!r}")
+        if handler_seconds_max <= 0:
+            raise UsageError("handler_seconds_max must be more than 0")
         if other_types not in ("park", "ignore"):
             raise UsageError(f"other_types is 'park' or 'ignore', not {other_types!r}")
         self.name = name
@@ -75,16 +82,23 @@ class Consumer:
         self.limits = Limits(attempts_max, deliveries_max)
         self.backoff = backoff
         self.other_types = other_types
+        self.handler_seconds_max = handler_seconds_max
         self.schema = schema
         self.handlers: dict[str, Handler] = {}
         self._opened: OpenConsumer | None = None
 
     def transactional(self, message_type: str) -> Callable[[Transactional], Transactional]:
-        """Register `(message, tx)`: its writes, and the inbox row, are one transaction that is opened before it runs."""
+        """Register `(message, tx)`: its writes, and the inbox row, are one transaction that is opened before it runs.
+
+        `tx` is the handler's own, on its own thread, until it ends. Raises `UsageError` for what is no plain function.
+        """
         return self._register("transactional", message_type)
 
     def effectful(self, message_type: str) -> Callable[[Effectful], Effectful]:
-        """Register `(message, once)`: it touches the outside by `once.effect`, and writes in `once.transaction()`."""
+        """Register `(message, once)`: it touches the outside by `once.effect`, and writes in `once.transaction()`.
+
+        Raises `UsageError` for what is no plain function of two arguments.
+        """
         return self._register("effectful", message_type)
 
     def _register(self, shape: Shape, message_type: str) -> Callable[[Any], Any]:
@@ -92,6 +106,7 @@ class Consumer:
             raise UsageError(f"register a handler for a message type, like 'order.placed', not {message_type!r}")
 
         def register(call: Any) -> Any:
+            check_plain(call, f"the handler of {message_type!r}", 2)
             if message_type in self.handlers:
                 raise UsageError(f"consumer {self.name!r} has a handler for {message_type!r} already")
             self.handlers[message_type] = Handler(shape, call)
@@ -141,6 +156,7 @@ class OpenConsumer:
             database,
             size=threads + CONNECTIONS_BESIDE_THREADS,
             schema=consumer.schema,
+            handler_seconds_max=consumer.handler_seconds_max,
             application_name=f"onceward {consumer.name}"[:63],
         )
         try:
@@ -195,8 +211,12 @@ class OpenConsumer:
             return Performer(self.runtime, handler.shape, handler.call, message, delivery).run()
         if self.consumer.other_types == "ignore":
             return ACK
+        return Performer(self.runtime, "transactional", self._refuse_type, message, delivery).run()
+
+    def _refuse_type(self, message: Message, _tx: object) -> None:
+        """The handler of a type that has none: parked under its own id, so that newer code can have it by a redrive."""
         known = ", ".join(sorted(self.consumer.handlers))
-        return self._park_beside(delivery, "unknown type", f"no handler for {message.type!r} here (there are: {known})")
+        raise NoHandler(f"no handler for {message.type!r} here (there are: {known})")
 
     def _park_beside(self, delivery: Delivery, reason: str, detail: str) -> Settlement:
         """Parked under its source and delivery id: it is no message that could be taken.
@@ -207,14 +227,18 @@ class OpenConsumer:
         headers = {storable(str(name)): storable(str(value)) for name, value in delivery.headers.items()}
         stand_in = Message(type="malformed", body=delivery.body)
         params = inbox.park_params(stand_in, delivery.source, reason, storable(detail))
-        params |= {"parked_id": storable(f"{delivery.source}#{delivery.id}"), "headers": Json(headers)}
+        params |= {"parked_id": parked_id(f"{delivery.source}#{delivery.id}"), "headers": Json(headers)}
         try:
             with self.database.connection() as conn:
                 conn.execute(inbox.statements["park_beside"], params)
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
             logger.warning("delivery %s stays in its queue: the database does not answer: %s", delivery.id, error)
             return LEAVE
-        logger.warning("delivery %s is parked: %s: %s", delivery.id, reason, detail)
+        logger.error(
+            "%s: delivery %s of %s is parked, it waits for a person: %s: %s",
+            inbox.consumer, delivery.id, delivery.source, reason, detail,
+            extra={"onceward": {"consumer": inbox.consumer, "reason": reason, "next": "parked"}},
+        )  # fmt: skip
         self.listeners.emit("consumer.parked", inbox.consumer, reason=reason)
         return ACK
 
@@ -222,7 +246,7 @@ class OpenConsumer:
         try:
             with self.database.connection() as conn:
                 make_partition_for(conn, message.id, self.consumer.schema)
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
             logger.error("the missing partition could not be made, the message comes again: %s", error)
 
     def close(self) -> None:

@@ -1,32 +1,42 @@
 """Where connections come from: a DSN, a psycopg pool, or a callable that gives a psycopg connection.
 
-Every connection that the runtime uses is set up the same: autocommit (each transaction is opened by us, on purpose),
-durable commits, and a limit on every wait.
+Every connection that the runtime uses is set up the same (see `onceward.session`): autocommit (each transaction is opened
+by us, on purpose), durable commits, a limit on every wait, and one thread that it is lent to.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Union
+from typing import TYPE_CHECKING, Any, Final, Union, cast
 
 import psycopg
 from psycopg import Connection
 from psycopg.rows import tuple_row
 
 from onceward.errors import UsageError
+from onceward.session import (
+    READ_BORROWED,
+    RESTORE_BORROWED,
+    LentLock,
+    discard,
+    for_the_pool,
+    left_open,
+    lent,
+    putting_back,
+    setting,
+    settings,
+)
 from onceward.statements import SCHEMA_DEFAULT, statements
 
 if TYPE_CHECKING:
     from psycopg_pool import ConnectionPool  # imported where a pool is made: it would be a quarter of `import onceward`
 
 DatabaseSource = Union[str, "ConnectionPool[Connection]", Callable[[], Connection]]
-TAKE_LOCK_SECONDS: Final = 1.0
 POOL_WAIT_SECONDS: Final = 10.0
-_SETTINGS: Final = ("synchronous_commit", "lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout")
-_READ_SETTINGS: Final = "SELECT " + ", ".join(f"current_setting('{name}')" for name in _SETTINGS)
-_RESTORE_SETTINGS: Final = ("SELECT " + ", ".join(f"set_config('{name}', %s, false)" for name in _SETTINGS)).encode()
+HANDLER_SECONDS_MAX: Final = 300.0
 
 
 class Database:
@@ -38,17 +48,19 @@ class Database:
         *,
         size: int = 4,
         schema: str = SCHEMA_DEFAULT,
-        handler_seconds_max: float = 300.0,
+        handler_seconds_max: float = HANDLER_SECONDS_MAX,
         application_name: str = "onceward",
     ) -> None:
         """`handler_seconds_max` limits one statement, and idling inside one transaction, of a handler.
 
         Raises `UsageError` for a pool that has fewer connections than `size`: threads would wait for each other.
         """
+        if handler_seconds_max <= 0:
+            raise UsageError("handler_seconds_max must be more than 0")
         self.statements = statements(schema)
         self.schema = schema
         self.lock_timeout = f"{round(handler_seconds_max * 1000)}ms"
-        self._session = _session_settings(handler_seconds_max)
+        self._handler_seconds_max = handler_seconds_max
         self._pool: ConnectionPool[Connection] | None = None
         self._own = False
         self._factory: Callable[[], Connection] | None = None
@@ -67,44 +79,72 @@ class Database:
 
         keywords = {"autocommit": True, "application_name": application_name}
         return ConnectionPool(
-            dsn, min_size=1, max_size=size, kwargs=keywords, configure=self._configure,
+            dsn, min_size=1, max_size=size, kwargs=keywords, configure=self._configure_own,
             timeout=POOL_WAIT_SECONDS, reconnect_timeout=60.0, open=True, name="onceward",
         )  # fmt: skip
 
     def _configure(self, conn: Connection) -> None:
-        conn.execute(self._session)
+        conn.execute(setting(self._settings(conn)).encode())
+
+    def _settings(self, conn: Connection) -> dict[str, str]:
+        return settings(self._handler_seconds_max, conn.info.server_version)
+
+    def _configure_own(self, conn: Connection) -> None:
+        self._configure(conn)
+        conn.lock = cast("threading.Lock", LentLock())
+
+    def putting_back(self, conn: Connection) -> str:
+        """The SQL that undoes what a handler did to the session of `conn`; '' for a borrowed one, whose owner's it is."""
+        return putting_back(self._settings(conn)) if self._own else ""
 
     @contextmanager
     def connection(self, wait_seconds: float | None = None) -> Iterator[Connection]:
-        """A configured connection outside any transaction; on the way out whatever is open is rolled back.
+        """A configured connection outside any transaction, this thread's alone; what is open at the end is rolled back.
 
         Raises `psycopg.OperationalError` when the pool has none for `wait_seconds` (None: as it is set).
         """
         if self._pool is None:
             with self._from_factory() as conn:
                 yield conn
-        elif self._own:
-            with self._pool.connection(timeout=wait_seconds) as conn:
-                try:
-                    yield conn
-                finally:
-                    _leave(conn)
-        else:
-            with self._pool.connection(timeout=wait_seconds) as conn, self._borrowed(conn):
+            return
+        conn = self._pool.getconn(timeout=wait_seconds)
+        try:
+            with lent(conn), self._own_session(conn) if self._own else self._borrowed(conn):
                 yield conn
+        finally:
+            self._pool.putconn(conn)
 
     @contextmanager
     def _from_factory(self) -> Iterator[Connection]:
-        if self._factory is None:
-            raise UsageError("this database is closed")
-        conn = self._factory()
+        conn = self._connected()
         if not isinstance(conn, Connection):
             raise UsageError(f"database: the callable gave a {type(conn).__name__}, not a psycopg 3 Connection")
         try:
-            with self._borrowed(conn):
+            with lent(conn), self._borrowed(conn):
                 yield conn
         finally:
             conn.close()
+
+    def _connected(self) -> Connection:
+        """The callable's errors are its framework's own; an outage has one name here, or every caller would miss some."""
+        if self._factory is None:
+            raise UsageError("this database is closed")
+        try:
+            return self._factory()
+        except (psycopg.Error, UsageError):
+            raise
+        except Exception as error:
+            raise psycopg.OperationalError(f"the database callable raised {type(error).__name__}: {error}") from error
+
+    @contextmanager
+    def _own_session(self, conn: Connection) -> Iterator[None]:
+        """One of our own pool: what was changed on the Python side goes back, too."""
+        row_factory, cursor_factory, threshold = conn.row_factory, conn.cursor_factory, conn.prepare_threshold
+        try:
+            yield
+        finally:
+            _leave(conn)
+            conn.row_factory, conn.cursor_factory, conn.prepare_threshold = row_factory, cursor_factory, threshold
 
     @contextmanager
     def _borrowed(self, conn: Connection) -> Iterator[None]:
@@ -112,23 +152,49 @@ class Database:
         autocommit = conn.autocommit
         if not autocommit:
             conn.autocommit = True
-        before = tuples(conn, _READ_SETTINGS)[0]
+        before = tuples(conn, READ_BORROWED)[0]
         self._configure(conn)
         try:
             yield
         finally:
             if _leave(conn):
-                conn.execute(_RESTORE_SETTINGS, before)
+                conn.execute("RESET SESSION AUTHORIZATION")
+                conn.execute(RESTORE_BORROWED.encode(), before)
                 conn.autocommit = autocommit
 
     def forget_broken(self) -> None:
         """After an outage: connections that died with the server are replaced now, not at their next use."""
         if self._pool is not None:
-            self._pool.check()
+            with for_the_pool():
+                self._pool.check()
 
     def close(self) -> None:
         if self._pool is not None and self._own:
             self._pool.close(timeout=5.0)
+
+
+def check_connection(conn: object) -> None:
+    """Raises `UsageError` unless `conn` is a synchronous psycopg 3 connection: on anything else a call may do nothing.
+
+    An AsyncConnection would give a coroutine that nobody awaits, so the row would be missing without any error.
+    """
+    if isinstance(conn, Connection):
+        return
+    kind = f"{type(conn).__module__}.{type(conn).__qualname__}"
+    raise UsageError(f"a psycopg 3 Connection is needed here, not a {kind}{_how_to_get_one(conn)}")
+
+
+def _how_to_get_one(conn: object) -> str:
+    """The connection below what frameworks hand out, by the name of their class: none of them is imported."""
+    if isinstance(conn, psycopg.AsyncConnection):
+        return ": use a synchronous connection, in a thread of its own (asyncio.to_thread)"
+    package = type(conn).__module__.partition(".")[0]
+    if package == "sqlalchemy":
+        own = "session.connection()" if hasattr(conn, "get_bind") else "connection"
+        return f": give it {own}.connection.driver_connection"
+    if package == "django":
+        return ": give it connection.connection, inside transaction.atomic()"
+    return ""
 
 
 def as_pool(source: Any) -> ConnectionPool[Connection] | None:
@@ -166,21 +232,14 @@ def is_lost(conn: Connection | None, error: BaseException | None = None) -> bool
 
 
 def _leave(conn: Connection) -> bool:
-    """Whatever is open is rolled back; a pool would commit it. False: the connection is gone, and has done so itself."""
+    """Whatever is open is rolled back; a pool would commit it. False: the connection is gone, and has done so itself.
+
+    What a stream, a COPY or a pipeline is still under way on cannot be spoken to any more: it is closed.
+    """
+    if left_open(conn):
+        discard(conn)
     if conn.closed or conn.broken:
         return False
     if conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
         conn.execute("ROLLBACK")
     return True
-
-
-def _session_settings(handler_seconds_max: float) -> str:
-    if handler_seconds_max <= 0:
-        raise UsageError("handler_seconds_max must be more than 0")
-    milliseconds = round(handler_seconds_max * 1000)
-    return (
-        "SET synchronous_commit TO on; "
-        f"SET lock_timeout TO '{round(TAKE_LOCK_SECONDS * 1000)}ms'; "
-        f"SET statement_timeout TO '{milliseconds}ms'; "
-        f"SET idle_in_transaction_session_timeout TO '{milliseconds}ms'"
-    )

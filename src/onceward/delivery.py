@@ -131,8 +131,10 @@ def _raised(state: State, event: Raised) -> Step:
             return park(state, Park("rejected", event.detail))
         case "deferred":
             return give_back(state, event.delay_seconds, event.detail)
-        case "connection lost":
-            return give_back(state, event.delay_seconds, event.detail)
+        case "session lost":
+            return fail(state, event.detail, session_lost=True)
+        case "unknown type":
+            return park(state, Park("unknown type", event.detail))
         case "cancelled":  # cut off, as by a crash: it has not failed, and nothing is said of it
             return end(state, LEAVE, Interrupt("later", event.detail))
         case "foreign commit":
@@ -196,7 +198,7 @@ def _at_committing(state: State, event: Event) -> Step:
             detail = "the handler ended the transaction that was opened for it; what it wrote may stand"
             return park(state, Park("foreign commit", detail, "foreign commit"), Interrupt("usage", detail))
         case DatabaseLost():
-            return give_back(state, 1.0, "the database was lost before the commit was sent")
+            return fail(state, "the handler's database session was lost before its commit was sent", session_lost=True)
     raise impossible(state, event)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from onceward.protocol import (
     Answered,
     Call,
+    Cancelled,
     Changed,
     DatabaseLost,
     Event,
@@ -23,6 +24,7 @@ from onceward.protocol import (
     Replayed,
     Resume,
     TwoAnswers,
+    Unreadable,
 )
 from onceward.state import State, Step, end, fail, give_back, impossible, park
 from onceward.transport import LEAVE
@@ -47,8 +49,12 @@ def at_intending(state: State, event: Event) -> Step:
 
 def at_calling(state: State, event: Event) -> Step:
     match event:
-        case Answered(answer, refused, plain):
-            return state._replace(at="recording", plain=plain), Record(state.n, answer, refused)
+        case Answered(answer, refused):
+            return state._replace(at="recording"), Record(state.n, answer, refused)
+        case Unreadable(detail):
+            return _unreadable(state, detail)
+        case Cancelled(detail):
+            return _cut_off(state, detail)
         case Later(delay_seconds):
             return give_back(state, delay_seconds, "the provider is still busy with this key")
         case Replayed():
@@ -62,13 +68,29 @@ def at_calling(state: State, event: Event) -> Step:
 
 def at_looking(state: State, event: Event) -> Step:
     match event:
-        case Answered(answer, refused, plain):
-            return state._replace(at="recording", plain=plain), Record(state.n, answer, refused)
+        case Answered(answer, refused):
+            return state._replace(at="recording"), Record(state.n, answer, refused)
+        case Unreadable(detail):
+            return _unreadable(state, detail)
+        case Cancelled(detail):
+            return _cut_off(state, detail)
         case NotFound():
             return park(state, _unknown(state, "the provider's answer is not known, and a look-up did not find it"))
         case Failed(detail):
             return fail(state, detail)
     raise impossible(state, event)
+
+
+def _unreadable(state: State, detail: str) -> Step:
+    """Parked at once, with what was answered: a retry would get the same, and a null in its place would be believed.
+
+    Its intent becomes unknown: once the code is mended, a redrive looks the effect up and gets an answer that can be kept.
+    """
+    return park(state, Park("answer is not JSON", detail, unknown_n=state.n), Interrupt("usage", detail))
+
+
+def _cut_off(state: State, detail: str) -> Step:
+    return end(state, LEAVE, Interrupt("call failed", detail))
 
 
 def _unknown(state: State, detail: str) -> Park:
@@ -88,8 +110,6 @@ def at_recording(state: State, event: Event) -> Step:
 
 
 def _answer(state: State, answer: str, refused: bool) -> Step:
-    if not state.plain:
-        return state._replace(at="handling", plain=True), Interrupt("usage", "the effect's answer is no plain JSON")
     if refused:
         return state._replace(at="handling"), Interrupt("refused", answer)
     return state._replace(at="handling"), Resume(answer)

@@ -7,6 +7,7 @@ race with 40001 (serialization failure), and the caller's transaction must be ru
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,9 +20,9 @@ import psycopg
 from psycopg import Connection
 from psycopg.types.json import Json
 
-from onceward.database import one_tuple
+from onceward.database import check_connection, one_tuple
 from onceward.errors import UsageError
-from onceward.message import Message, parse_uuid7
+from onceward.message import ATTRIBUTE_BYTES_MAX, Message, canonical_id, parse_uuid7
 from onceward.outbox import check_in_transaction
 from onceward.statements import SCHEMA_DEFAULT, statements
 
@@ -106,6 +107,7 @@ class Inbox:
         Crash after it: the lease lapses, and a redelivery takes over with the next token.
         Raises `UsageError` inside an open transaction (the claim must be committed before any effect).
         """
+        check_connection(conn)
         if conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
             raise UsageError("claim() commits on its own: call it outside a transaction")
         with conn.transaction():
@@ -119,18 +121,19 @@ class Inbox:
         """
         check_in_transaction(conn)
         _check_durable(conn)
-        params = self.key(message) | {"token": taking.token} | self.mark("", "0")
+        params = self.key(message) | {"token": taking.token, "lock_timeout": "0"}
         return one_tuple(conn, self.statements["inbox_finish"], params) is not None
 
     def give_back(self, conn: Connection[Any], message: Message, taking: Taking) -> bool:
         """The claim is given back uncounted, so that a retry may take over at once. False: it was lost already."""
+        check_connection(conn)
         return one_tuple(conn, self.statements["inbox_yield"], self.key(message) | {"token": taking.token}) is not None
 
     def _second_door(self, conn: Connection[Any], message: Message, state: str) -> Taking:
         """A savepoint around the take, so that a lock that was waited for too long is a result, not a dead transaction."""
         before = one_tuple(conn, "SELECT current_setting('lock_timeout'), set_config('lock_timeout', '1s', true)")
         lock_timeout = before[0] if before else "0"
-        params = self.take_params(message, state, mark="", lock_timeout=lock_timeout)
+        params = self.take_params(message, state, lock_timeout=lock_timeout)
         if params is None:
             return untimed(message)
         try:
@@ -156,10 +159,7 @@ class Inbox:
     def key(self, message: Message) -> dict[str, Any]:
         return {"consumer": self.consumer, "message_id": UUID(message.id)}
 
-    def mark(self, mark: str, lock_timeout: str) -> dict[str, str]:
-        return {"mark": mark, "lock_timeout": lock_timeout}
-
-    def take_params(self, message: Message, state: str, *, mark: str, lock_timeout: str) -> dict[str, Any] | None:
+    def take_params(self, message: Message, state: str, *, lock_timeout: str) -> dict[str, Any] | None:
         """All that a take needs; None when the id is no UUIDv7 and so has no time."""
         message_id = parse_uuid7(message.id)
         if message_id is None:
@@ -174,7 +174,6 @@ class Inbox:
             "id_seconds": (message_id.int >> 80) / 1000,
             "window_seconds": self.window.total_seconds(),
             "future_seconds": FUTURE_SECONDS,
-            "mark": mark,
             "lock_timeout": lock_timeout,
         }
 
@@ -222,7 +221,7 @@ class Inbox:
         return {
             "consumer": self.consumer,
             "message_id": known,
-            "parked_id": str(known) if known else message.id,
+            "parked_id": parked_id(canonical_id(message.id)),
             "fingerprint": message.fingerprint(),
             "reason": reason,
             "detail": storable(detail, DETAIL_CHARS_MAX),
@@ -231,6 +230,15 @@ class Inbox:
             "body": body,
             "worker": self.worker,
         }
+
+
+def parked_id(text: str) -> str:
+    """The text as the id of a parked row: storable, and short enough for an index entry; a longer one ends in its hash."""
+    whole = storable(text)
+    if len(whole.encode()) <= ATTRIBUTE_BYTES_MAX:
+        return whole
+    digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+    return f"{whole.encode()[: ATTRIBUTE_BYTES_MAX - 80].decode(errors='ignore')}...{digest}"
 
 
 def storable(text: str, chars_max: int = 4000) -> str:

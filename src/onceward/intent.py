@@ -14,10 +14,10 @@ import psycopg
 from psycopg import Connection
 from psycopg.rows import dict_row
 
-from onceward.database import one_tuple
+from onceward.database import check_connection, one_tuple
 from onceward.errors import UsageError
 from onceward.inbox import Taking
-from onceward.message import Message, canonical_json, parse_uuid7
+from onceward.message import Message, canonical_id, canonical_json
 from onceward.protocol import Changed, Expired, Intended, Lost, Recorded, TwoAnswers
 from onceward.provider import ProviderProfile, idempotency_key
 from onceward.statements import SCHEMA_DEFAULT, statements
@@ -35,8 +35,7 @@ class Intents:
 
         From the id's one canonical spelling: a resend that writes the same UUID in capitals is the same message.
         """
-        known = parse_uuid7(message.id)
-        return idempotency_key(self.consumer, str(known) if known else message.id, name)
+        return idempotency_key(self.consumer, canonical_id(message.id), name)
 
     def intend(
         self, conn: Connection[Any], message: Message, taking: Taking, *, n: int, name: str, request: object,
@@ -58,7 +57,7 @@ class Intents:
             "callable_seconds": provider.callable_seconds,
         }
         _check_autocommit(conn)
-        held, made = one_tuple(conn, self.statements["intent_insert"], params) or (False, False)
+        held, made, _ = one_tuple(conn, self.statements["intent_insert"], params) or (False, False, None)
         if made:
             return Intended()
         return self._read(conn, params) if held else Lost()
@@ -109,5 +108,6 @@ def request_fingerprint(request: object) -> bytes:
 
 
 def _check_autocommit(conn: Connection[Any]) -> None:
+    check_connection(conn)
     if not conn.autocommit or conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
         raise UsageError("an intent must be committed before its call: use an autocommit connection, outside a transaction")

@@ -17,7 +17,8 @@ from uuid import UUID
 
 SOURCE_DEFAULT: Final = "onceward"
 _ATTRIBUTES: Final = ("id", "source", "type", "subject", "time", "traceparent")
-ATTRIBUTE_CHARS_MAX: Final = 1024
+# In UTF-8. Every transport's headers can carry it, and an index entry of Postgres (at most 2,704 bytes) can hold it.
+ATTRIBUTE_BYTES_MAX: Final = 1024
 
 
 class MalformedMessage(ValueError):
@@ -47,6 +48,12 @@ def parse_uuid7(text: str) -> UUID | None:
     except ValueError:
         return None
     return value if value.version == 7 else None
+
+
+def canonical_id(text: str) -> str:
+    """The id as it is stored: a UUIDv7 in its one spelling, anything else as it is written."""
+    known = parse_uuid7(text)
+    return text if known is None else str(known)
 
 
 class Message:
@@ -119,8 +126,14 @@ class Message:
         return json.loads(self.body)
 
     def fingerprint(self) -> bytes:
-        """32 bytes: SHA-256 of the raw body. Headers are left out, because they change on a resend."""
-        return hashlib.sha256(self.body).digest()
+        """32 bytes: SHA-256 of the type and the raw body: two facts under one id are told apart, also with equal bodies.
+
+        The other headers are left out: they change on a resend, or where a bridge passes the message on.
+        """
+        kind = self.type.encode()
+        digest = hashlib.sha256(b"%d:%b:" % (len(kind), kind))
+        digest.update(self.body)
+        return digest.digest()
 
     def to_wire(self) -> tuple[dict[str, str], bytes]:
         """The headers (text to text, absent attributes left out) and the body."""
@@ -157,10 +170,10 @@ def canonical_json(value: object) -> str:
 def _attribute(name: str, value: object) -> str:
     if not isinstance(value, str) or not value:
         raise MalformedMessage(f"{name} must be a text that is not empty, not {value!r}")
-    if len(value) > ATTRIBUTE_CHARS_MAX:
-        raise MalformedMessage(f"{name} is longer than {ATTRIBUTE_CHARS_MAX} characters")
     if not value.isprintable():
         raise MalformedMessage(f"{name} has a character that headers cannot carry: {value!r}")
+    if len(value.encode()) > ATTRIBUTE_BYTES_MAX:
+        raise MalformedMessage(f"{name} is longer than {ATTRIBUTE_BYTES_MAX} bytes in UTF-8")
     return value
 
 

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
-from uuid import UUID
 
 from psycopg import Connection
 from psycopg.rows import dict_row
 
-from onceward.message import MalformedMessage, Message, parse_uuid7
+from onceward.message import MalformedMessage, Message, canonical_id, parse_uuid7
 from onceward.outbox import publish
 from onceward.statements import SCHEMA_DEFAULT, statements
 
@@ -63,12 +62,16 @@ class ParkedMessage(ParkedRow):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redrive:
-    """What became of a redrive. `refused` says why nothing was done; '': the message is on its way, under `token`."""
+    """What became of a redrive. `refused` says why nothing was done; '': the message is on its way, under `token`.
+
+    `expect` says what its handler will meet that no redrive changes; '': nothing of that kind is recorded.
+    """
 
     consumer: str
     message_id: str
     token: int = 0
     refused: str = ""
+    expect: str = ""
 
 
 def list_parked(
@@ -82,7 +85,7 @@ def list_parked(
 
 def show_parked(conn: Connection[Any], schema: str, message_id: str, consumer: str | None = None) -> list[ParkedMessage]:
     """All that is parked under this id, whole: one per consumer and body; empty when there is none."""
-    params = {"consumer": consumer, "message_id": _canonical(message_id)}
+    params = {"consumer": consumer, "message_id": canonical_id(message_id)}
     with conn.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(statements(schema)["parked_show"], params).fetchall()
     return [ParkedMessage(**row, intents=_intents(conn, schema, row["consumer"], row["message_id"])) for row in rows]
@@ -101,7 +104,7 @@ def redrive(conn: Connection[Any], schema: str, consumer: str, message_id: str, 
     Crash before commit: it is parked as before.
     Crash after commit: the relay finds the outbox row and sends it; whoever held the message before is fenced out.
     """
-    known = _canonical(message_id)
+    known = canonical_id(message_id)
     params = {"consumer": consumer, "message_id": parse_uuid7(known), "parked_id": known}
     with conn.transaction():
         candidates = _candidates(conn, schema, params, fingerprint)
@@ -112,7 +115,20 @@ def redrive(conn: Connection[Any], schema: str, consumer: str, message_id: str, 
         if token is None:
             return Redrive(consumer=consumer, message_id=known, refused="somebody else redrove it at the same moment")
         publish(conn, chosen.message, schema=schema)
-    return Redrive(consumer=consumer, message_id=known, token=token)
+        expect = _what_to_expect(_intents(conn, schema, consumer, known))
+    return Redrive(consumer=consumer, message_id=known, token=token, expect=expect)
+
+
+def _what_to_expect(intents: Sequence[ParkedIntent]) -> str:
+    """A recorded refusal is an answer, and is given again: only a handler that deals with it ends the message."""
+    refused = [intent.name for intent in intents if intent.refused]
+    if not refused:
+        return ""
+    names = ", ".join(repr(name) for name in refused)
+    return (
+        f"its provider refused {names}, and that is recorded: the provider is not asked again, the handler hears `Refused` "
+        "again, and the message is parked again unless the handler catches it now"
+    )
 
 
 class _Candidate(NamedTuple):
@@ -181,11 +197,3 @@ def _intents(conn: Connection[Any], schema: str, consumer: str, message_id: str)
     params = {"consumer": consumer, "message_id": known}
     with conn.cursor(row_factory=dict_row) as cursor:
         return [ParkedIntent(**row) for row in cursor.execute(statements(schema)["parked_intents"], params)]
-
-
-def _canonical(message_id: str) -> str:
-    """The id as it is stored: a UUID in its one spelling, anything else as it is."""
-    try:
-        return str(UUID(message_id))
-    except ValueError:
-        return message_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NoReturn
@@ -12,6 +13,7 @@ import psycopg
 from psycopg import Connection
 
 from onceward import protocol as p
+from onceward.callables import check_done, check_plain, is_awaitable
 from onceward.database import is_lost
 from onceward.delivery import start, step
 from onceward.errors import ConflictError, Defer, LeaseLost, Refused, Reject, UnknownOutcome, UsageError
@@ -19,12 +21,17 @@ from onceward.inbox import storable
 from onceward.intent import request_fingerprint
 from onceward.message import Message, canonical_json
 from onceward.once import Effect, Once
-from onceward.provider import read_error
+from onceward.provider import ProviderProfile, read_error
 from onceward.rows import Rows, Runtime
+from onceward.session import left_open
 from onceward.state import Shape
 from onceward.transport import Delivery, Settlement
 
-logger = logging.getLogger("onceward")
+ANSWER_CHARS_MAX: Final = 100_000
+
+
+class NoHandler(Exception):
+    """The message's type has no handler in this process: another version of the code may have one."""
 
 
 class Performer:
@@ -43,11 +50,18 @@ class Performer:
         self._names: set[str] = set()
         self._failure: BaseException | None = None
         self._ended = False  # the handler ended our transaction by itself, and then raised
+        self._thread = threading.get_ident()
+        self._over = False  # the handler has left
+        self._told_to_end: BaseException | None = None  # Ctrl-C or exit, on the main thread: passed on at the end
 
     # ---- driving the protocol ----------------------------------------------------------------------------------------
 
     def run(self) -> Settlement:
-        """Take, handle, finish; returns what the queue is to be told. Raises only errors of the schema or of our own."""
+        """Take, handle, finish; returns what the queue is to be told.
+
+        Raises errors of the schema or of our own; and KeyboardInterrupt or SystemExit from a handler on the main thread:
+        the program is told to end, the message has neither finished nor failed, and its redelivery decides.
+        """
         try:
             self._rows.emit("consumer.received", count=self.delivery.count)
             command = self._advance(p.Received(self.delivery.count))
@@ -55,6 +69,8 @@ class Performer:
                 command = self._run_handler()
         finally:
             self._rows.close()
+        if self._told_to_end is not None:
+            raise self._told_to_end
         if not isinstance(command, p.Settle):
             raise AssertionError(f"the protocol ended with {command!r}")
         return command.settlement
@@ -69,35 +85,64 @@ class Performer:
             event = outcome
 
     def _run_handler(self) -> p.Command:
-        given = self._rows.conn if self._state.shape == "transactional" else Once(self)
+        given = self._rows.hand_out() if self._state.shape == "transactional" else Once(self)
         try:
-            self._handler(self.message, given)
-        except BaseException as error:
+            check_done(self._handler(self.message, given), "the handler")
+            self._check_nothing_open()
+        except BaseException as error:  # noqa: BLE001 - it becomes the protocol's event, and is recorded as that
+            self._over = True
             if self._state.at == "finished":
-                logger.exception("message %s is finished, but its handler raised afterwards", self.message.id)
+                self._rows.failure = error
+                self._rows.say(logging.ERROR, "finished, but its handler raised afterwards", failed=True)
                 self._rows.emit("consumer.raised_late", error=describe(error))
-            elif self._state.at != "unwinding":
-                logger.warning("message %s: its handler raised %s", self.message.id, describe(error))
             return self._advance(self._raised(error))
+        self._over = True
         return self._advance(self._raised_after_end() if self._ended else p.Returned())
 
+    def _check_nothing_open(self) -> None:
+        """Raises `UsageError` when the handler left something on its connection that COMMIT would wait for, for ever."""
+        what = left_open(self._rows.conn)
+        if what:
+            raise UsageError(f"the handler left {what} on its connection: read it to its end, or close it")
+
     def _raised(self, error: BaseException) -> p.Raised:
+        self._rows.failure = error
         if self._state.shape == "transactional" and not self._rows.is_ours():
             self._ended = True
         if self._ended:
             return self._raised_after_end()
-        if _is_cancelled(error):
+        if self._is_cancelled(error):
             return p.Raised("cancelled", describe(error))
         match error:
             case Refused():
                 return p.Raised("refused", canonical_json(error.answer))
             case Reject():
                 return p.Raised("rejected", error.reason)
+            case NoHandler():
+                return p.Raised("unknown type", str(error))
             case Defer():
+                if self._state.at != "unwinding":
+                    self._rows.say(logging.INFO, "deferred for %g s", error.delay_seconds, next="retry")
                 return p.Raised("deferred", str(error), error.delay_seconds)
-        if self._rows.connection_lost or (self._rows.conn is not None and is_lost(self._rows.conn)):
-            return p.Raised("connection lost", describe(error), 1.0)
+        if self._lost_its_session():
+            return p.Raised("session lost", f"the handler's database session was lost: {describe(error)}")
         return p.Raised("failed", describe(error))
+
+    def _lost_its_session(self) -> bool:
+        """The server, or the handler itself, ended it; not we, because something was left under way on it."""
+        rows = self._rows
+        return not rows.discarded and (rows.session_lost or (rows.conn is not None and is_lost(rows.conn)))
+
+    def _is_cancelled(self, error: BaseException) -> bool:
+        """The work was taken away from the handler: by a cancellation, or because the program is told to end.
+
+        CancelledError by name: to import asyncio would cost every program more than all of ours. A handler on a worker's
+        thread that calls sys.exit() has merely failed: nobody told the program to end.
+        """
+        if isinstance(error, KeyboardInterrupt | SystemExit) and threading.current_thread() is threading.main_thread():
+            self._told_to_end = error
+            return True
+        return any(known.__name__ == "CancelledError" for known in type(error).__mro__)
 
     def _raised_after_end(self) -> p.Raised:
         """What it wrote may stand, with the row as done: a retry would be turned away, and the rest never be done."""
@@ -106,7 +151,8 @@ class Performer:
     # ---- what `Once` asks for ----------------------------------------------------------------------------------------
 
     def effect(self, effect: Effect) -> Any:
-        request_fingerprint(effect.request)  # a request that cannot be compared is refused before anything is written
+        self._check_turn()
+        check_effect(effect)
         if effect.name in self._names:
             raise UsageError(f"two effects of one message are called {effect.name!r}: they would share one key, and be one")
         self._names.add(effect.name)
@@ -116,13 +162,22 @@ class Performer:
             self._interrupt(command)
         return json.loads(command.answer)
 
+    def _check_turn(self) -> None:
+        """Raises `UsageError` when it is not this caller's turn: two threads at once would mix up two effects' answers."""
+        if self._over:
+            raise UsageError("this message's handler has ended: its `once` can do nothing any more")
+        if threading.get_ident() != self._thread:
+            raise UsageError("`once` belongs to the handler's own thread: ask for effects there, one after the other")
+
     @contextmanager
     def transaction(self) -> Iterator[Connection[Any]]:
+        self._check_turn()
         command = self._advance(p.FinishAsked())
         if not isinstance(command, p.Resume) or self._rows.conn is None:
             self._interrupt(command)
         try:
-            yield self._rows.conn
+            yield self._rows.hand_out()
+            self._check_nothing_open()
         except BaseException:
             self._ended = not self._rows.is_ours()
             self._rows.roll_back()
@@ -200,13 +255,7 @@ class Performer:
 
     def _call(self, n: int) -> p.Event:
         effect = self._effect()
-        try:
-            answer = effect.call(effect.request, self.runtime.intents.key(self.message, effect.name))
-        except BaseException as error:  # noqa: BLE001 - recorded as the call's outcome, and raised in the handler
-            self._failure = error
-            event: p.Event = read_error(effect.provider, error)
-        else:
-            event = _plain(answer)
+        event = self._ask_provider(effect.call, effect, "its call")
         self._rows.emit("effect.answered", n=n, name=effect.name, outcome=type(event).__name__)
         return event
 
@@ -214,13 +263,35 @@ class Performer:
         effect = self._effect()
         if effect.lookup is None:
             return p.NotFound()
+        event = self._ask_provider(effect.lookup, effect, "its look-up")
+        if isinstance(event, p.Answered | p.NotFound | p.Unreadable):
+            self._rows.emit("effect.looked_up", n=n, name=effect.name, found=not isinstance(event, p.NotFound))
+        return event
+
+    def _ask_provider(self, call: Callable[[Any, str], Any], effect: Effect, what: str) -> p.Event:
+        """What the provider said to the call or the look-up of an effect; a look-up's None: it did not happen."""
+        looking = call is not effect.call
         try:
-            answer = effect.lookup(effect.request, self.runtime.intents.key(self.message, effect.name))
-        except BaseException as error:  # noqa: BLE001 - recorded as the look-up's outcome, and raised in the handler
-            self._failure = error
-            return p.Failed(f"look-up: {describe(error)}")
-        self._rows.emit("effect.looked_up", n=n, name=effect.name, found=answer is not None)
-        return p.NotFound() if answer is None else _plain(answer)
+            answer = call(effect.request, self.runtime.intents.key(self.message, effect.name))
+            check_done(answer, f"effect {effect.name!r}: {what}")
+        except BaseException as error:  # noqa: BLE001 - recorded as the call's outcome, and raised in the handler
+            self._failure = self._rows.failure = error
+            if self._is_cancelled(error):
+                return p.Cancelled(describe(error))
+            if looking and not isinstance(error, Refused):
+                return p.Failed(f"look-up: {describe(error)}")
+            return self._read_error(effect.provider, error)
+        if looking and answer is None:
+            return p.NotFound()
+        return read_answer(answer, effect.name)
+
+    @staticmethod
+    def _read_error(provider: ProviderProfile, error: BaseException) -> p.Event:
+        """A refusal whose answer cannot be kept is parked with what was answered, as any other such answer."""
+        if not isinstance(error, Refused):
+            return read_error(provider, error)
+        read = read_answer(error.answer, "the refused effect")
+        return p.Answered(read.answer, refused=True) if isinstance(read, p.Answered) else read
 
     def _record(self, command: p.Record) -> p.Event:
         try:
@@ -239,27 +310,42 @@ class Performer:
         return self._asked
 
 
-def _is_cancelled(error: BaseException) -> bool:
-    """The work was taken away from the handler, as on a shutdown: asyncio's or concurrent.futures' CancelledError.
-
-    By name: to import asyncio would cost every program more than all of ours.
-    """
-    return any(known.__name__ == "CancelledError" for known in type(error).__mro__)
-
-
 def describe(error: BaseException) -> str:
     return storable(f"{type(error).__name__}: {error}")
 
 
-def _plain(answer: Any) -> p.Answered:
-    """The answer as canonical JSON; an answer that is none is null, and said so."""
-    for name in ("to_dict_recursive", "to_dict"):
-        if callable(getattr(answer, name, None)):
-            answer = getattr(answer, name)()
+def check_effect(effect: Effect) -> None:
+    """Raises `UsageError` for an effect that could not be carried out, compared or kept: before anything is written."""
+    if not isinstance(effect.name, str) or not effect.name:
+        raise UsageError(f"an effect needs a name, stable over every attempt and deploy, not {effect.name!r}")
+    if not isinstance(effect.provider, ProviderProfile):
+        raise UsageError(f"effect {effect.name!r}: provider must be a ProviderProfile (STRIPE_V1, NO_KEYS, or one of your "
+                         f"own), not {effect.provider!r}")  # fmt: skip
+    check_plain(effect.call, f"effect {effect.name!r}: its call", 2)
+    if effect.lookup is not None:
+        check_plain(effect.lookup, f"effect {effect.name!r}: its look-up", 2)
+    request_fingerprint(effect.request)
+
+
+def read_answer(answer: Any, name: str) -> p.Answered | p.Unreadable:
+    """The answer as canonical JSON; or, when it cannot be kept so, all that can be said of it."""
     try:
+        for method in ("to_dict_recursive", "to_dict"):
+            if callable(getattr(answer, method, None)):
+                return p.Answered(canonical_json(getattr(answer, method)()))
         return p.Answered(canonical_json(answer))
-    except (TypeError, ValueError, RecursionError):
-        return p.Answered("null", plain=False)
+    except Exception as error:  # noqa: BLE001 - also what a client's own to_dict raises: the effect has happened
+        why = "may still be under way" if is_awaitable(answer) else f"is not JSON ({describe(error)})"
+        return p.Unreadable(storable(f"effect {name!r} was answered by what {why}: {_shown(answer)}", ANSWER_CHARS_MAX))
+
+
+def _shown(answer: Any) -> str:
+    """The answer for a person: its own text, and its attributes, for it is kept nowhere else."""
+    try:
+        attributes = getattr(answer, "__dict__", None)
+        return f"{answer!r} {attributes!r}" if attributes else repr(answer)
+    except Exception as error:  # noqa: BLE001 - a repr that raises must not lose that there was an answer
+        return f"a {type(answer).__name__}, whose repr raises {describe(error)}"
 
 
 _ERRORS: Final[dict[str, Callable[[str], BaseException]]] = {

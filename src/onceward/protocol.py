@@ -71,9 +71,10 @@ class Commit(NamedTuple):
 
 
 class Fail(NamedTuple):
-    """Count a failed attempt and give the claim back; when attempts ran out, park in the same transaction."""
+    """Count a failed attempt, or a lost session, and give the claim back; when these ran out, park instead."""
 
     error: str
+    session_lost: bool = False
 
 
 class Park(NamedTuple):
@@ -165,7 +166,10 @@ class Returned(NamedTuple):
 
 
 class Raised(NamedTuple):
-    """The handler raised. `kind`: failed | refused | rejected | deferred | connection lost | cancelled | foreign commit."""
+    """The handler raised.
+
+    `kind`: failed | refused | rejected | deferred | session lost | cancelled | foreign commit | unknown type.
+    """
 
     kind: str
     detail: str = ""
@@ -198,11 +202,22 @@ class Lost(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """The provider answered. `plain` is False when the answer is no JSON: its null is recorded, then the handler told."""
+    """The provider answered; `answer` is canonical JSON."""
 
     answer: str
     refused: bool = False
-    plain: bool = True
+
+
+class Unreadable(NamedTuple):
+    """The provider answered, so the effect may have happened, but what it said is not JSON; `detail` is all of it."""
+
+    detail: str
+
+
+class Cancelled(NamedTuple):
+    """The call, or the look-up, was cut off because the program is ending: nothing is said of it, as after a crash."""
+
+    detail: str
 
 
 class Later(NamedTuple):
@@ -273,6 +288,7 @@ class Yielded(NamedTuple):
 Event = (
     Received | Taken | Duplicate | InFlight | Conflict | OutsideWindow
     | DatabaseLost | Ambiguous | EffectAsked | FinishAsked | BlockRaised | BlockEnded | Returned | Raised | Recorded
-    | Intended | Expired | Changed | Lost | Answered | Later | Replayed | Failed | Mismatch | NotFound | TwoAnswers
+    | Intended | Expired | Changed | Lost | Answered | Unreadable | Cancelled | Later | Replayed | Failed | Mismatch
+    | NotFound | TwoAnswers
     | Begun | Committed | Aborted | ForeignCommit | Counted | Parked | Yielded
 )  # fmt: skip

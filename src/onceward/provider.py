@@ -7,6 +7,7 @@ the window a retry is a new request.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
@@ -16,6 +17,14 @@ from onceward.message import canonical_json
 from onceward.protocol import Answered, Failed, Later, Mismatch, Replayed
 
 Replies = Answered | Failed | Later | Mismatch | Replayed
+REFUSALS: Final = frozenset({402})
+BODY_CHARS_MAX: Final = 100_000
+_WORDS: Final = {
+    "starts_at": ("first request", "completion"),
+    "caches": ("everything", "success", "nothing"),
+    "on_mismatch": ("error", "ignore"),
+    "after_expiry": ("new request", "error"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +33,10 @@ class ProviderProfile:
 
     `window_seconds` runs from `starts_at`; None: the provider knows no keys, and an intent without an answer is never
     called again. `margin_seconds` is kept free at its end: it must be longer than the longest call.
-    Raises `UsageError` when it is not: a call that could still be under way when its key expires is a second charge.
+    `refusals`: the 4xx statuses by which it says no, definitely (402: the card was declined). Such an answer is recorded
+    and raised as `Refused`; any other 4xx is tried again. Not 409 and 429, which mean "later".
+    Raises `UsageError` when the margin is too short: a call that could still be under way when its key expires is a second
+    charge; and for values that no provider can have.
     """
 
     name: str
@@ -36,8 +48,10 @@ class ProviderProfile:
     after_expiry: Literal["new request", "error"] = "new request"
     call_timeout_seconds: float = 80.0
     call_retries: int = 0
+    refusals: frozenset[int] = REFUSALS
 
     def __post_init__(self) -> None:
+        self._check_words()
         if self.window_seconds is None:
             return
         longest = self.call_timeout_seconds * (self.call_retries + 1)
@@ -51,6 +65,15 @@ class ProviderProfile:
                 f"provider {self.name}: the margin of {self.margin_seconds:g} s leaves nothing of the key's window of "
                 f"{self.window_seconds:g} s"
             )
+
+    def _check_words(self) -> None:
+        for name, known in _WORDS.items():
+            if getattr(self, name) not in known:
+                raise UsageError(f"provider {self.name}: {name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
+        object.__setattr__(self, "refusals", frozenset(self.refusals))
+        wrong = sorted(status for status in self.refusals if not 400 <= status < 500 or status in (409, 429))
+        if wrong:
+            raise UsageError(f"provider {self.name}: {wrong} cannot be refusals: only 4xx can, and 409 and 429 mean later")
 
     @property
     def callable_seconds(self) -> float:
@@ -82,42 +105,71 @@ def idempotency_key(consumer: str, message_id: str, name: str) -> str:
 def read_error(profile: ProviderProfile, error: BaseException) -> Replies:
     """What an exception of the provider's client means.
 
-    Read from the attributes that HTTP clients share (`http_status` or `status_code`, `code`, `headers`), so that no client
-    is imported: the official stripe SDK has them all.
+    Read from the attributes that HTTP clients share (`http_status`, `status_code`, `status` or `code`, `headers`,
+    `response`), so that no client is imported: stripe, requests, httpx and urllib have them.
 
-    - 402: a definite refusal (the card was declined), which is an answer.
+    - a status in the profile's `refusals` (402: the card was declined): a definite refusal, which is an answer.
     - 400 with type `idempotency_error`: the key is known with another request.
     - 409: the key is in flight: later. 429: later.
     - 5xx with `Idempotent-Replayed`: a stored failure that no retry can change.
     - everything else (401, other 4xx, a first 5xx, timeouts, connection errors): nothing definite; it is tried again.
     """
     status = _status(error)
-    if status == 402:
-        return _refusal(error)
-    if status is None or profile.window_seconds is None:
+    keys = profile.window_seconds is not None
+    if keys and status == 400 and _error_type(error) == "idempotency_error":
+        return Mismatch(_describe(error))
+    if status in profile.refusals:
+        return _refusal(error, status)
+    if status is None or not keys:
         return Failed(_describe(error))
     if status in (409, 429):
         return Later(1.0)
-    if status == 400 and _error_type(error) == "idempotency_error":
-        return Mismatch(_describe(error))
     if status >= 500 and _replayed(error):
         return Replayed()
     return Failed(_describe(error))
 
 
-def _refusal(error: BaseException) -> Answered:
-    body = {"type": type(error).__name__, "code": getattr(error, "code", None), "message": str(error)}
-    return Answered(canonical_json(body), refused=True)
+def _refusal(error: BaseException, status: int | None) -> Answered:
+    code = getattr(error, "code", None)
+    told = {
+        "type": type(error).__name__,
+        "status": status,
+        "code": code if isinstance(code, str) else None,
+        "message": str(error),
+        "body": _body(error),
+    }
+    return Answered(canonical_json(told), refused=True)
+
+
+def _body(error: BaseException) -> Any:
+    """What the provider wrote: as JSON where it is that, else as text; None where the client did not keep it."""
+    response = getattr(error, "response", None)
+    try:
+        said = getattr(error, "json_body", None)
+        if said is None and response is not None:
+            said = response.content
+        if said is None and callable(getattr(error, "read", None)):
+            said = error.read()  # type: ignore[attr-defined] # urllib's error is its own response
+    except Exception:  # noqa: BLE001 - a response that was streamed, read or closed: the refusal stands without its body
+        return None
+    return None if said is None else _as_json(said)
+
+
+def _as_json(said: Any) -> Any:
+    text = said.decode("utf-8", "backslashreplace") if isinstance(said, bytes) else said
+    try:
+        value = json.loads(text[:BODY_CHARS_MAX]) if isinstance(text, str) else text
+        canonical_json(value)
+    except (TypeError, ValueError, RecursionError):
+        return str(text)[:BODY_CHARS_MAX]
+    return value
 
 
 def _status(error: BaseException) -> int | None:
-    for name in ("http_status", "status_code"):
-        value = getattr(error, name, None)
-        if isinstance(value, int):
-            return value
     response = getattr(error, "response", None)
-    value = getattr(response, "status_code", None)
-    return value if isinstance(value, int) else None
+    found = [getattr(error, name, None) for name in ("http_status", "status_code", "status")]
+    found += [getattr(response, "status_code", None), getattr(error, "code", None)]
+    return next((value for value in found if isinstance(value, int) and 100 <= value < 600), None)
 
 
 def _error_type(error: BaseException) -> str | None:

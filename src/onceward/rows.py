@@ -6,35 +6,28 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, Final, Protocol
 
 import psycopg
 from psycopg import Connection
-from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
+from psycopg.pq import TransactionStatus
 
 from onceward import protocol as p
 from onceward.database import Database, is_lost, one_tuple
 from onceward.events import Listeners
 from onceward.inbox import Inbox, TakeResult, Taking, locked_out, outside_window, storable, untimed
 from onceward.intent import Intents
+from onceward.logs import say, with_trace
 from onceward.message import Message
 from onceward.outbox import take_published
 from onceward.retry import Backoff
+from onceward.session import begin, commit_guarded, discard, left_open, put_back
 from onceward.state import Limits, State
 from onceward.transport import Delivery
 
 logger = logging.getLogger("onceward")
 
-# The commit guard. One string is one round trip: when the division fails, the server does not go on to COMMIT. A handler
-# may have switched durable commits off for its session; this commit is durable all the same.
-COMMIT_GUARDED: Final = (
-    "SELECT 1 / coalesce((current_setting('onceward.delivery', true) = '{mark}')::int, 0),"
-    " set_config('synchronous_commit', 'on', true); COMMIT"
-)
-DIVISION_BY_ZERO: Final = "22012"
-CONNECTION_CLASSES: Final = ("08", "57P")  # connection exceptions; the server was told to stop, or starts
-_marks: Final = count(1)
+IS_OURS: Final = "SELECT coalesce(pg_current_xact_id_if_assigned()::text = %(transaction)s, false)"
 Row = tuple[Any, ...]
 
 
@@ -42,6 +35,7 @@ class Keeper(Protocol):
     """Who keeps leases alive (see `onceward.lease`)."""
 
     def claimed(self, delivery: Delivery, message: Message, token: int) -> None: ...
+    def done(self, delivery: Delivery) -> None: ...
     def is_lost(self, delivery: Delivery) -> bool: ...
 
 
@@ -69,32 +63,49 @@ class Rows:
         self.delivery = delivery
         self.taking = Taking(TakeResult.IN_FLIGHT)
         self.conn: Connection[Any] | None = None
-        self.connection_lost = False
+        self.session_lost = False
+        self.discarded = False  # the handler left something under way on its connection
+        self.failure: BaseException | None = None  # what the handler, or its call, raised
         self._transaction = ""  # the id of the one that holds the handler's writes
+        self._handed_out = False  # a handler has had the connection: its session is to be put back
         self._held = ExitStack()
-        self._mark = f"{runtime.inbox.worker}-{next(_marks)}"
 
     # ---- the take ----------------------------------------------------------------------------------------------------
 
     def take(self, state: State) -> p.Event:
         shape = state.shape
         row_state = "done" if shape == "transactional" else "pending"
-        mark, lock_timeout = self._mark, self.runtime.database.lock_timeout
-        params = self.runtime.inbox.take_params(self.message, row_state, mark=mark, lock_timeout=lock_timeout)
+        lock_timeout = self.runtime.database.lock_timeout
+        params = self.runtime.inbox.take_params(self.message, row_state, lock_timeout=lock_timeout)
         if params is None:
             return p.OutsideWindow(untimed(self.message).detail)
         try:
-            taking = self._take_guarded(params, in_transaction=shape == "transactional")
+            taking = self._take_on_a_live_session(params, in_transaction=shape == "transactional")
         except psycopg.Error as error:
             return self.database_lost("not taken", error)
         self.taking = taking
         self._transaction = taking.transaction if shape == "transactional" else ""
         return self._taken(state, taking)
 
+    def _take_on_a_live_session(self, params: dict[str, Any], *, in_transaction: bool) -> Taking:
+        """The take; once more where its connection turned out to be gone: something on the way ended it while it was idle.
+
+        Else each message of a quiet hour would wait for its redelivery, and meet the next connection that is gone. A claim
+        that was committed before its reply was lost is found in flight then, and comes again.
+        """
+        try:
+            return self._take_guarded(params, in_transaction=in_transaction)
+        except psycopg.OperationalError as error:
+            if self.conn is None or not is_lost(self.conn, error):
+                raise
+        self.close()
+        self.runtime.database.forget_broken()
+        return self._take_guarded(params, in_transaction=in_transaction)
+
     def _take_guarded(self, params: dict[str, Any], *, in_transaction: bool) -> Taking:
         """One transaction with the handler's writes, or (autocommit) one of its own. Not TAKEN: nothing is left open."""
         try:
-            conn = self._open(begin=in_transaction)
+            conn = self._open(begin_transaction=in_transaction)
             taking = self.runtime.inbox.take_with(conn, params)
         except psycopg.errors.LockNotAvailable:
             taking = locked_out()
@@ -141,10 +152,10 @@ class Rows:
 
     def begin(self) -> p.Event:
         inbox = self.runtime.inbox
-        marks = inbox.mark(self._mark, self.runtime.database.lock_timeout)
-        params = inbox.key(self.message) | {"token": self.taking.token} | marks
+        limits = {"token": self.taking.token, "lock_timeout": self.runtime.database.lock_timeout}
+        params = inbox.key(self.message) | limits
         try:
-            row = one_tuple(self._open(begin=True), inbox.statements["inbox_finish"], params)
+            row = one_tuple(self._open(begin_transaction=True), inbox.statements["inbox_finish"], params)
         except psycopg.Error as error:
             return self.database_lost("transaction not opened", error)
         if row is None:
@@ -161,8 +172,9 @@ class Rows:
         if conn is None or is_lost(conn):
             return p.ForeignCommit() if self._is_committed() else p.DatabaseLost()
         published = take_published(conn)
-        event = commit_guarded(conn, self._mark)
+        event = commit_guarded(conn, self._transaction, self.runtime.database.putting_back(conn))
         if isinstance(event, p.Committed):
+            self._handed_out = False
             self.emit("consumer.committed")
             if published:
                 self.runtime.nudge()
@@ -176,16 +188,17 @@ class Rows:
         conn = self.conn
         if conn is None:
             return True
+        if left_open(conn):
+            self.discarded = True
+            discard(conn)  # to ask on it would wait for ever
         if is_lost(conn) or conn.info.transaction_status == TransactionStatus.INERROR:
             return not self._is_committed()
         if conn.info.transaction_status == TransactionStatus.IDLE:
             return False
         try:
-            row = one_tuple(conn, "SELECT current_setting('onceward.delivery', true) = %(mark)s", {"mark": self._mark})
+            row = one_tuple(conn, IS_OURS, {"transaction": self._transaction})
         except psycopg.Error as error:  # also the server's own limit on idling: no OperationalError
-            logger.warning(
-                "message %s: the connection was lost while its transaction was looked at: %s", self.message.id, error
-            )
+            self.say(logging.WARNING, "the connection was lost while its transaction was looked at: %s", error)
             return not self._is_committed()
         return row is None or row[0] is True
 
@@ -198,15 +211,15 @@ class Rows:
         if not self._transaction:
             return False
         self.roll_back()
-        self.connection_lost = self.connection_lost or (self.conn is not None and is_lost(self.conn))
-        if self.connection_lost:
+        self.session_lost = self.session_lost or (self.conn is not None and is_lost(self.conn))
+        if self.session_lost:
             self.close()
         inbox = self.runtime.inbox
         whose = {"token": self.taking.token, "worker": inbox.worker, "transaction": self._transaction}
         try:
             row = self._ask(inbox.statements["inbox_committed"], inbox.key(self.message) | whose)
         except psycopg.Error as error:
-            logger.warning("message %s: nobody can say whether its handler committed: %s", self.message.id, error)
+            self.say(logging.WARNING, "nobody can say whether its handler committed: %s", error)
             return False
         return row is not None and row[0] is True
 
@@ -220,22 +233,31 @@ class Rows:
     # ---- fail, park, yield -------------------------------------------------------------------------------------------
 
     def fail(self, state: State, command: p.Fail) -> p.Event:
+        counted: list[int] = []
+
         def write(conn: Connection[Any]) -> p.Event:
-            error = {"error": storable(command.error)}
-            row = self._fenced(conn, state, "fail", error)
+            counts = {"failed": int(not command.session_lost), "session_lost": int(command.session_lost)}
+            row = self._fenced(conn, state, "fail", counts | {"error": storable(with_trace(command.error, self.failure))})
             if row is None:
                 return p.Lost()
-            if row[0] < self.runtime.limits.attempts_max:
-                return p.Counted(self.runtime.backoff.delay_seconds(row[0]))
-            park = p.Park("attempts ran out", command.error)
+            counted[:] = row[:2]
+            if self._may_retry(*counted):
+                return p.Counted(self.runtime.backoff.delay_seconds(sum(counted)))
             return p.Parked() if self._fenced(conn, state, "park", self._park_params(park)) else p.Lost()
 
+        park = p.Park("sessions lost" if command.session_lost else "attempts ran out", command.error)
         event = self._write(write)
         if isinstance(event, p.Counted | p.Parked):
             self.emit("consumer.failed", error=command.error)
+        if isinstance(event, p.Counted):
+            self._say_failed(command, counted[0], event.delay_seconds)
         if isinstance(event, p.Parked):
-            self.emit("consumer.parked", reason="attempts ran out")
+            self._say_parked(park)
         return event
+
+    def _may_retry(self, attempts: int, sessions_lost: int) -> bool:
+        limits = self.runtime.limits
+        return attempts < limits.attempts_max and sessions_lost < limits.deliveries_max
 
     def park(self, state: State, command: p.Park) -> p.Event:
         def write(conn: Connection[Any]) -> p.Event:
@@ -254,8 +276,7 @@ class Rows:
 
         event = self._write(write)
         if isinstance(event, p.Parked):
-            logger.warning("message %s is parked: %s: %s", self.message.id, command.reason, command.detail)
-            self.emit("consumer.parked", reason=command.reason)
+            self._say_parked(command)
         return event
 
     def give_back(self) -> p.Event:
@@ -266,7 +287,8 @@ class Rows:
         return self._write(write)
 
     def _park_params(self, command: p.Park) -> dict[str, Any]:
-        params = self.runtime.inbox.park_params(self.message, self.delivery.source, command.reason, command.detail)
+        detail = with_trace(command.detail, self.failure)
+        params = self.runtime.inbox.park_params(self.message, self.delivery.source, command.reason, detail)
         return params | {"unknown_n": command.unknown_n}
 
     def _fenced(self, conn: Connection[Any], state: State, verb: str, params: dict[str, Any]) -> Row | None:
@@ -279,8 +301,12 @@ class Rows:
         return one_tuple(conn, statements[f"{verb}_held"], params | {"token": token})
 
     def _write(self, write: Callable[[Connection[Any]], p.Event]) -> p.Event:
-        """One transaction of ours, after whatever was open is rolled back."""
+        """One transaction of ours, after whatever was open is rolled back.
+
+        First the heartbeat lets go of the claim: the lease is given back here, and must not be extended behind it.
+        """
         self.close()
+        self.runtime.keeper.done(self.delivery)
         try:
             with self.runtime.database.connection() as conn:
                 with conn.transaction() as transaction:
@@ -293,16 +319,43 @@ class Rows:
 
     def database_lost(self, what: str, error: Exception) -> p.DatabaseLost:
         self.close()
-        logger.warning("message %s: %s, redelivery decides: %s", self.message.id, what, error)
+        self.say(logging.WARNING, "%s, redelivery decides: %s", what, error, next="redelivery", reason=str(error))
         return p.DatabaseLost()
+
+    # ---- what is said ------------------------------------------------------------------------------------------------
+
+    def _say_failed(self, command: p.Fail, attempts: int, retry_seconds: float) -> None:
+        attempts_max = self.runtime.limits.attempts_max
+        what = "lost its database session" if command.session_lost else f"attempt {attempts} of {attempts_max} failed"
+        known = {"attempt": attempts, "attempts_max": attempts_max, "retry_seconds": retry_seconds, "reason": command.error}
+        text = "%s, tried again in %.1f s: %s"
+        self.say(logging.WARNING, text, what, retry_seconds, command.error, failed=True, next="retry", **known)
+
+    def _say_parked(self, command: p.Park) -> None:
+        self.emit("consumer.parked", reason=command.reason)
+        text = "parked, it waits for a person: %s: %s"
+        known = {"next": "parked", "reason": command.reason}
+        self.say(logging.ERROR, text, command.reason, command.detail[:2000], failed=True, **known)
+
+    def say(self, level: int, text: str, *args: object, failed: bool = False, **fields: object) -> None:
+        """One line about this message; `failed`: with the traceback of what its handler raised."""
+        failure = self.failure if failed else None
+        say(self.runtime.inbox.consumer, self.message, level, text, *args, failure=failure, **fields)
 
     # ---- the connection ----------------------------------------------------------------------------------------------
 
-    def _open(self, *, begin: bool) -> Connection[Any]:
+    def _open(self, *, begin_transaction: bool) -> Connection[Any]:
         if self.conn is None:
             self.conn = self._held.enter_context(self.runtime.database.connection())
-            if begin:
-                open_transaction(self.conn)
+            if begin_transaction and not begin(self.conn):
+                raise psycopg.OperationalError(f"BEGIN: {self.conn.pgconn.get_error_message()}")
+        return self.conn
+
+    def hand_out(self) -> Connection[Any]:
+        """The connection, for the handler: whatever it does to the session is undone before the next message."""
+        if self.conn is None:
+            raise AssertionError("no transaction is open")
+        self._handed_out = True
         return self.conn
 
     def roll_back(self) -> None:
@@ -313,45 +366,22 @@ class Rows:
         try:
             conn.execute("ROLLBACK")
         except psycopg.Error as error:
-            logger.warning("message %s: the connection was lost while rolling back: %s", self.message.id, error)
+            self.say(logging.WARNING, "the connection was lost while rolling back: %s", error)
 
     def close(self) -> None:
-        if self.conn is not None:
-            self.roll_back()
-            take_published(self.conn)
-            self.conn = None
-            self._held.close()
+        conn = self.conn
+        if conn is None:
+            return
+        if left_open(conn):
+            discard(conn)
+        self.roll_back()
+        if self._handed_out and not is_lost(conn):
+            put_back(conn, self.runtime.database.putting_back(conn))
+        self._handed_out = False
+        take_published(conn)
+        self.conn = None
+        self._held.close()
 
     def emit(self, point: str, **fields: Any) -> None:
         if self.runtime.listeners:
             self.runtime.listeners.emit(point, self.runtime.inbox.consumer, self.message.id, **fields)
-
-
-def open_transaction(conn: Connection[Any]) -> None:
-    """A transaction is open on `conn`. Raises psycopg.OperationalError when the server does not say so.
-
-    By libpq's own blocking call, as the commit below: what psycopg adds (parameters, rows, types) these two do not need,
-    and they are half of a transaction's round trips.
-    """
-    result = conn.pgconn.exec_(b"BEGIN")
-    if result.status != ExecStatus.COMMAND_OK:
-        raise psycopg.OperationalError(f"BEGIN: {result.get_error_message()}")
-
-
-def commit_guarded(conn: Connection[Any], mark: str) -> p.Committed | p.Aborted | p.ForeignCommit | p.Ambiguous:
-    """COMMIT, only if this session is still in the transaction that was marked so, and only if the reply says COMMIT.
-
-    A transaction that failed inside "commits" as ROLLBACK without an error; a handler that ended it by raw SQL leaves none.
-    """
-    if conn.info.transaction_status == TransactionStatus.INERROR:
-        return p.Aborted()
-    result = conn.pgconn.exec_(COMMIT_GUARDED.format(mark=mark).encode())  # of several results, the last one
-    if result.status == ExecStatus.COMMAND_OK:
-        return p.Committed() if result.command_status == b"COMMIT" else p.Aborted()
-    sqlstate = (result.error_field(DiagnosticField.SQLSTATE) or b"").decode()
-    if sqlstate == DIVISION_BY_ZERO:
-        return p.ForeignCommit()
-    if not sqlstate or sqlstate.startswith(CONNECTION_CLASSES) or conn.closed or conn.broken:
-        return p.Ambiguous()
-    logger.warning("a transaction could not be committed: %s", result.get_error_message())
-    return p.Aborted()

@@ -22,7 +22,7 @@ class Limits(NamedTuple):
     """What bounds the tries of one message; the same for every delivery of a consumer."""
 
     attempts_max: int = 10  # failures, then parked
-    deliveries_max: int = 50  # takes that ended in nothing (crashes), then parked
+    deliveries_max: int = 50  # takes that ended in nothing (crashes), or sessions lost, then parked
 
 
 class State(NamedTuple):
@@ -36,7 +36,6 @@ class State(NamedTuple):
     fresh: bool = True
     n: int = 0
     inside: bool = False  # handler code is on the stack
-    plain: bool = True
     error: Interrupt | None = None  # what the handler is interrupted with while unwinding
     ending: Settlement | None = None  # what is settled once the handler has left
     delay_seconds: float = 0.0
@@ -64,8 +63,8 @@ def park(state: State, park: Park, error: Interrupt | None = None) -> Step:
     return state._replace(at="parking", error=error or Interrupt("unknown", park.reason)), park
 
 
-def fail(state: State, detail: str) -> Step:
-    return state._replace(at="failing", error=Interrupt("call failed", detail)), Fail(detail)
+def fail(state: State, detail: str, *, session_lost: bool = False) -> Step:
+    return state._replace(at="failing", error=Interrupt("call failed", detail)), Fail(detail, session_lost)
 
 
 def give_back(state: State, delay_seconds: float, detail: str) -> Step:

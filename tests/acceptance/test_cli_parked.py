@@ -13,7 +13,7 @@ from tests.support import rows
 from tests.support.deliveries import delivery, order, order_aged
 from tests.support.shop import effectful, transactional
 
-from onceward.errors import Reject
+from onceward.errors import Refused, Reject
 from onceward.message import Message
 from onceward.once import Once
 from onceward.provider import STRIPE_V1
@@ -124,6 +124,26 @@ def test_what_is_not_there_is_not_found(dsn: str) -> None:
 
 
 # ---- redrive ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_redrive_of_a_refused_message_says_what_will_happen(dsn: str) -> None:
+    """Its refusal is recorded: without that sentence, a person would redrive it in a circle."""
+
+    def decline(_request: Any, _key: str) -> None:
+        raise Refused({"code": "card_declined"})
+
+    def charge(_message: Message, once: Once) -> None:
+        once.effect("charge", decline, request={"amount": 1}, provider=STRIPE_V1)
+
+    first, second = order(), order()
+    with effectful(charge).open(dsn) as opened:
+        for message in (first, second):
+            opened.deliver(delivery(message))
+    done = onceward("parked", "redrive", first.id, "--database", dsn)
+    assert done.returncode == 0
+    assert "its provider refused 'charge'" in done.stdout
+    assert "`Refused` again" in done.stdout
+    assert "'charge'" in shown(dsn, "redrive", second.id)["expect"]
 
 
 def test_a_redriven_message_is_pending_again_and_in_the_outbox_under_its_own_id(dsn: str, db: Db) -> None:

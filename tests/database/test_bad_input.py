@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -16,10 +18,12 @@ from tests.support.shop import SHAPES, effectful, of_shape, transactional
 from tests.support.waiting import Background, until
 
 from onceward.consumer import OpenConsumer
+from onceward.errors import UsageError
 from onceward.loop import run
 from onceward.message import Message, uuid7
 from onceward.once import Once
 from onceward.outbox import publish
+from onceward.parked import redrive
 from onceward.provider import STRIPE_V1
 from onceward.transport import ACK
 from onceward.transports import pgmq
@@ -97,14 +101,63 @@ def test_every_json_value_is_an_answer_and_the_same_on_replay(answer: object, op
     assert answers == [json.loads(json.dumps(answer))] * 2
 
 
-@pytest.mark.parametrize("answer", [float("nan"), {1, 2}, b"bytes", object()], ids=["NaN", "set", "bytes", "object"])
-def test_what_is_no_json_is_recorded_as_null(answer: object, opened: Opened, db: Db) -> None:
+class Unspeakable:
+    """A client's object that cannot even be shown."""
+
+    def to_dict(self, kind: str) -> object:
+        raise LookupError(kind)
+
+    def __repr__(self) -> str:
+        raise LookupError("no")
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        (float("nan"), "nan"),
+        ({1}, "{1}"),
+        (b"bytes", "b'bytes'"),
+        (SimpleNamespace(id="ch_7"), "ch_7"),
+        (Unspeakable(), "Unspeakable"),
+        (concurrent.futures.Future(), "Future"),
+    ],
+    ids=["NaN", "set", "bytes", "object", "unspeakable", "future"],
+)
+def test_an_answer_that_is_not_json_is_parked_at_once_with_what_was_answered(
+    answer: object, shown: str, opened: Opened, db: Db
+) -> None:
+    """It is kept nowhere else; a null in its place would be believed by the retry."""
+
     def handle(_: Message, once: Once) -> None:
-        once.effect("ask", lambda _request, _key: answer, request=1, provider=STRIPE_V1)
+        with pytest.raises(UsageError, match="was answered by what"):
+            once.effect("ask", lambda _request, _key: answer, request=1, provider=STRIPE_V1)
 
     message = order()
-    assert opened(effectful(handle)).deliver(delivery(message)).action == "release"
-    assert rows.intents(db, message)[0].text == "null"
+    assert opened(effectful(handle)).deliver(delivery(message)) == ACK
+    [entry] = rows.parked(db)
+    assert (entry.reason, rows.intents(db, message)[0].state) == ("answer is not JSON", "unknown")
+    assert shown in entry.detail
+
+
+def test_once_the_call_is_mended_a_redrive_looks_the_answer_up(opened: Opened, db: Db) -> None:
+    answers: list[object] = [object(), {"id": "ch_1"}]
+    calls: list[str] = []
+
+    def call(_request: object, key: str) -> object:
+        calls.append(key)
+        return answers[0]
+
+    def handle(message: Message, once: Once) -> None:
+        answer = once.effect("ask", call, request=1, provider=STRIPE_V1, lookup=lambda _request, _key: answers[1])
+        with once.transaction() as tx:
+            rows.write_effect(tx, message, answer["id"])
+
+    message = order()
+    consumer = opened(effectful(handle))
+    assert consumer.deliver(delivery(message)) == ACK
+    assert redrive(db, "onceward", rows.CONSUMER, message.id).refused == ""
+    assert consumer.deliver(delivery(message)) == ACK
+    assert (len(calls), rows.state(db, message), rows.effects(db, message)) == (1, "done", 1)
 
 
 # ---- envelopes -------------------------------------------------------------------------------------------------------

@@ -13,13 +13,14 @@ from tests.support import rows
 from tests.support.checks import check_a_zombie_fails_nothing, check_a_zombie_parks_nothing
 from tests.support.deliveries import Provider, delivery, order
 from tests.support.points import Recorder
-from tests.support.shop import SHAPES, charging, of_shape, transactional
-from tests.support.waiting import Background, until_any_blocked
+from tests.support.shop import SHAPES, charging, effectful, of_shape, transactional
+from tests.support.waiting import Background, until, until_any_blocked
 
-from onceward.consumer import OpenConsumer
+from onceward.consumer import Consumer, OpenConsumer
 from onceward.errors import Defer, Reject
 from onceward.inbox import Inbox
 from onceward.message import Message
+from onceward.once import Once
 from onceward.parked import redrive
 from onceward.retry import Backoff
 from onceward.transport import ACK, LEAVE
@@ -52,7 +53,7 @@ def test_a_failed_attempt_is_counted_and_released_with_backoff(shape: str, opene
     assert first.action == second.action == "release"
     assert 4 <= first.delay_seconds <= 8 <= second.delay_seconds <= 16
     assert (rows.attempts(db, message), seen.count("consumer.failed")) == (2, 2)
-    assert rows.scalar(db, "SELECT error FROM onceward.attempts") == "RuntimeError: two"
+    assert rows.scalar(db, "SELECT split_part(error, E'\\n', 1) FROM onceward.attempts") == "RuntimeError: two"
 
 
 @both_shapes
@@ -74,7 +75,9 @@ def test_attempts_that_run_out_are_counted_and_parked_together(shape: str, opene
     books = rows.books(db, message)
     assert (books.state, books.attempts, books.parked, books.effects) == ("parked", 3, ["attempts ran out"], 0)
     [entry] = rows.parked(db)
-    assert (entry.attempts, entry.body, entry.source, entry.detail) == (3, message.body, "test", "RuntimeError: 2")
+    assert (entry.attempts, entry.body, entry.source) == (3, message.body, "test")
+    assert entry.detail.startswith("RuntimeError: 2\n\nTraceback")
+    assert entry.detail.endswith("raise left.pop(0)\nRuntimeError: 2")
     assert entry.headers["type"] == "order.placed"
 
 
@@ -95,13 +98,130 @@ def test_a_park_that_fails_takes_its_attempt_along(shape: str, opened: Opened, d
 
 @both_shapes
 @pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), RecursionError(), AssertionError("x")], ids=repr)
-def test_whatever_a_handler_raises_is_a_failed_attempt(shape: str, error: BaseException, opened: Opened, db: Db) -> None:
+def test_whatever_a_handler_raises_on_a_workers_thread_is_a_failed_attempt(
+    shape: str, error: BaseException, opened: Opened, db: Db, background: Background
+) -> None:
     message = order()
     consumer = opened(of_shape(shape, raising(error)))
-    assert consumer.deliver(delivery(message)).action == "release"
+    assert background(consumer.deliver, delivery(message)).result().action == "release"
     assert rows.attempts(db, message) == 1
     assert consumer.deliver(delivery(message, times=2)) == ACK
     assert rows.effects(db, message) == 1
+
+
+@both_shapes
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt()], ids=repr)
+def test_a_program_that_is_told_to_end_on_its_main_thread_ends(
+    shape: str, error: BaseException, opened: Opened, db: Db
+) -> None:
+    """The message has neither finished nor failed: its redelivery does it."""
+    message = order()
+    consumer = opened(of_shape(shape, raising(error)))
+    with pytest.raises(type(error)):
+        consumer.deliver(delivery(message))
+    assert (rows.attempts(db, message), rows.effects(db, message)) == (0, 0)
+    if shape == "effectful":
+        rows.lapse(db, message)
+    assert consumer.deliver(delivery(message, times=2)) == ACK
+    assert rows.effects(db, message) == 1
+
+
+def test_a_program_that_is_told_to_end_inside_a_call_ends_and_the_call_is_made_again(opened: Opened, db: Db) -> None:
+    provider, message = Provider(), order()
+    provider.after = [KeyboardInterrupt()]
+    consumer = opened(charging(provider))
+    with pytest.raises(KeyboardInterrupt):
+        consumer.deliver(delivery(message))
+    assert (rows.attempts(db, message), rows.intents(db, message)[0].state) == (0, "pending")
+    rows.lapse(db, message)
+    assert consumer.deliver(delivery(message, times=2)) == ACK
+    assert (provider.calls, len(provider.charges), rows.effects(db, message)) == (2, 1, 1)
+
+
+# ---- lost sessions -----------------------------------------------------------------------------------------------------
+
+
+def losing_its_session(db: Db) -> Callable[[Message, Db], None]:
+    """Its backend is ended, as by an administrator or by a limit of the server."""
+
+    def work(message: Message, tx: Db) -> None:
+        rows.write_effect(tx, message)
+        db.execute("SELECT pg_terminate_backend(%s, 5000)", (tx.info.backend_pid,))
+        rows.write_effect(tx, message)
+
+    return work
+
+
+def closing_its_session(message: Message, tx: Db) -> None:
+    rows.write_effect(tx, message)
+    tx.close()
+
+
+def inside_its_transaction(shape: str, work: Callable[[Message, Db], None], **options: Any) -> Consumer:
+    def finish(message: Message, once: Once) -> None:
+        with once.transaction() as tx:
+            work(message, tx)
+
+    return transactional(work, **options) if shape == "transactional" else effectful(finish, **options)
+
+
+@both_shapes
+@pytest.mark.parametrize("how", ["ended", "closed"])
+def test_a_message_that_loses_its_session_every_time_is_counted_and_parked(
+    shape: str, how: str, opened: Opened, db: Db
+) -> None:
+    """It costs no attempt, but it does not go on for ever: also where no queue counts its deliveries."""
+    message = order()
+    work = losing_its_session(db) if how == "ended" else closing_its_session
+    consumer = opened(inside_its_transaction(shape, work, attempts_max=2, deliveries_max=3))
+    actions = [consumer.deliver(delivery(message, times=0)).action for _ in range(4)]
+    assert actions == ["release", "release", "ack", "ack"]
+    books = rows.books(db, message)
+    assert (books.state, books.attempts, books.parked, books.effects) == ("parked", 0, ["sessions lost"], 0)
+    assert "session was lost" in rows.parked(db)[0].detail
+
+
+@both_shapes
+def test_idling_in_the_handlers_transaction_beyond_its_limit_is_a_lost_session(shape: str, opened: Opened, db: Db) -> None:
+    def idle(message: Message, tx: Db) -> None:
+        until(lambda: not rows.scalar(db, "SELECT count(*) FROM pg_stat_activity WHERE pid = %s", (tx.info.backend_pid,)))
+        rows.write_effect(tx, message)
+
+    message = order()
+    consumer = opened(inside_its_transaction(shape, idle, handler_seconds_max=0.2, deliveries_max=2))
+    assert [consumer.deliver(delivery(message)).action for _ in range(2)] == ["release", "ack"]
+    assert rows.books(db, message).parked == ["sessions lost"]
+
+
+@both_shapes
+def test_a_redrive_forgets_the_lost_sessions(shape: str, opened: Opened, db: Db) -> None:
+    message = order()
+    lose = losing_its_session(db)
+    left = [lose, lose]
+
+    def work(message: Message, tx: Db) -> None:
+        if left:
+            left.pop()(message, tx)
+        rows.write_effect(tx, message)
+
+    consumer = opened(inside_its_transaction(shape, work, deliveries_max=2))
+    assert [consumer.deliver(delivery(message)).action for _ in range(2)] == ["release", "ack"]
+    assert redrive(db, "onceward", rows.CONSUMER, message.id).refused == ""
+    assert rows.sessions_lost(db, message) == 0
+    assert consumer.deliver(delivery(message)) == ACK
+    assert rows.state(db, message) == "done"
+
+
+def test_a_take_on_a_connection_that_died_while_it_was_idle_is_made_on_another(opened: Opened, db: Db) -> None:
+    """Else every message of a quiet hour would wait for its redelivery, and meet the next one."""
+    for shape in SHAPES:
+        consumer, message = opened(of_shape(shape), threads=1), order()
+        db.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE application_name LIKE 'onceward %' AND datname = current_database()"
+        )
+        assert consumer.deliver(delivery(message)) == ACK
+        assert rows.effects(db, message) == 1
 
 
 @both_shapes

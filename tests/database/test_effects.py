@@ -269,19 +269,6 @@ def test_a_refusal_that_nobody_handles_is_parked_and_not_retried(opened: Opened,
     assert rows.intents(db, message)[0].refused
 
 
-def test_an_answer_that_is_no_json_is_recorded_as_null_and_then_said(opened: Opened, db: Db) -> None:
-    def handle(_: Message, once: Once) -> None:
-        with pytest.raises(UsageError, match="no plain JSON"):
-            once.effect("charge", lambda _request, _key: object(), request=1, provider=STRIPE_V1)
-        raised.append(True)
-
-    raised: list[bool] = []
-    message = order()
-    assert opened(effectful(handle)).deliver(delivery(message)) == ACK
-    assert raised == [True]
-    assert (rows.intents(db, message)[0].state, rows.intents(db, message)[0].text) == ("done", "null")
-
-
 def test_a_request_that_is_no_json_is_refused_before_anything_is_written(opened: Opened, db: Db) -> None:
     def handle(_: Message, once: Once) -> None:
         with pytest.raises(UsageError):

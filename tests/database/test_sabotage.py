@@ -9,10 +9,11 @@ import psycopg
 import pytest
 from tests.support import checks
 from tests.support.deliveries import order
-from tests.support.rows import scalar, write_effect
+from tests.support.rows import write_effect
 from tests.support.shop import transactional
 from tests.support.waiting import Background
 
+from onceward import session
 from onceward.consumer import OpenConsumer
 from onceward.message import Message
 from onceward.statements import statements
@@ -28,14 +29,15 @@ def test_without_the_fence_of_the_finish_a_zombie_commits(opened: Opened, db: Db
         checks.check_a_late_finisher_writes_nothing(opened, db, background, statements={"inbox_finish": (FENCE, "")})
 
 
-def test_with_a_mark_that_proves_nothing_a_foreign_commit_is_taken_for_ours(opened: Opened, db: Db) -> None:
-    """The handler forges the mark in a transaction of its own: as if COMMIT were sent without looking."""
+def test_without_the_guard_a_foreign_commit_is_taken_for_ours(
+    opened: Opened, db: Db, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """COMMIT is sent without a look at the transaction."""
+    monkeypatch.setattr(session, "COMMIT_GUARDED", "COMMIT")
 
     def work(message: Message, tx: Db) -> None:
         write_effect(tx, message)
-        mark = scalar(tx, "SELECT current_setting('onceward.delivery')")
         tx.execute("COMMIT; BEGIN")
-        tx.execute("SELECT set_config('onceward.delivery', %s, true)", (mark,))
 
     with fails:
         checks.check_a_foreign_commit_is_parked(opened, db, transactional(work), order(), 1)

@@ -59,6 +59,8 @@ class NoHeartbeat:
 
     def claimed(self, delivery: Delivery, message: Message, token: int) -> None: ...
 
+    def done(self, delivery: Delivery) -> None: ...
+
     def is_lost(self, delivery: Delivery) -> bool:
         return delivery is None
 
@@ -110,7 +112,7 @@ class Pair:
         if holder.open is not None:
             ends = (self.commit_after_an_error, self.commit_by_hand, self.roll_back_by_hand, self.crash, self.fail)
             return [(self.commit, index)] * 3 + [(end, index) for end in ends]
-        steps: list[Operation] = [(self.fail, index), (self.crash, index)]
+        steps: list[Operation] = [(self.fail, index), (self.crash, index), (self.lose_session, index)]
         steps += [(self.park, index, park) for park in PARKS]
         if self.rules.shape == "effectful":
             steps += [(self.give_back, index), *[(self.intend, index)] * 6, *[(self.begin, index)] * 4]
@@ -214,6 +216,13 @@ class Pair:
             event = holder.rows.fail(holder.state, p.Fail("x"))
             self._written("fail", event, tables.fail(self.books, self._who_of(holder), self._clock()))
 
+    def lose_session(self, index: int) -> None:
+        holder = self._rolled_back(index)
+        if holder is not None:
+            event = holder.rows.fail(holder.state, p.Fail("x", session_lost=True))
+            expected = tables.fail(self.books, self._who_of(holder), self._clock(), session_lost=True)
+            self._written("lose session", event, expected)
+
     def give_back(self, index: int) -> None:
         holder = self._rolled_back(index)
         if holder is not None and self.rules.shape == "effectful":
@@ -310,6 +319,7 @@ class Pair:
         """The committed rows are those of the model."""
         assert self._inbox_row() == self.books.row
         assert books_of.attempts(self.db, self.messages[0]) == self.books.attempts
+        assert books_of.sessions_lost(self.db, self.messages[0]) == self.books.sessions_lost
         assert self._parked() == self.books.parked
         intent = self.books.intent
         expected = [] if intent is None else [(intent.state, intent.answer or None, intent.refused)]

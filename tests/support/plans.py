@@ -59,7 +59,7 @@ def _copy(db: Connection[Any], target: str, values: list[tuple[Any, ...]]) -> No
 def _params(message_id: str, others: list[Any]) -> dict[str, Any]:
     message = order(id=message_id, subject="key-7")
     inbox = Inbox(CONSUMER)
-    taking = inbox.take_params(message, "pending", mark="m", lock_timeout="1s")
+    taking = inbox.take_params(message, "pending", lock_timeout="1s")
     assert taking is not None
     return (
         taking
@@ -73,6 +73,8 @@ def _params(message_id: str, others: list[Any]) -> dict[str, Any]:
             "answer": "{}",
             "refused": False,
             "error": "e",
+            "failed": 1,
+            "session_lost": 0,
         }
         | {"message_ids": others, "tokens": [1] * len(others), "callable_seconds": 1.0, "request_fingerprint": b"f"}
         | {"key": idempotency_key(CONSUMER, message_id, "charge"), "limit": 100, "positions": list(range(100, 200))}

@@ -67,6 +67,11 @@ def attempts(conn: Conn, message: Message, consumer: str = CONSUMER) -> int:
     return int(scalar(conn, statement, (consumer, UUID(message.id))))
 
 
+def sessions_lost(conn: Conn, message: Message, consumer: str = CONSUMER) -> int:
+    statement = "SELECT coalesce(max(sessions_lost), 0) FROM onceward.attempts WHERE consumer = %s AND message_id = %s"
+    return int(scalar(conn, statement, (consumer, UUID(message.id))))
+
+
 def effects(conn: Conn, message: Message) -> int:
     return int(scalar(conn, "SELECT count(*) FROM effects WHERE message_id = %s", (message.id,)))
 

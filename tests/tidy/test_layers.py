@@ -11,10 +11,10 @@ import pytest
 from tests.tidy.sources import PACKAGE, ROOT, imports, module_name, python_files, short
 
 LAYERS = (
-    ("errors", "message"),
+    ("errors", "message", "callables"),
     ("transport", "protocol", "retry", "events", "statements"),
     ("state", "effect", "delivery", "dispatch", "provider"),
-    ("outbox", "inbox", "intent", "database", "once", "schema"),
+    ("outbox", "inbox", "intent", "session", "database", "once", "schema", "logs"),
     ("rows", "perform", "lease", "nudge", "upkeep", "parked"),
     ("consumer", "loop", "relay"),
 )
@@ -22,6 +22,7 @@ CORE = tuple(name for layer in LAYERS for name in layer)
 PURE = (
     "errors",
     "message",
+    "callables",
     "transport",
     "protocol",
     "retry",

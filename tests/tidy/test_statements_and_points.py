@@ -18,9 +18,9 @@ SQL = re.compile(
 SQL_IN_CODE = {
     "schema.py": (10, "the migration's own history, the advisory locks, and partitions: their names are made from a day"),
     "upkeep.py": (10, "partitions again, and the catalogue that lists them"),
-    "database.py": (2, "session settings, read and given back"),
+    "session.py": (5, "session settings, read and given back; the commit guard"),
     "inbox.py": (3, "session settings"),
-    "rows.py": (2, "the commit guard, and its look at the session"),
+    "rows.py": (1, "whether the session is still in our transaction"),
     "loop.py": (1, "whether the database answers at all"),
     "nudge.py": (1, "pg_notify"),
     "embedded/cluster.py": (3, "a server's own business: databases, its data directory"),

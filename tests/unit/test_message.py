@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onceward.message import (
-    ATTRIBUTE_CHARS_MAX,
+    ATTRIBUTE_BYTES_MAX,
     MalformedMessage,
     Message,
     canonical_json,
@@ -90,10 +90,16 @@ def test_a_message_survives_the_wire(message: Message) -> None:
 
 
 @given(st.binary(), st.binary())
-def test_the_fingerprint_is_of_the_body_alone(body: bytes, another: bytes) -> None:
-    one, other = Message(type="t", body=body), Message(type="u", subject="s", body=another)
+def test_the_fingerprint_is_of_the_type_and_the_body(body: bytes, another: bytes) -> None:
+    one, other = Message(type="t", body=body), Message(type="t", subject="s", source="else", body=another)
     assert (one.fingerprint() == other.fingerprint()) == (one.body == other.body)
+    assert one.fingerprint() != Message(type="u", body=body).fingerprint()
     assert len(one.fingerprint()) == 32
+
+
+def test_no_part_of_a_type_can_be_shifted_into_the_body() -> None:
+    assert Message(type="a", body=b"1:b").fingerprint() != Message(type="a1", body=b":b").fingerprint()
+    assert Message(type="1:a", body=b"x").fingerprint() != Message(type="1", body=b":ax").fingerprint()
 
 
 def test_headers_of_others_are_let_pass() -> None:
@@ -127,7 +133,8 @@ def test_a_time_without_a_zone_is_utc_and_any_other_zone_is_kept() -> None:
         ({"time": "yesterday"}, "time is no RFC 3339 timestamp: 'yesterday'"),
         ({"subject": "a\x00b"}, "subject has a character that headers cannot carry"),
         ({"id": "a\nb"}, "id has a character that headers cannot carry"),
-        ({"id": "x" * (ATTRIBUTE_CHARS_MAX + 1)}, "id is longer than 1024 characters"),
+        ({"id": "x" * (ATTRIBUTE_BYTES_MAX + 1)}, "id is longer than 1024 bytes in UTF-8"),
+        ({"id": "例" * 342}, "id is longer than 1024 bytes in UTF-8"),
         ({"source": ""}, "source must be a text that is not empty"),
     ],
 )

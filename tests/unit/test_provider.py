@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
+import urllib.error
 from collections.abc import Callable
+from dataclasses import replace
+from email.message import Message
 from typing import Any
 
 import pytest
@@ -134,3 +139,81 @@ class _OtherClientsError(Exception):
 
 def test_clients_that_keep_the_status_on_their_response_are_read_too() -> None:
     assert isinstance(read_error(STRIPE_V1, _OtherClientsError()), Later)
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+
+class Response:
+    """What requests and httpx keep of an answer."""
+
+    def __init__(self, status: int, content: bytes) -> None:
+        self.status_code = status
+        self.content = content
+
+
+class HTTPStatusError(Exception):
+    """What requests and httpx raise."""
+
+    def __init__(self, status: int, content: bytes = b"") -> None:
+        super().__init__(f"status {status}")
+        self.response = Response(status, content)
+
+
+DECLINE = b'{"code": "insufficient_funds", "retry": false}'
+
+
+def refused(reply: Any) -> Any:
+    assert isinstance(reply, Answered)
+    assert reply.refused
+    return json.loads(reply.answer)
+
+
+def test_the_providers_own_words_are_kept_of_a_refusal() -> None:
+    told = refused(read_error(STRIPE_V1, HTTPStatusError(402, DECLINE)))
+    assert (told["status"], told["body"]) == (402, {"code": "insufficient_funds", "retry": False})
+
+
+def test_the_official_sdks_body_is_kept() -> None:
+    body = {"error": {"decline_code": "stolen_card"}}
+    kind: Any = stripe.CardError
+    told = refused(read_error(STRIPE_V1, kind("no", "number", "card_declined", http_status=402, json_body=body)))
+    assert (told["code"], told["body"]) == ("card_declined", body)
+
+
+@pytest.mark.parametrize("content", [b"\xffnot json", b"[" * 100_000, b"x" * 1_000_000], ids=["bytes", "deep", "long"])
+def test_a_body_that_is_not_json_is_kept_as_text(content: bytes) -> None:
+    told = refused(read_error(STRIPE_V1, HTTPStatusError(402, content)))
+    assert isinstance(told["body"], str)
+    assert len(told["body"]) <= 100_000
+
+
+def test_urllibs_error_is_read() -> None:
+    error = urllib.error.HTTPError("http://provider", 402, "Payment Required", Message(), io.BytesIO(DECLINE))
+    told = refused(read_error(STRIPE_V1, error))
+    assert (told["status"], told["body"]["code"]) == (402, "insufficient_funds")
+    assert refused(read_error(STRIPE_V1, error))["body"] in (None, "")  # it was read already
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 410, 422, 451])
+def test_any_4xx_that_the_profile_counts_as_a_refusal_is_one(status: int) -> None:
+    counts = replace(STRIPE_V1, refusals=frozenset({status}))
+    assert refused(read_error(counts, HTTPStatusError(status)))["status"] == status
+    assert isinstance(read_error(STRIPE_V1, HTTPStatusError(status)), Failed)
+
+
+def test_a_mismatch_of_the_key_is_no_refusal_whatever_the_profile_says() -> None:
+    counts = replace(STRIPE_V1, refusals=frozenset({400}))
+    assert isinstance(read_error(counts, sdk_error(stripe.IdempotencyError, 400, body_type="idempotency_error")), Mismatch)
+
+
+@pytest.mark.parametrize("status", [200, 399, 409, 429, 500])
+def test_what_means_later_or_nothing_definite_cannot_be_a_refusal(status: int) -> None:
+    with pytest.raises(UsageError, match="cannot be refusals"):
+        replace(STRIPE_V1, refusals=frozenset({402, status}))
+
+
+@pytest.mark.parametrize("word", ["starts_at", "caches", "on_mismatch", "after_expiry"])
+def test_a_word_that_no_profile_knows_is_refused(word: str) -> None:
+    with pytest.raises(UsageError, match=f"{word} is one of"):
+        replace(STRIPE_V1, **{word: "all"})  # type: ignore[arg-type] # that is the question

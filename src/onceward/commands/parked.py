@@ -201,6 +201,8 @@ def redrive(given: Any) -> int:
         say_json(asdict(done) | {"redriven": not done.refused})
     elif not done.refused:
         say(f"{done.message_id} is pending again for {done.consumer} (token {done.token}); a relay sends it")
+        if done.expect:
+            say(f"expect: {done.expect}")
     if done.refused:
         warn(f"{printable(given.id)} is not redriven: {done.refused}")
     return 1 if done.refused else 0

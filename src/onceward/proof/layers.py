@@ -15,7 +15,7 @@ from uuid import uuid4
 import psycopg
 from psycopg import Connection
 
-from onceward import inbox, intent, lease, rows
+from onceward import inbox, intent, lease, rows, session
 from onceward.consumer import Consumer
 from onceward.message import Message
 from onceward.nudge import Nudge
@@ -90,7 +90,7 @@ def _backoff() -> None:
 
 
 def _commit_guard() -> None:
-    def commit(conn: Connection[Any], _mark: str) -> Committed | Ambiguous:
+    def commit(conn: Connection[Any], _transaction: str, _putting_back: str) -> Committed | Ambiguous:
         """As most code commits: what the server made of it is not asked, only whether it is there."""
         conn.pgconn.exec_(b"COMMIT")
         return Ambiguous() if conn.closed or conn.broken else Committed()
@@ -104,7 +104,7 @@ def _outbox(sink: SinkFactory) -> None:
 
     waiting: list[Message] = []
     opened: list[Sink] = []
-    place, commit_guarded = hardened.place, rows.commit_guarded
+    place, commit_guarded = hardened.place, session.commit_guarded
 
     def send() -> None:
         messages = waiting[:]
@@ -120,8 +120,8 @@ def _outbox(sink: SinkFactory) -> None:
         place(conn, order)
         send()
 
-    def commit_then_send(conn: Connection[Any], mark: str) -> Any:
-        event = commit_guarded(conn, mark)
+    def commit_then_send(conn: Connection[Any], transaction: str, putting_back: str) -> Any:
+        event = commit_guarded(conn, transaction, putting_back)
         if isinstance(event, Committed):
             send()
         waiting.clear()

@@ -1,8 +1,8 @@
 -- name: inbox_insert
 -- why: INSERT-first. One row back = TAKEN; none = somebody was here, or the id's age forbids it: read the row next.
---      The settings mark the transaction as ours (the commit guard looks for the mark) and give the handler its own
---      lock timeout; they ride on this statement because a round trip of their own would be the dearest part of a take.
---      The transaction's id tells later whether it was committed, when the handler has left it in no state to be asked.
+--      The settings make the commit durable whatever the session says, and give the handler its own lock timeout; they ride
+--      on this statement because a round trip of their own would be the dearest part of a take. The transaction's id is
+--      what the commit guard looks for, and tells later whether it was committed.
 -- locks: the new row; waits (lock_timeout) for an uncommitted row of the same id
 -- index: inbox_pkey
 INSERT INTO {schema}.inbox (consumer, message_id, fingerprint, state, lease_until, worker)
@@ -12,7 +12,7 @@ SELECT %(consumer)s, %(message_id)s, %(fingerprint)s, %(state)s,
                                         AND clock_timestamp() + make_interval(secs => %(future_seconds)s)
 ON CONFLICT (consumer, message_id) DO NOTHING
 RETURNING token, pg_current_xact_id()::text AS transaction,
-          set_config('onceward.delivery', %(mark)s, true), set_config('lock_timeout', %(lock_timeout)s, true)
+          set_config('synchronous_commit', 'on', true), set_config('lock_timeout', %(lock_timeout)s, true)
 
 -- name: inbox_read
 -- why: the second statement of a take. It must be a statement of its own: one that both inserts and reads sees neither
@@ -39,7 +39,7 @@ UPDATE {schema}.inbox
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND state = 'pending' AND token = %(token)s
    AND fingerprint = %(fingerprint)s AND (lease_until IS NULL OR lease_until <= clock_timestamp())
 RETURNING token, pg_current_xact_id()::text AS transaction, token - forgiven AS takes,
-          set_config('onceward.delivery', %(mark)s, true), set_config('lock_timeout', %(lock_timeout)s, true)
+          set_config('synchronous_commit', 'on', true), set_config('lock_timeout', %(lock_timeout)s, true)
 
 -- name: inbox_finish
 -- why: the first statement of an effectful handler's own transaction. Its row lock shuts out a take-over until COMMIT;
@@ -54,7 +54,7 @@ RETURNING (SELECT count(*) FROM {schema}.intents AS t
           (SELECT count(*) FROM {schema}.intents AS t
             WHERE t.consumer = %(consumer)s AND t.message_id = %(message_id)s AND t.state <> 'done') AS intents_open,
           pg_current_xact_id()::text AS transaction,
-          set_config('onceward.delivery', %(mark)s, true), set_config('lock_timeout', %(lock_timeout)s, true)
+          set_config('synchronous_commit', 'on', true), set_config('lock_timeout', %(lock_timeout)s, true)
 
 -- name: inbox_committed
 -- why: was the transaction of a take or a finish committed, although we did not commit it? After a handler ended it and then
@@ -104,7 +104,8 @@ UPDATE {schema}.inbox
 RETURNING token
 
 -- name: fail_held
--- why: a failed attempt of the holder of a claim: counted, and the lease given back so that the retry may take over.
+-- why: a failed attempt of the holder of a claim: counted, and the lease given back so that the retry may take over. A lost
+--      session is counted apart: it costs no attempt, but it may not go on for ever.
 -- locks: the inbox row, the attempts row
 -- index: inbox_pkey, attempts_pkey
 WITH mine AS (
@@ -113,23 +114,25 @@ WITH mine AS (
      WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND state = 'pending' AND token = %(token)s
     RETURNING consumer, message_id
 )
-INSERT INTO {schema}.attempts AS a (consumer, message_id, n, error)
-SELECT consumer, message_id, 1, %(error)s FROM mine
+INSERT INTO {schema}.attempts AS a (consumer, message_id, n, sessions_lost, error)
+SELECT consumer, message_id, %(failed)s, %(session_lost)s, %(error)s FROM mine
 ON CONFLICT (consumer, message_id) DO UPDATE
-   SET n = a.n + 1, error = excluded.error, failed_at = clock_timestamp()
-RETURNING n
+   SET n = a.n + excluded.n, sessions_lost = a.sessions_lost + excluded.sessions_lost, error = excluded.error,
+       failed_at = clock_timestamp()
+RETURNING n, sessions_lost, set_config('synchronous_commit', 'on', true)
 
 -- name: fail_absent
 -- why: a failed attempt of a transactional handler: its inbox row was rolled back, so there must be none. A row that is
 --      there belongs to somebody who was faster.
 -- locks: the attempts row
 -- index: inbox_pkey, attempts_pkey
-INSERT INTO {schema}.attempts AS a (consumer, message_id, n, error)
-SELECT %(consumer)s, %(message_id)s, 1, %(error)s
+INSERT INTO {schema}.attempts AS a (consumer, message_id, n, sessions_lost, error)
+SELECT %(consumer)s, %(message_id)s, %(failed)s, %(session_lost)s, %(error)s
  WHERE NOT EXISTS (SELECT 1 FROM {schema}.inbox WHERE consumer = %(consumer)s AND message_id = %(message_id)s)
 ON CONFLICT (consumer, message_id) DO UPDATE
-   SET n = a.n + 1, error = excluded.error, failed_at = clock_timestamp()
-RETURNING n
+   SET n = a.n + excluded.n, sessions_lost = a.sessions_lost + excluded.sessions_lost, error = excluded.error,
+       failed_at = clock_timestamp()
+RETURNING n, sessions_lost, set_config('synchronous_commit', 'on', true)
 
 -- name: park_held
 -- why: the holder parks its message: fenced by state and token; no row back = the lease was lost, nothing is written.
@@ -155,7 +158,7 @@ SELECT %(consumer)s, %(parked_id)s, %(fingerprint)s, %(reason)s, %(detail)s,
   FROM mine
 ON CONFLICT (consumer, message_id, fingerprint) DO UPDATE
    SET reason = excluded.reason, detail = excluded.detail, attempts = excluded.attempts, parked_at = clock_timestamp()
-RETURNING message_id
+RETURNING message_id, set_config('synchronous_commit', 'on', true)
 
 -- name: park_absent
 -- why: a transactional message is parked after its own row was rolled back: the inbox row is made, as parked, only if
@@ -176,7 +179,7 @@ SELECT %(consumer)s, %(parked_id)s, %(fingerprint)s, %(reason)s, %(detail)s,
   FROM mine
 ON CONFLICT (consumer, message_id, fingerprint) DO UPDATE
    SET reason = excluded.reason, detail = excluded.detail, attempts = excluded.attempts, parked_at = clock_timestamp()
-RETURNING message_id
+RETURNING message_id, set_config('synchronous_commit', 'on', true)
 
 -- name: park_foreign_commit
 -- why: the handler ended our transaction by itself: what it wrote may stand, also the row as done. A person must look.
@@ -195,7 +198,7 @@ INSERT INTO {schema}.parked AS p (consumer, message_id, fingerprint, reason, det
 VALUES (%(consumer)s, %(parked_id)s, %(fingerprint)s, %(reason)s, %(detail)s, 0, %(source)s, %(headers)s, %(body)s)
 ON CONFLICT (consumer, message_id, fingerprint) DO UPDATE
    SET reason = excluded.reason, detail = excluded.detail, parked_at = clock_timestamp()
-RETURNING message_id
+RETURNING message_id, set_config('synchronous_commit', 'on', true)
 
 -- name: park_beside
 -- why: parked without touching any inbox row: another payload under a known id, an id outside the window, no id at all,
@@ -206,7 +209,7 @@ INSERT INTO {schema}.parked AS p (consumer, message_id, fingerprint, reason, det
 VALUES (%(consumer)s, %(parked_id)s, %(fingerprint)s, %(reason)s, %(detail)s, 0, %(source)s, %(headers)s, %(body)s)
 ON CONFLICT (consumer, message_id, fingerprint) DO UPDATE
    SET reason = excluded.reason, detail = excluded.detail, parked_at = clock_timestamp()
-RETURNING message_id
+RETURNING message_id, set_config('synchronous_commit', 'on', true)
 
 -- name: park_outside
 -- why: an id outside the window is parked without an inbox row, and only if there is none: between the look and this, a
@@ -218,7 +221,7 @@ SELECT %(consumer)s, %(parked_id)s, %(fingerprint)s, %(reason)s, %(detail)s, 0, 
  WHERE NOT EXISTS (SELECT 1 FROM {schema}.inbox WHERE consumer = %(consumer)s AND message_id = %(message_id)s)
 ON CONFLICT (consumer, message_id, fingerprint) DO UPDATE
    SET reason = excluded.reason, detail = excluded.detail, parked_at = clock_timestamp()
-RETURNING message_id
+RETURNING message_id, set_config('synchronous_commit', 'on', true)
 
 -- name: consumer_seen
 -- why: upkeep keeps partitions for the longest window of all consumers that were ever started on this schema.

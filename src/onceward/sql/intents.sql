@@ -1,6 +1,7 @@
 -- name: intent_insert
 -- why: the intent is committed before the call. FOR SHARE holds the claim still: no take-over between the check of lease
---      and token and the row. held = false: the lease is lost or lapsed, and the effect must not start.
+--      and token and the row. held = false: the lease is lost or lapsed, and the effect must not start. Durable whatever the
+--      session says: an intent that a crash takes back is a second call.
 -- locks: the inbox row (share), the new intent
 -- index: inbox_pkey, intents_pkey
 WITH held AS (
@@ -13,9 +14,10 @@ WITH held AS (
     INSERT INTO {schema}.intents (consumer, message_id, n, name, request_fingerprint, key)
     SELECT consumer, message_id, %(n)s, %(name)s, %(request_fingerprint)s, %(key)s FROM held
     ON CONFLICT (consumer, message_id, n) DO NOTHING
-    RETURNING n
+    RETURNING n, set_config('synchronous_commit', 'on', true)
 )
-SELECT EXISTS (SELECT 1 FROM held) AS held, EXISTS (SELECT 1 FROM made) AS made
+SELECT EXISTS (SELECT 1 FROM held) AS held, EXISTS (SELECT 1 FROM made) AS made,
+       set_config('synchronous_commit', 'on', true)
 
 -- name: intent_read
 -- why: the intent was there already: its answer, or whether the provider still remembers its key (database's clock). A
@@ -35,4 +37,4 @@ SELECT name, request_fingerprint, key, state, refused, answer::text AS answer,
 UPDATE {schema}.intents
    SET state = 'done', answer = %(answer)s, refused = %(refused)s, answered_at = clock_timestamp()
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND n = %(n)s AND state IN ('pending', 'unknown')
-RETURNING n
+RETURNING n, set_config('synchronous_commit', 'on', true)

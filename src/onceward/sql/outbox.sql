@@ -1,9 +1,11 @@
 -- name: outbox_insert
--- why: "this message is to be sent", in the transaction of whoever wants it sent.
+-- why: "this message is to be sent", in the transaction of whoever wants it sent. That transaction commits durably whatever
+--      its session says: a relay may send the message before a crash takes an unflushed commit back.
 -- locks: the new row
 -- index: none
 INSERT INTO {schema}.outbox (id, aggregatetype, aggregateid, type, source, time, traceparent, payload)
 VALUES (%(id)s, %(aggregatetype)s, %(aggregateid)s, %(type)s, %(source)s, %(time)s, %(traceparent)s, %(payload)s)
+RETURNING set_config('synchronous_commit', 'on', true)
 
 -- name: outbox_take_heads
 -- why: the first waiting row of each key, and rows without a key. The head's lock is the lock of its whole key: a row may

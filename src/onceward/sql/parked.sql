@@ -1,8 +1,8 @@
 -- name: parked_list
--- why: what a person looks at when paged; newest first, bounded.
+-- why: what a person looks at when paged; newest first, bounded; of the detail its first line, without the traceback.
 -- locks: none
 -- index: parked_age
-SELECT consumer, message_id, encode(fingerprint, 'hex') AS fingerprint, reason, left(detail, 500) AS detail, attempts,
+SELECT consumer, message_id, encode(fingerprint, 'hex') AS fingerprint, reason, left(split_part(detail, E'\n', 1), 500) AS detail, attempts,
        source, parked_at,
        headers->>'type' AS type, headers->>'subject' AS subject, length(body) AS body_bytes
   FROM {schema}.parked
@@ -49,7 +49,7 @@ SELECT p.fingerprint, p.reason, p.headers, p.body, i.state AS inbox_state, i.fin
 UPDATE {schema}.inbox
    SET state = 'pending', token = token + 1, forgiven = token + 1, lease_until = NULL
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND state = 'parked' AND fingerprint = %(fingerprint)s
-RETURNING token
+RETURNING token, set_config('synchronous_commit', 'on', true)
 
 -- name: redrive_delete_attempts
 -- why: a redriven message starts with no attempts.

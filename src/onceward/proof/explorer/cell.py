@@ -41,6 +41,7 @@ class Books(NamedTuple):
     row: Row | None = None
     intent: Intent | None = None
     attempts: int = 0
+    sessions_lost: int = 0
     parked: tuple[str, str] = ("", "")
 
     def park(self, payload: int, reason: str) -> Books:
@@ -87,6 +88,7 @@ class Cell(NamedTuple):
     writes: tuple[int, int] = (0, 0)  # the handler's own, committed, by payload
     told: bool = False  # a worker was told that the answer is recorded
     trespassed: bool = False  # a worker changed the inbox row under another's token
+    flushed: tuple[Books, tuple[int, int]] | None = None  # what a crash of the server goes back to; None: all is durable
 
     @property
     def locked(self) -> bool:

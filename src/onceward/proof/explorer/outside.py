@@ -37,8 +37,19 @@ def happen(cell: Cell) -> Iterator[Move]:
     yield from _redrive(cell)
     for index in range(len(cell.workers)):
         yield Move(("crash",), replaced(cell, index, None), 1, actor=index)
+    yield from _server(cell)
     if cell.rules.other_payload and not cell.other:
         yield Move(("other payload",), arrived(cell, 1)._replace(other=True), 1)
+
+
+def _server(cell: Cell) -> Iterator[Move]:
+    """A crash of the server takes back what it said was committed and had not flushed: where a session lied, something."""
+    if cell.flushed is None:
+        return
+    yield Move(("flush",), cell._replace(flushed=None))
+    books, writes = cell.flushed
+    workers = tuple(worker._replace(open=None) for worker in cell.workers)
+    yield Move(("server crash",), cell._replace(flushed=None, books=books, writes=writes, workers=workers), 1)
 
 
 def _lapse(cell: Cell) -> Iterator[Move]:

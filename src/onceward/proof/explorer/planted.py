@@ -104,6 +104,10 @@ PLANTED: Final = {
         "a default partition takes an old id as new, after its own partition was dropped",
         promises.WRITTEN_TWICE, Rules(default_partition=True),
     ),
+    "session-lies": Planted(
+        "a park is only as durable as its session, in which an earlier handler switched durable commits off",
+        promises.LOST, Rules(session_lies=True),
+    ),
     "failed-row-stays": Planted(
         "a failed attempt leaves its row as done, so that its own retry looks like a duplicate",
         promises.UNWRITTEN, TRANSACTIONAL._replace(failed_row_stays=True),

@@ -30,6 +30,7 @@ class Rules(NamedTuple):
     call_before_intent: bool = False
     publish_outside: bool = False
     default_partition: bool = False
+    session_lies: bool = False  # a decision is durable only if its session says so, and some handler switched that off
 
 
 class RelayRules(NamedTuple):

@@ -99,6 +99,8 @@ def _post_step(space: Space, named: Named, move: PostMove) -> tuple[str, Named]:
 
 _HAPPENS: Final = {
     "crash": "{who} crashes",
+    "flush": "the server flushes what is committed of {m}",
+    "server crash": "the server crashes: what it had said was committed of {m} is taken back",
     "leave": "{who} leaves {m} as it is: its lease will lapse at the queue",
     "ack": "{who} acknowledges {m}",
     "release": "{who} gives {m} back to the queue",
@@ -124,9 +126,12 @@ _DOES: Final = {
     ("Intend", "Expired"): "finds the intent of {m} past the provider's window",
     ("Call", "Answered"): "calls the provider for {m} and is answered",
     ("Call", "Failed"): "calls the provider for {m}",
+    ("Call", "Cancelled"): "calls the provider for {m}",
+    ("Call", "Unreadable"): "calls the provider for {m}",
     ("Call", "Later"): "calls the provider for {m}",
     ("Call", "Replayed"): "calls the provider for {m} and gets the saved 500",
     ("LookUp", "Failed"): "looks {m} up at the provider",
+    ("LookUp", "Unreadable"): "looks {m} up at the provider",
     ("LookUp", "Answered"): "looks {m} up at the provider and finds it",
     ("LookUp", "NotFound"): "looks {m} up at the provider and does not find it",
     ("Record", "Recorded"): "has the answer of {m} recorded",
@@ -136,8 +141,8 @@ _DOES: Final = {
     ("Commit", "Ambiguous"): "sends COMMIT for {m}",
     ("Commit", "Aborted"): "sends COMMIT for {m}",
     ("Commit", "ForeignCommit"): "finds the transaction of {m} ended",
-    ("Fail", "Counted"): "counts a failed attempt of {m}",
-    ("Fail", "Parked"): "counts a failed attempt of {m} and parks it",
+    ("Fail", "Counted"): "counts a failed attempt, or a lost session, of {m}",
+    ("Fail", "Parked"): "counts a failed attempt, or a lost session, of {m} and parks it",
     ("Park", "Parked"): "parks {m}",
     ("Yield", "Yielded"): "gives its claim on {m} back, uncounted",
 }

@@ -16,6 +16,7 @@ from onceward.proof.explorer.rules import Rules
 
 Result = tuple[Books, p.Event]
 BLOCKED: Final = None
+UNKNOWN: Final = ("unknown", "answer is not JSON")  # reasons that leave the intent unknown
 
 
 class Who(NamedTuple):
@@ -129,19 +130,22 @@ def begin(books: Books, who: Who, clock: Clock) -> tuple[Row | None, p.Event] | 
 # ---- fail, park, yield -----------------------------------------------------------------------------------------------
 
 
-def fail(books: Books, who: Who, clock: Clock) -> Result | None:
-    """Counted, and the claim given back; when attempts ran out, parked in the same transaction."""
+def fail(books: Books, who: Who, clock: Clock, *, session_lost: bool = False) -> Result | None:
+    """Counted, and the claim given back; when attempts, or sessions, ran out, parked in the same transaction."""
     if books.row is not None if who.rolled_back else not mine(books, who):
         return books, p.Lost()
     if clock.locked and not who.rolled_back:
         return BLOCKED
     after = books if who.rolled_back else _given_back(books)
-    after = after._replace(attempts=books.attempts + 1)
+    if session_lost:
+        after = after._replace(sessions_lost=books.sessions_lost + 1)
+    else:
+        after = after._replace(attempts=books.attempts + 1)
     if who.rules.failed_row_stays:
         after = after._replace(row=Row("done", payload=who.payload))
-    if after.attempts < LIMITS.attempts_max:
+    if after.attempts < LIMITS.attempts_max and after.sessions_lost < LIMITS.deliveries_max:
         return after, p.Counted(1.0)
-    result = _park_holder(after, who, clock, "attempts ran out")
+    result = _park_holder(after, who, clock, "sessions lost" if session_lost else "attempts ran out")
     return (books, result[1]) if result is not None and not isinstance(result[1], p.Parked) else result
 
 
@@ -179,7 +183,7 @@ def _park_holder(books: Books, who: Who, clock: Clock, reason: str) -> Result | 
     row, intent = books.row, books.intent
     if not mine(books, who) or row is None:
         return books, p.Lost()
-    if reason == "unknown" and intent is not None and intent.state == "pending":
+    if reason in UNKNOWN and intent is not None and intent.state == "pending":
         books = books._replace(intent=intent._replace(state="unknown"))
     row = row if who.rules.park_leaves_row else row._replace(state="parked", lapsed=False)
     return books._replace(row=row).park(who.payload, "" if who.rules.parked_row_missing else reason), p.Parked()
@@ -217,4 +221,4 @@ def redrive(books: Books) -> Books | None:
         return None
     token = row.token + 1
     pending = row._replace(state="pending", token=token, forgiven=token, lapsed=True)
-    return books._replace(row=pending, attempts=0).park(row.payload, "")
+    return books._replace(row=pending, attempts=0, sessions_lost=0).park(row.payload, "")

@@ -45,12 +45,20 @@ def work(cell: Cell, index: int) -> Iterator[Move]:
     if isinstance(worker.command, p.Settle):
         yield from _settle(cell, index, worker, worker.command.settlement)
         return
-    for outcome in perform(cell, index, worker):
+    for outcome in [_flushed(cell, found) for found in perform(cell, index, worker)]:
         for errors, advanced in advance(worker, type(outcome.event).__name__, outcome.event, cell.rules):
             after = advanced._replace(open=outcome.open)
             words = ("work", type(worker.command).__name__, type(outcome.event).__name__, outcome.fault, errors)
             faults = (outcome.fault != "") + (errors != "")
             yield Move(words, replaced(outcome.cell, index, after), faults, 0, outcome.emits, index, after)
+
+
+def _flushed(cell: Cell, outcome: Outcome) -> Outcome:
+    """What is committed is durable; where a session may lie, the server remembers what it had flushed before."""
+    after = outcome.cell
+    if not cell.rules.session_lies or (after.books, after.writes) == (cell.books, cell.writes):
+        return outcome
+    return outcome._replace(cell=after._replace(flushed=cell.flushed or (cell.books, cell.writes)))
 
 
 def _settle(cell: Cell, index: int, worker: Worker, settlement: Settlement) -> Iterator[Move]:
@@ -93,11 +101,16 @@ def _handler(place: str, command: p.Command, shape: Shape) -> list[tuple[str, p.
         return [("", raised, "left"), ("swallows the error", *swallowed)]
     if place == "start":
         first = (p.Returned(), "left") if shape == "transactional" else (p.EffectAsked(), "asked")
-        return [("", *first), ("raises", failed, "left"), ("defers", p.Raised("deferred", "x", 1.0), "left")]
+        lost = [("loses its session", p.Raised("session lost", "x"), "left")] if shape == "transactional" else []
+        return [("", *first), ("raises", failed, "left"), ("defers", p.Raised("deferred", "x", 1.0), "left"), *lost]
     places: dict[str, list[tuple[str, p.Event, str]]] = {
         "asked": [("", p.FinishAsked(), "finishing"), ("raises", failed, "left")],
         "finishing": [("", p.BlockEnded(), "ended"), ("raises inside its transaction", p.BlockRaised(), "broke")],
-        "broke": [("", failed, "left"), ("swallows the error", p.Returned(), "left")],
+        "broke": [
+            ("", failed, "left"),
+            ("swallows the error", p.Returned(), "left"),
+            ("had lost its session", p.Raised("session lost", "x"), "left"),
+        ],
         "ended": [("", p.Returned(), "left"), ("raises late", failed, "left")],
     }
     return places[place]
@@ -114,7 +127,8 @@ def perform(cell: Cell, index: int, worker: Worker) -> list[Outcome]:
         case p.LookUp():
             found = cell.rules.lookup and cell.charges > 0
             answer = p.Answered("c1") if found else p.NotFound()
-            return [Outcome("", cell, answer), Outcome("the look-up fails", cell, p.Failed("look-up"))]
+            outcomes = [Outcome("", cell, answer), Outcome("the look-up fails", cell, p.Failed("look-up"))]
+            return [*outcomes, Outcome("what it finds is not JSON", cell, p.Unreadable("x"))] if found else outcomes
         case p.Take():
             return _take(cell, worker)
         case p.Begin():
@@ -195,8 +209,8 @@ def _write(cell: Cell, index: int, worker: Worker) -> list[Outcome]:
             result = tables.intend(cell.books, who, clock)
         case p.Record(_, answer, refused):
             return _record(cell, who, answer, refused)
-        case p.Fail():
-            result = tables.fail(cell.books, who, clock)
+        case p.Fail() as fail:
+            result = tables.fail(cell.books, who, clock, session_lost=fail.session_lost)
         case p.Park() as park:
             result = tables.park(cell.books, who, clock, park)
         case p.Yield():
@@ -250,6 +264,8 @@ def _call(cell: Cell, worker: Worker) -> list[Outcome]:
         Outcome("", charged, p.Answered(f"c{charged.charges}")),
         Outcome("the provider charges, and the answer is lost (timeout)", charged, p.Failed("timeout")),
         Outcome("the connection fails before the provider has it", cell, p.Failed("connection")),
+        Outcome("the provider charges, and its answer is not JSON", charged, p.Unreadable("x")),
+        Outcome("the program is told to end", cell, p.Cancelled("x")),
         Outcome("the card is refused", remember(cell, key, "refused"), p.Answered("refused", refused=True)),
         Outcome("the provider fails before it charged, and saves the 500", remember(cell, key, "500"), p.Failed("500")),
         Outcome("the provider fails after it charged, and saves the 500", remember(charged, key, "500"), p.Failed("500")),
