@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool
 from tests.support import rows
-from tests.support.deliveries import delivery, order
+from tests.support.deliveries import delivery, order, order_aged
 from tests.support.queues import ListSink, ListSource, drain
 from tests.support.shop import effectful, transactional
 from tests.support.waiting import Background, until_any_blocked
@@ -18,8 +20,19 @@ from onceward.consumer import Consumer, OpenConsumer
 from onceward.database import Database
 from onceward.errors import SchemaMismatch, UsageError
 from onceward.outbox import publish
-from onceward.schema import check_schema, migrate, migrations
-from onceward.transport import ACK
+from onceward.schema import (
+    attach,
+    attached,
+    check_schema,
+    database_now,
+    make_partition_for,
+    make_partitions,
+    migrate,
+    migrations,
+    partition_name,
+)
+from onceward.transport import ACK, LEAVE
+from onceward.upkeep import upkeep
 
 Db = psycopg.Connection[Any]
 Opened = Callable[..., OpenConsumer]
@@ -81,6 +94,33 @@ def test_a_failed_migration_leaves_nothing(empty_dsn: str) -> None:
         )
 
 
+def test_what_was_retired_before_it_was_remembered_stays_retired(empty_dsn: str) -> None:
+    """A database of the first version: a day that is missing there may have been retired, so it is not made anew."""
+    first = migrations()[0]
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        conn.execute(
+            "CREATE SCHEMA onceward; CREATE TABLE onceward.migrations"
+            " (version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        conn.execute(first.text.replace("{schema}", "onceward").encode())
+        conn.execute("INSERT INTO onceward.migrations (version, name) VALUES (%s, %s)", (first.version, first.name))
+        today = database_now(conn).date()
+        served = [today - timedelta(days=days) for days in (0, 1, 2, 4, 5, 30)]
+        for table, day in ((table, day) for table in ("inbox", "intents") for day in served):
+            name = partition_name(table, day)
+            conn.execute(f"CREATE TABLE onceward.{name} (LIKE onceward.{table} INCLUDING ALL)".encode())
+            conn.execute(attach("onceward", table, day))
+        migrate(conn)
+        missing = [today - timedelta(days=days) for days in (3, 6, 29, 31)]
+        assert make_partitions(conn, days=missing) == []
+        assert {partition_name("inbox", day) for day in served} <= {name for name, _ in attached(conn, "onceward")}
+
+
+def test_in_a_new_database_nothing_was_retired(db: Db) -> None:
+    """What waited in a queue before the schema was made is served like anything else."""
+    assert len(make_partition_for(db, order_aged(db, 20 * 86_400).id)) == 2
+
+
 # ---- a schema that is not this code's --------------------------------------------------------------------------------
 
 
@@ -125,12 +165,113 @@ def test_a_window_shorter_than_the_queues_retention_is_refused(opened: Opened) -
     opened(transactional(), source=ListSource(retention_seconds=29 * 86_400))
 
 
-def test_a_window_shorter_than_the_oldest_outbox_row_is_refused(opened: Opened, db: Db) -> None:
+def test_an_outbox_row_older_than_the_window_is_said_and_stops_nobody(
+    opened: Opened, db: Db, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One message that no queue takes must not keep every consumer from starting: it is parked if it ever arrives."""
+    late, current = order_aged(db, 31 * 86_400), order()
     with db.transaction():
-        publish(db, order())
+        publish(db, late)
     db.execute("UPDATE onceward.outbox SET created_at = created_at - interval '31 days'")
-    with pytest.raises(UsageError, match="outbox"):
-        opened(transactional())
+    consumer = opened(transactional())
+    assert [record.levelname for record in caplog.records if "the outbox holds a message" in record.message] == ["ERROR"]
+    assert [consumer.deliver(delivery(message)) for message in (late, current)] == [ACK, ACK]
+    assert (rows.effects(db, late), rows.effects(db, current)) == (0, 1)
+    assert [entry.reason for entry in rows.parked(db)] == ["outside window"]
+
+
+# ---- rights ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def role(db: Db) -> Iterator[str]:
+    """A role without any right of its own; roles belong to the whole server, so it goes again."""
+    name = f"shop_{db.info.dbname}"
+    db.execute(f"CREATE ROLE {name} LOGIN".encode())
+    yield name
+    db.execute(f"DROP OWNED BY {name}; DROP ROLE {name}".encode())
+
+
+def as_role(dsn: str, role: str) -> str:
+    return make_conninfo(dsn, user=role)
+
+
+def let_write(db: Db, role: str) -> None:
+    db.execute(f"GRANT USAGE ON SCHEMA onceward TO {role}".encode())
+    db.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA onceward TO {role}".encode())
+    db.execute(f"GRANT ALL ON effects TO {role}".encode())
+
+
+def obey(db: Db, error: UsageError) -> None:
+    """Runs the statements that an error names, as the owner."""
+    said = [line.strip() for line in str(error).splitlines() if line.startswith("  GRANT ")]
+    assert said, error
+    for statement in said:
+        db.execute(statement.encode())
+
+
+def test_a_role_without_rights_is_told_the_grants_and_they_suffice(opened: Opened, db: Db, dsn: str, role: str) -> None:
+    with pytest.raises(UsageError, match=r"GRANT USAGE ON SCHEMA(.|\n)*GRANT SELECT, INSERT, UPDATE, DELETE ON") as caught:
+        opened(transactional(), database=as_role(dsn, role))
+    obey(db, caught.value)
+    with pytest.raises(UsageError, match="partitions") as caught:
+        opened(transactional(), database=as_role(dsn, role))
+    obey(db, caught.value)
+    db.execute(f"GRANT ALL ON effects TO {role}".encode())
+    consumer = opened(transactional(), database=as_role(dsn, role))
+    message = order()
+    assert consumer.deliver(delivery(message)) == ACK
+    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+    with psycopg.connect(as_role(dsn, role), autocommit=True) as conn:
+        old = order_aged(conn, 60 * 86_400)
+        assert len(make_partition_for(conn, old.id)) == 2
+        assert rows.scalar(conn, "SELECT count(DISTINCT relowner) FROM pg_class WHERE relname ~ '^(inbox|intents)'") == 1
+        assert len(upkeep(conn, "onceward").dropped) == 2
+
+
+@pytest.mark.parametrize("table", ["inbox", "intents", "outbox", "attempts", "parked", "consumers"])
+def test_one_right_that_is_missing_is_named(table: str, opened: Opened, db: Db, dsn: str, role: str) -> None:
+    let_write(db, role)
+    db.execute(f"REVOKE UPDATE ON onceward.{table} FROM {role}".encode())
+    with pytest.raises(UsageError, match=f'GRANT .* ON "onceward"."{table}" TO "{role}";'):
+        opened(transactional(), database=as_role(dsn, role), upkeep=False)
+
+
+def test_a_role_that_may_not_make_partitions_starts_only_without_upkeep(
+    opened: Opened, db: Db, dsn: str, role: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    let_write(db, role)
+    with pytest.raises(UsageError, match="--no-upkeep"):
+        opened(transactional(), database=as_role(dsn, role))
+    message = order()
+    assert opened(transactional(), database=as_role(dsn, role), upkeep=False).deliver(delivery(message)) == ACK
+    assert rows.effects(db, message) == 1
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_without_upkeep_a_partition_that_is_missing_for_tomorrow_is_said(
+    opened: Opened, db: Db, dsn: str, role: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    let_write(db, role)
+    tomorrow = partition_name("inbox", database_now(db).date() + timedelta(days=1))
+    db.execute(f"DROP TABLE onceward.{tomorrow}".encode())
+    opened(transactional(), database=as_role(dsn, role), upkeep=False)
+    [said] = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert tomorrow in said
+    assert "onceward upkeep" in said
+
+
+def test_without_upkeep_a_partition_that_is_missing_today_leaves_the_message_and_says_what_to_run(
+    opened: Opened, db: Db, dsn: str, role: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    let_write(db, role)
+    consumer, message = opened(transactional(), database=as_role(dsn, role), upkeep=False), order()
+    db.execute(f"DROP TABLE onceward.{partition_name('inbox', database_now(db).date())}".encode())
+    assert consumer.deliver(delivery(message)) == LEAVE
+    assert any("onceward upkeep" in record.message for record in caplog.records if record.levelname == "ERROR")
+    upkeep(db, "onceward")
+    assert consumer.deliver(delivery(message, times=2)) == ACK
+    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
 
 
 def test_a_pool_that_is_too_small_is_refused(opened: Opened, dsn: str) -> None:
