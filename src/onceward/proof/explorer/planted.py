@@ -104,6 +104,10 @@ PLANTED: Final = {
         "a default partition takes an old id as new, after its own partition was dropped",
         promises.WRITTEN_TWICE, Rules(default_partition=True),
     ),
+    "retired-made-again": Planted(
+        "a process with a longer window makes the partition of a retired day again, and takes what was done there as new",
+        promises.WRITTEN_TWICE, TRANSACTIONAL._replace(longer_window=True, retired_made_again=True),
+    ),
     "failed-row-stays": Planted(
         "a failed attempt leaves its row as done, so that its own retry looks like a duplicate",
         promises.UNWRITTEN, TRANSACTIONAL._replace(failed_row_stays=True),
