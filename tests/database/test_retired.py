@@ -103,12 +103,16 @@ def test_the_partition_of_a_retired_day_is_never_made_again(db: Db) -> None:
 
 
 def test_the_memory_of_what_was_retired_only_grows(db: Db) -> None:
+    """An older day was kept, and is retired after a younger one."""
     older = order_aged(db, 2 * OLD_SECONDS)
     make_partition_for(db, older.id, SCHEMA)
+    widest(db, older).claim(db, older)
     young = old_message(db)
+    assert set(upkeep(db, SCHEMA).dropped) == names_of(old_day(db))
     db.execute("UPDATE onceward.inbox SET state = 'done'")
-    upkeep(db, SCHEMA)
+    assert set(upkeep(db, SCHEMA).dropped) == names_of(day_of(UUID(older.id)))
     assert rows.scalar(db, "SELECT day FROM onceward.retired") == day_of(UUID(young.id))
+    assert take(db, young) is TakeResult.OUTSIDE_WINDOW
 
 
 def test_a_day_that_is_kept_below_a_retired_one_serves_on(db: Db) -> None:
@@ -160,6 +164,21 @@ def test_a_detached_table_with_something_unfinished_becomes_a_partition_again(ta
     assert upkeep(db, SCHEMA).kept == {old_day(db).isoformat(): 1}
     assert names_of(old_day(db)) <= partitions(db)
     assert rows.state(db, message) == "pending"
+
+
+def test_where_an_inbox_row_can_be_seen_so_can_its_intents(db: Db, interrupted: Callable[..., Interrupted]) -> None:
+    """The inbox's table goes first and comes back last: without its intents, a finish would not know what was called."""
+    old_message(db)
+    late, met = order_aged(db, OLD_SECONDS), set()
+    inbox, intents = (partition_name(table, old_day(db)) for table in ("inbox", "intents"))
+
+    def look(_: int, statement: str) -> None:
+        if "DETACH" in statement and rows.inbox_row(db, late) is None and inbox in partitions(db):
+            widest(db, late).claim(db, late)
+        met.add((inbox in partitions(db), intents in partitions(db)))
+
+    assert upkeep(interrupted(look), SCHEMA).kept
+    assert met == {(True, True), (False, True), (False, False)}
 
 
 def test_while_upkeep_has_not_decided_a_message_of_that_day_is_given_back(opened: Opened, db: Db) -> None:
