@@ -131,9 +131,16 @@ def opened(dsn: str) -> Iterator[Callable[..., OpenConsumer]]:
     with ExitStack() as stack:
 
         def open_consumer(
-            consumer: Consumer, *listeners: Listener, source: Source | None = None, database: Any = None, threads: int = 4
+            consumer: Consumer,
+            *listeners: Listener,
+            source: Source | None = None,
+            database: Any = None,
+            threads: int = 4,
+            upkeep: bool = True,
         ) -> OpenConsumer:
-            made = OpenConsumer(consumer, database or dsn, threads=threads, listeners=listeners, source=source)
+            made = OpenConsumer(
+                consumer, database or dsn, threads=threads, listeners=listeners, source=source, upkeep=upkeep
+            )
             return stack.enter_context(made)
 
         yield open_consumer

@@ -23,7 +23,8 @@ from onceward.nudge import Nudge
 from onceward.once import Once
 from onceward.perform import NoHandler, Performer
 from onceward.retry import Backoff
-from onceward.rows import Runtime
+from onceward.rights import check_rights
+from onceward.runtime import Runtime
 from onceward.schema import check_schema, make_partition_for
 from onceward.state import Limits, Shape
 from onceward.statements import SCHEMA_DEFAULT
@@ -121,12 +122,14 @@ class Consumer:
         threads: int = 1,
         listeners: Sequence[Listener] = (),
         source: Source | None = None,
+        upkeep: bool = True,
     ) -> OpenConsumer:
-        """Connect: checks the schema and the window, starts the heartbeat. Close what it returns.
+        """Connect: checks the schema, the rights and the window, starts the heartbeat. Close what it returns.
 
+        `upkeep=False`: this role may not make and drop partitions; `onceward upkeep` does it daily as their owner.
         Raises `SchemaMismatch`, `UsageError`, or psycopg's own error when the database does not answer.
         """
-        self._opened = OpenConsumer(self, database, threads=threads, listeners=listeners, source=source)
+        self._opened = OpenConsumer(self, database, threads=threads, listeners=listeners, source=source, upkeep=upkeep)
         return self._opened
 
     def deliver(self, delivery: Delivery) -> Settlement:
@@ -147,6 +150,7 @@ class OpenConsumer:
         threads: int = 1,
         listeners: Sequence[Listener] = (),
         source: Source | None = None,
+        upkeep: bool = True,
     ) -> None:
         if not consumer.handlers:
             raise UsageError(f"consumer {consumer.name!r} has no handler: register one with @consumer.transactional(...)")
@@ -160,12 +164,12 @@ class OpenConsumer:
             application_name=f"onceward {consumer.name}"[:63],
         )
         try:
-            self._start(source)
+            self._start(source, upkeep=upkeep)
         except BaseException:
             self.database.close()
             raise
 
-    def _start(self, source: Source | None) -> None:
+    def _start(self, source: Source | None, *, upkeep: bool) -> None:
         consumer = self.consumer
         inbox = Inbox(
             consumer.name,
@@ -174,12 +178,10 @@ class OpenConsumer:
             schema=consumer.schema,
         )
         with self.database.connection() as conn:
+            check_rights(conn, consumer.schema, upkeep=upkeep)
             check_schema(conn, consumer.schema)
             check_window(conn, inbox, source)
-            conn.execute(
-                inbox.statements["consumer_seen"],
-                {"consumer": consumer.name, "window_seconds": consumer.window.total_seconds()},
-            )
+            say_window(conn, inbox)
         self.nudge = Nudge(self.database)
         self.keeper = LeaseKeeper(self.database, inbox, source, self.listeners)
         self.runtime = Runtime(
@@ -246,8 +248,14 @@ class OpenConsumer:
         try:
             with self.database.connection() as conn:
                 make_partition_for(conn, message.id, self.consumer.schema)
-        except psycopg.Error as error:
+        except psycopg.OperationalError as error:
             logger.error("the missing partition could not be made, the message comes again: %s", error)
+        except psycopg.errors.InsufficientPrivilege:
+            logger.error(
+                "the missing partition may not be made by this role, the message comes again: run `onceward upkeep "
+                "--schema %s` as the owner of the tables, now and daily", self.consumer.schema,
+            )  # fmt: skip
+            raise
 
     def close(self) -> None:
         """Stop the heartbeat and give the connections back. Claims that are still held lapse by themselves."""
@@ -263,7 +271,10 @@ class OpenConsumer:
 
 
 def check_window(conn: Connection[Any], inbox: Inbox, source: Source | None) -> None:
-    """Raises `UsageError` when the window is shorter than a message may live: a late duplicate would be unknown."""
+    """Raises `UsageError` when the window is shorter than the queue keeps messages: a late duplicate would be unknown.
+
+    An older row in the outbox is no reason to stop everything else: its message is parked when it arrives.
+    """
     window = inbox.window.total_seconds()
     retention = source.traits.retention_seconds if source is not None else None
     if retention is not None and retention > window:
@@ -273,7 +284,20 @@ def check_window(conn: Connection[Any], inbox: Inbox, source: Source | None) -> 
         )
     oldest = tuples(conn, inbox.statements["outbox_oldest_seconds"])
     if oldest and oldest[0][0] > window:
-        raise UsageError(
-            f"the outbox holds a message that is {oldest[0][0]:.0f} s old, longer than the dedup window of "
-            f"{inbox.consumer!r} ({window:g} s): start a relay, or make the window longer"
-        )
+        logger.error(
+            "the outbox holds a message that is %.0f s old, longer than the dedup window of %r (%.0f s): when it arrives "
+            "it is parked as outside the window, and its handler does not run. See why no relay sends it; to have such "
+            "messages handled, make the window longer before they are sent",
+            oldest[0][0], inbox.consumer, window,
+        )  # fmt: skip
+
+
+def say_window(conn: Connection[Any], inbox: Inbox) -> None:
+    """Upkeep knows this process's window; a longer one of the same consumer is kept, and said."""
+    longest = inbox.seen(conn)
+    if longest > inbox.window.total_seconds():
+        logger.warning(
+            "consumer %r has a window of %.0f s here, and one of %.0f s in another process: upkeep keeps the longer one "
+            "until no process with it has been seen for a day",
+            inbox.consumer, inbox.window.total_seconds(), longest,
+        )  # fmt: skip

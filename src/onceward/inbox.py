@@ -24,11 +24,14 @@ from onceward.database import check_connection, one_tuple
 from onceward.errors import UsageError
 from onceward.message import ATTRIBUTE_BYTES_MAX, Message, canonical_id, parse_uuid7
 from onceward.outbox import check_in_transaction
+from onceward.schema import check_schema, day_of, make_partition_for, make_partitions, partition_name
 from onceward.statements import SCHEMA_DEFAULT, statements
 
 WINDOW_DEFAULT: Final = timedelta(days=30)
+WINDOW_MAX: Final = timedelta(days=36_525)  # a century: far below what Postgres and Python can count
 FUTURE_SECONDS: Final = 3600.0  # a producer whose clock runs ahead by less than this is served like any other
 TAKES_AGAIN_MAX: Final = 8
+UNDECIDED_SECONDS: Final = 30.0  # upkeep is between detaching a day and dropping it; if it died there, the next one goes on
 DETAIL_CHARS_MAX: Final = 200_000  # a second answer that was met is kept here, and nowhere else
 
 
@@ -63,6 +66,7 @@ class Taking:
     transaction: str = ""  # the id of the transaction that took it
     retry_after_seconds: float = 0.0
     detail: str = ""
+    early: bool = False  # outside the window because its time is still to come: a later copy would be inside it
 
 
 class Inbox:
@@ -79,15 +83,49 @@ class Inbox:
     ) -> None:
         if not consumer or not consumer.isprintable() or len(consumer) > 200:
             raise UsageError(f"a consumer needs a stable name of 1 to 200 printable characters, not {consumer!r}")
-        if window <= timedelta(0) or lease_seconds <= 0:
-            raise UsageError("window and lease_seconds must be more than 0")
+        if not isinstance(window, timedelta):
+            raise UsageError(f"window is a timedelta, like timedelta(days=30), not {window!r}")
+        if not timedelta(0) < window <= WINDOW_MAX:
+            raise UsageError(f"window must be more than 0 and at most {WINDOW_MAX.days} days, not {window}")
+        if lease_seconds <= 0:
+            raise UsageError("lease_seconds must be more than 0")
         self.consumer = consumer
         self.window = window
         self.lease_seconds = lease_seconds
         self.worker = worker or worker_id()
+        self.schema = schema
         self.statements = statements(schema)
 
     # ---- the second door ---------------------------------------------------------------------------------------------
+
+    def register(self, conn: Connection[Any]) -> None:
+        """Upkeep knows this consumer's window, and there are partitions for the ids of these days.
+
+        `run` does this by itself. In a loop of your own, call it at the start and then every hour, outside any transaction:
+        a window that nobody has said for a day is given up once another process of this consumer has said a shorter one.
+        Upkeep itself (`onceward upkeep`, or a consumer that runs on this schema) must happen daily.
+
+        Crash in it: run it again. Raises `SchemaMismatch`, or `UsageError` inside an open transaction.
+        """
+        _check_outside_transaction(conn, "register()")
+        check_schema(conn, self.schema)
+        self.seen(conn)
+        make_partitions(conn, self.schema)
+
+    def make_partition(self, conn: Connection[Any], message: Message) -> None:
+        """There is a partition for the id of `message`, unless its day was retired: then a take says so.
+
+        For an id inside the window whose day nobody has served yet: one that is older than the schema, or waited while no
+        upkeep ran. Outside any transaction: it must be committed before the take.
+        """
+        _check_outside_transaction(conn, "make_partition()")
+        make_partition_for(conn, message.id, self.schema)
+
+    def seen(self, conn: Connection[Any]) -> float:
+        """A process of this consumer is here, with this window; the longest (seconds) that one of them had within a day."""
+        params = {"consumer": self.consumer, "window_seconds": self.window.total_seconds()}
+        row = one_tuple(conn, self.statements["consumer_seen"], params)
+        return float(row[0]) if row is not None else self.window.total_seconds()
 
     def take(self, conn: Connection[Any], message: Message) -> Taking:
         """Take `message` inside the transaction open on `conn`: its row is done when the caller commits.
@@ -107,9 +145,7 @@ class Inbox:
         Crash after it: the lease lapses, and a redelivery takes over with the next token.
         Raises `UsageError` inside an open transaction (the claim must be committed before any effect).
         """
-        check_connection(conn)
-        if conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-            raise UsageError("claim() commits on its own: call it outside a transaction")
+        _check_outside_transaction(conn, "claim()")
         with conn.transaction():
             _check_durable(conn)
             return self._second_door(conn, message, "pending")
@@ -149,10 +185,31 @@ class Inbox:
         return taking
 
     def _without_partition(self, conn: Connection[Any], params: dict[str, Any]) -> Taking:
+        taking = self.without_partition(conn, params)
+        if taking is None:
+            raise UsageError(
+                f"there is no partition for message {params['message_id']}, although its id is inside the window: outside "
+                f"this transaction, call inbox.make_partition(conn, message), and take it again (inbox.register(conn) at "
+                f"the start makes those of the coming days, `onceward upkeep --schema {self.schema}` daily those after)"
+            )
+        return taking
+
+    def without_partition(self, conn: Connection[Any], params: dict[str, Any]) -> Taking | None:
+        """What Postgres' refusal means (23514: no partition for this id); None: its day is served, and upkeep is late.
+
+        Retired is retired for every process, whatever its window: what was finished there can no longer be told from new.
+        """
         age = self.read(conn, params)[0]
-        if age == "current":
-            raise UsageError("a partition for a current id is missing: run `onceward upkeep` (or let `run` do it)")
-        return outside_window(age)
+        if age != "current":
+            return outside_window(age)
+        day = day_of(params["message_id"])
+        table = f"{self.schema}.{partition_name('inbox', day)}"
+        row = one_tuple(conn, self.statements["retired_day"], {"day": day, "table": table})
+        if row is None or not row[0]:
+            return None
+        if row[1]:
+            return Taking(TakeResult.IN_FLIGHT, retry_after_seconds=UNDECIDED_SECONDS, detail="its day is being retired")
+        return outside_window("retired")
 
     # ---- statements, shared with the runtime -------------------------------------------------------------------------
 
@@ -247,8 +304,12 @@ def storable(text: str, chars_max: int = 4000) -> str:
 
 
 def outside_window(age: str) -> Taking:
-    why = {"old": "older than the window, and unseen", "future": "its time is ahead of the database's clock"}
-    return Taking(TakeResult.OUTSIDE_WINDOW, detail=why.get(age, age))
+    why = {
+        "old": "older than the window, and unseen",
+        "future": "its time is ahead of the database's clock",
+        "retired": "its day was retired: it cannot be told any more whether it was finished",
+    }
+    return Taking(TakeResult.OUTSIDE_WINDOW, detail=why.get(age, age), early=age == "future")
 
 
 def untimed(message: Message) -> Taking:
@@ -259,6 +320,12 @@ def untimed(message: Message) -> Taking:
 def locked_out() -> Taking:
     """An uncommitted row of a slow or frozen transaction was waited for, and the wait ran out."""
     return Taking(TakeResult.IN_FLIGHT, retry_after_seconds=1.0, detail="its row is locked by an open transaction")
+
+
+def _check_outside_transaction(conn: Connection[Any], what: str) -> None:
+    check_connection(conn)
+    if conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+        raise UsageError(f"{what} commits on its own: call it outside a transaction")
 
 
 def _check_durable(conn: Connection[Any]) -> None:

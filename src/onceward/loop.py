@@ -36,14 +36,15 @@ def run(
     threads: int = 8,
     prefetch: int | None = None,
     drain_seconds: float = 20.0,
+    upkeep: bool = True,
     listeners: Sequence[Listener] = (),
     stop: threading.Event | None = None,
 ) -> None:
     """Consume until SIGTERM or SIGINT (or `stop` is set), then drain: what runs may end, what only waits is given back.
 
     `source` is a factory, called once in this process. `prefetch` deliveries (default: as many as threads) wait in this
-    process, their leases kept. Raises at once what cannot work: no handler, schema not migrated, window too short, pool
-    too small, database not answering.
+    process, their leases kept. `upkeep=False`: somebody else makes and drops the partitions. Raises at once what cannot
+    work: no handler, schema not migrated, rights missing, window too short, pool too small, database not answering.
 
     Crash anywhere: the queue delivers again what was not settled; the inbox turns away what was finished.
     """
@@ -51,14 +52,14 @@ def run(
         raise UsageError("threads must be at least 1, prefetch at least 0")
     opened_source = source()
     try:
-        with consumer.open(database, threads=threads, listeners=listeners, source=opened_source) as opened:
-            upkeep = UpkeepThread(opened.database)
+        with consumer.open(database, threads=threads, listeners=listeners, source=opened_source, upkeep=upkeep) as opened:
+            upkeeping = UpkeepThread(opened.database, opened.runtime.inbox.seen, upkeep=upkeep)
             loop = Loop(opened, opened_source, threads, threads if prefetch is None else prefetch, drain_seconds)
             try:
                 with _signals(loop.stop, stop):
                     loop.run()
             finally:
-                upkeep.stop()
+                upkeeping.stop()
     finally:
         opened_source.close()
 

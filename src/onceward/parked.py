@@ -164,11 +164,16 @@ def _refusal(reason: str, inbox_state: str | None, same_payload: bool | None) ->
     if reason == TWO_ANSWERS:
         return "its provider gave two answers, so it may have acted twice: a person must look, not a retry"
     if inbox_state is None:
-        return f"it was parked ({reason}) without an inbox row, so nothing would stop a second run: publish it anew"
+        return (
+            f"it was parked ({reason}) without an inbox row, so nothing would stop a second run: make sure that it was "
+            f"never handled, and publish it anew"
+        )
     if not same_payload:
         return f"it was parked ({reason}), and the inbox row of its id is of another payload: one of the two is wrong"
     if inbox_state == "parked":
         return ""
+    if inbox_state == "done" and reason == "outside window":
+        return f"it was parked ({reason}), and another copy of it was handled since: nothing is left to be done"
     return f"it was parked ({reason}) beside its inbox row, which is {inbox_state}: a person must look, not a retry"
 
 

@@ -22,7 +22,8 @@ from onceward.intent import request_fingerprint
 from onceward.message import Message, canonical_json
 from onceward.once import Effect, Once
 from onceward.provider import ProviderProfile, read_error
-from onceward.rows import Rows, Runtime
+from onceward.rows import Rows
+from onceward.runtime import Runtime
 from onceward.session import left_open
 from onceward.state import Shape
 from onceward.transport import Delivery, Settlement

@@ -5,53 +5,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import psycopg
 from psycopg import Connection
 from psycopg.pq import TransactionStatus
 
 from onceward import protocol as p
-from onceward.database import Database, is_lost, one_tuple
-from onceward.events import Listeners
-from onceward.inbox import Inbox, TakeResult, Taking, locked_out, outside_window, storable, untimed
-from onceward.intent import Intents
+from onceward.database import is_lost, one_tuple
+from onceward.inbox import TakeResult, Taking, locked_out, storable, untimed
 from onceward.logs import say, with_trace
 from onceward.message import Message
 from onceward.outbox import take_published
-from onceward.retry import Backoff
+from onceward.runtime import Runtime
 from onceward.session import begin, commit_guarded, discard, left_open, put_back
-from onceward.state import Limits, State
+from onceward.state import State
 from onceward.transport import Delivery
 
 logger = logging.getLogger("onceward")
 
 IS_OURS: Final = "SELECT coalesce(pg_current_xact_id_if_assigned()::text = %(transaction)s, false)"
 Row = tuple[Any, ...]
-
-
-class Keeper(Protocol):
-    """Who keeps leases alive (see `onceward.lease`)."""
-
-    def claimed(self, delivery: Delivery, message: Message, token: int) -> None: ...
-    def done(self, delivery: Delivery) -> None: ...
-    def is_lost(self, delivery: Delivery) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Runtime:
-    """What the deliveries of one consumer in one process share."""
-
-    inbox: Inbox
-    intents: Intents
-    database: Database
-    limits: Limits
-    backoff: Backoff
-    listeners: Listeners
-    keeper: Keeper
-    nudge: Callable[[], None]
-    partition_late: Callable[[Message], None]
 
 
 class Rows:
@@ -120,9 +94,9 @@ class Rows:
     def _without_partition(self, params: dict[str, Any]) -> Taking:
         self.close()
         with self.runtime.database.connection() as conn:
-            age = self.runtime.inbox.read(conn, params)[0]
-        if age != "current":
-            return outside_window(age)
+            taking = self.runtime.inbox.without_partition(conn, params)
+        if taking is not None:
+            return taking
         logger.error("the partition for message %s was missing: upkeep is late; it is made now", self.message.id)
         self.emit("upkeep.partition_late")
         self.runtime.partition_late(self.message)
@@ -267,7 +241,7 @@ class Rows:
             if command.fence == "foreign commit":
                 row = one_tuple(conn, statements["park_foreign_commit"], params | {"token": self.taking.token})
             elif command.fence == "absent":
-                row = one_tuple(conn, statements["park_outside"], params)
+                row = self._park_absent(conn, params)
             elif command.fence != "beside":
                 row = self._fenced(conn, state, "park", params)
             if row is None and command.fence in ("beside", "holder or beside"):
@@ -278,6 +252,22 @@ class Rows:
         if isinstance(event, p.Parked):
             self._say_parked(command)
         return event
+
+    def _park_absent(self, conn: Connection[Any], params: dict[str, Any]) -> Row | None:
+        """Outside the window: parked without an inbox row, for an id that is too old to be told from a duplicate.
+
+        One whose time is still to come gets its row, as parked: else a copy that comes later would be inside the window,
+        and be done beside the parked one. Days ahead there is no partition yet for such a row.
+        """
+        statements = self.runtime.inbox.statements
+        if self.taking.early:
+            try:
+                with conn.transaction():
+                    return one_tuple(conn, statements["park_absent"], params)
+            except psycopg.errors.CheckViolation as error:
+                if error.diag.constraint_name is not None:
+                    raise
+        return one_tuple(conn, statements["park_outside"], params)
 
     def give_back(self) -> p.Event:
         def write(conn: Connection[Any]) -> p.Event:

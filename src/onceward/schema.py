@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from hashlib import sha256
 from importlib.resources import files
 from typing import Any, Final, NamedTuple, cast
 from uuid import UUID
@@ -15,12 +16,12 @@ from psycopg.pq import TransactionStatus
 from onceward.database import tuples
 from onceward.errors import SchemaMismatch, UsageError
 from onceward.message import uuid7_at
-from onceward.statements import SCHEMA_DEFAULT, check_schema_name
+from onceward.statements import SCHEMA_DEFAULT, check_schema_name, statements
 
 PARTITIONED: Final = ("inbox", "intents")
 DAYS_AHEAD: Final = 3
 LOCK_CLASS: Final = 0x6F6E6365  # "once": the first half of every advisory lock of ours
-_LOCK_MIGRATE: Final = 1
+_LOCK_MIGRATE: Final = 1  # of the whole database: two schemas that are made at once would meet in the catalogue
 LOCK_UPKEEP: Final = 2
 LOCK_RETIRE: Final = 3
 
@@ -31,6 +32,12 @@ class Migration(NamedTuple):
     version: int
     name: str
     text: str
+
+
+def lock_key(schema: str, purpose: int) -> tuple[int, int]:
+    """The advisory lock of this schema for this purpose: upkeep of one schema does not wait for that of another."""
+    digest = sha256(f"{purpose} {schema}".encode()).digest()
+    return LOCK_CLASS, int.from_bytes(digest[:4], "big", signed=True)
 
 
 def migrations() -> list[Migration]:
@@ -94,6 +101,13 @@ def check_schema(conn: Connection[Any], schema: str = SCHEMA_DEFAULT) -> None:
         there = _version(conn, schema)
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         raise SchemaMismatch(f"the schema {schema!r} is not in this database: run `onceward migrate`") from None
+    except psycopg.errors.InsufficientPrivilege:
+        raise UsageError(
+            f"the role {conn.info.user!r} may not use the schema {schema!r}; as its owner, run:\n"
+            f'  GRANT USAGE ON SCHEMA {schema} TO "{conn.info.user}";\n'
+            f'  GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO "{conn.info.user}";\n'
+            f"or, right by right, what docs/database.md lists"
+        ) from None
     _refuse_newer(there, wanted, schema)
     if there < wanted:
         raise SchemaMismatch(
@@ -134,23 +148,29 @@ def partition_bounds(day: date) -> tuple[UUID, UUID]:
 def make_partitions(conn: Connection[Any], schema: str = SCHEMA_DEFAULT, *, days: list[date] | None = None) -> list[str]:
     """Partitions of inbox and intents exist for `days` (default: yesterday to three days ahead); returns the new ones.
 
+    Not for a day at or before the youngest that was ever retired: what was finished there would be taken as new.
     CREATE TABLE (LIKE) and then ATTACH: a CREATE TABLE ... PARTITION OF would wait behind every open handler, and
     everybody else behind it. Crash in it: nothing is made, or a whole partition.
     """
     wanted = days if days is not None else _days_around(conn)
     with conn.transaction():
-        conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK_CLASS, LOCK_UPKEEP))
+        conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", lock_key(schema, LOCK_UPKEEP))
         conn.execute("SET LOCAL lock_timeout TO '2s'")
+        retired = cast("date | None", tuples(conn, statements(schema)["retired_hold"])[0][0])
         there = {name for name, _ in attached(conn, schema)}
-        pairs = [(table, day) for day in wanted for table in PARTITIONED]
+        pairs = [(table, day) for day in wanted if retired is None or day > retired for table in PARTITIONED]
         missing = [(table, day) for table, day in pairs if partition_name(table, day) not in there]
         return [_make_partition(conn, schema, table, day) for table, day in missing]
 
 
 def make_partition_for(conn: Connection[Any], message_id: str, schema: str = SCHEMA_DEFAULT) -> list[str]:
-    """The partitions that this UUIDv7 falls into exist."""
-    milliseconds = UUID(message_id).int >> 80
-    return make_partitions(conn, schema, days=[datetime.fromtimestamp(milliseconds / 1000, UTC).date()])
+    """The partitions that this UUIDv7 falls into exist, unless its day was retired."""
+    return make_partitions(conn, schema, days=[day_of(UUID(message_id))])
+
+
+def day_of(message_id: UUID) -> date:
+    """The day (UTC) of this UUIDv7's own time."""
+    return datetime.fromtimestamp((message_id.int >> 80) / 1000, UTC).date()
 
 
 def _days_around(conn: Connection[Any]) -> list[date]:
@@ -160,24 +180,29 @@ def _days_around(conn: Connection[Any]) -> list[date]:
 
 def _make_partition(conn: Connection[Any], schema: str, table: str, day: date) -> str:
     name = partition_name(table, day)
-    parent, child = sql.Identifier(schema, table), sql.Identifier(schema, name)
-    low, high = partition_bounds(day)
-    conn.execute(sql.SQL("CREATE TABLE IF NOT EXISTS {} (LIKE {} INCLUDING ALL)").format(child, parent))
-    attach = sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})")
-    conn.execute(attach.format(parent, child, sql.Literal(str(low)), sql.Literal(str(high))))
+    create = sql.SQL("CREATE TABLE IF NOT EXISTS {} (LIKE {} INCLUDING ALL)")
+    conn.execute(create.format(sql.Identifier(schema, name), sql.Identifier(schema, table)))
+    for (owner,) in tuples(conn, statements(schema)["partition_owner"], {"table": f"{schema}.{table}"}):
+        change = sql.SQL("ALTER TABLE {} OWNER TO {}").format(sql.Identifier(schema, name), sql.Identifier(owner))
+        conn.execute(change)
+    conn.execute(attach(schema, table, day))
     return name
+
+
+def attach(schema: str, table: str, day: date) -> sql.Composed:
+    """The statement that makes this day's table a partition of `table`."""
+    low, high = partition_bounds(day)
+    return sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})").format(
+        sql.Identifier(schema, table),
+        sql.Identifier(schema, partition_name(table, day)),
+        sql.Literal(str(low)),
+        sql.Literal(str(high)),
+    )
 
 
 def attached(conn: Connection[Any], schema: str) -> list[tuple[str, bool]]:
     """(name, its detaching is half done) of every partition of inbox and intents."""
-    rows = tuples(
-        conn,
-        "SELECT c.relname, i.inhdetachpending FROM pg_inherits i"
-        " JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class p ON p.oid = i.inhparent"
-        " JOIN pg_namespace n ON n.oid = p.relnamespace"
-        " WHERE n.nspname = %s AND p.relname = ANY (%s) AND c.relkind = 'r' ORDER BY c.relname",
-        (schema, list(PARTITIONED)),
-    )
+    rows = tuples(conn, statements(schema)["partitions_attached"], {"schema": schema, "tables": list(PARTITIONED)})
     return [(row[0], row[1]) for row in rows]
 
 

@@ -10,113 +10,188 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date, timedelta
-from typing import Any, Final, NamedTuple
+from datetime import UTC, date, datetime, timedelta
+from enum import Enum
+from typing import Any, Final, LiteralString, NamedTuple
 
 import psycopg
 from psycopg import Connection, sql
 
 from onceward.database import Database, tuples
-from onceward.inbox import WINDOW_DEFAULT
+from onceward.inbox import WINDOW_DEFAULT, WINDOW_MAX
 from onceward.schema import (
-    LOCK_CLASS,
     LOCK_RETIRE,
-    PARTITIONED,
+    attach,
     attached,
     database_now,
+    lock_key,
     make_partitions,
     partition_bounds,
     partition_day,
-    partition_name,
 )
+from onceward.statements import statements
 
 logger = logging.getLogger("onceward")
 EVERY_SECONDS: Final = 3600.0
 FIRST_AFTER_SECONDS: Final = (5.0, 30.0)
 TRIES: Final = 5
+CLOCKS_APART_SECONDS_MAX: Final = 3600.0
+_EPOCH: Final = date(1970, 1, 1)  # no UUIDv7 is older
+
+
+class HeldBack(Enum):
+    """Why an upkeep retired nothing, although days may be due."""
+
+    BUSY = "another upkeep of this schema is at work"
+    CLOCK = "the clocks of the database and of this process are more than an hour apart"
 
 
 class Upkept(NamedTuple):
-    """What one upkeep did. `kept`: days that are due but hold messages that are not finished, with the count."""
+    """What one upkeep did. `kept`: days that are due but hold messages that are not finished, with the count.
+
+    `held_back`: why no day was looked at; None: all that are due were.
+    """
 
     made: list[str]
     dropped: list[str]
     kept: dict[str, int]
+    held_back: HeldBack | None = None
 
 
 def upkeep(conn: Connection[Any], schema: str) -> Upkept:
     """Partitions exist for the next days; those past the longest window of all consumers, and all done, are dropped.
 
-    A partition with a pending or parked message, or an intent without an answer, is never dropped.
-    Crash anywhere between detaching and dropping: the next upkeep finds what is left, and finishes it.
+    A partition with a pending or parked message, or an intent without an answer, is never dropped. A day counts as retired,
+    for every process and for ever, from before its partitions are touched: they are never made again.
+    Crash anywhere in it: the day counts as retired, and the next upkeep finishes it (or finds something unfinished there,
+    and keeps its partitions).
     `conn` must be in autocommit mode (DETACH ... CONCURRENTLY cannot run in a transaction).
     """
     made = make_partitions(conn, schema)
-    with _alone(conn) as alone:
-        dropped, kept = _retire_days(conn, schema) if alone else ([], {})
+    with _alone(conn, schema) as alone:
+        held_back = _held_back(conn) if alone else HeldBack.BUSY
+        if held_back is not None:
+            return Upkept(made, [], {}, held_back)
+        dropped, kept = _retire_days(conn, schema)
     return Upkept(made, dropped, kept)
 
 
 @contextmanager
-def _alone(conn: Connection[Any]) -> Iterator[bool]:
-    """One upkeep at a time retires; whoever comes meanwhile (False) has nothing to do."""
-    alone = bool(tuples(conn, "SELECT pg_try_advisory_lock(%s, %s)", (LOCK_CLASS, LOCK_RETIRE))[0][0])
+def _alone(conn: Connection[Any], schema: str) -> Iterator[bool]:
+    """One upkeep of a schema at a time retires; whoever comes meanwhile (False) has nothing to do."""
+    key = lock_key(schema, LOCK_RETIRE)
+    alone = bool(tuples(conn, "SELECT pg_try_advisory_lock(%s, %s)", key)[0][0])
     try:
         yield alone
     finally:
         if alone and not conn.closed:
-            conn.execute("SELECT pg_advisory_unlock(%s, %s)", (LOCK_CLASS, LOCK_RETIRE))
+            conn.execute("SELECT pg_advisory_unlock(%s, %s)", key)
+
+
+def _held_back(conn: Connection[Any]) -> HeldBack | None:
+    """A database whose clock has jumped a month ahead must not throw that month away.
+
+    The clock of this process decides nothing else, and here it can only refuse: nothing is lost by retiring later.
+    """
+    apart_seconds = abs((database_now(conn) - datetime.now(UTC)).total_seconds())
+    if apart_seconds <= CLOCKS_APART_SECONDS_MAX:
+        return None
+    logger.error(
+        "upkeep retires nothing: the clocks of the database and of this process are %.0f s apart; set the wrong one right",
+        apart_seconds,
+    )
+    return HeldBack.CLOCK
 
 
 def _retire_days(conn: Connection[Any], schema: str) -> tuple[list[str], dict[str, int]]:
-    _finish_half_done(conn, schema)
-    last_day = database_now(conn).date() - _window(conn, schema) - timedelta(days=1)
+    last_day = _last_day(conn, schema)
     dropped: list[str] = []
     kept: dict[str, int] = {}
-    for day in _days_before(conn, schema, last_day):
-        unfinished = _unfinished(conn, schema, day)
+    # Postgres has room for one detach that is half done: it is finished before another one begins.
+    half_done = _half_done(conn, schema)
+    for day in [*sorted(half_done), *sorted(_days_before(conn, schema, last_day) - half_done)]:
+        names = _tables(conn, schema, day)
+        unfinished = _retire_day(conn, schema, day, names)
         if unfinished:
             kept[day.isoformat()] = unfinished
         else:
-            dropped += _retire_day(conn, schema, day)
+            dropped += names
     _prune_attempts(conn, schema, last_day)
     return dropped, kept
 
 
-def _window(conn: Connection[Any], schema: str) -> timedelta:
-    statement = sql.SQL("SELECT max(window_seconds) FROM {}").format(sql.Identifier(schema, "consumers"))
-    longest = tuples(conn, statement)[0][0]
-    return WINDOW_DEFAULT if longest is None else timedelta(seconds=longest)
+def _last_day(conn: Connection[Any], schema: str) -> date:
+    """The day that is still inside the longest window: what lies before it is due."""
+    _forget_windows(conn, schema)
+    longest = tuples(conn, statements(schema)["window_longest"])[0][0]
+    window = WINDOW_DEFAULT if longest is None else timedelta(seconds=min(longest, WINDOW_MAX.total_seconds()))
+    return max(_EPOCH, database_now(conn).date() - window - timedelta(days=1))
 
 
-def _days_before(conn: Connection[Any], schema: str, last_day: date) -> list[date]:
+def _forget_windows(conn: Connection[Any], schema: str) -> None:
+    for name, seconds in tuples(conn, statements(schema)["consumer_windows_forget"]):
+        logger.warning(
+            "the window of %.0f s of consumer %r is given up: no process of it with that window was seen for a day",
+            seconds, name,
+        )  # fmt: skip
+
+
+def _days_before(conn: Connection[Any], schema: str, last_day: date) -> set[date]:
     """The days whose partitions end before `last_day` began."""
     days = {partition_day(name) for name, _ in attached(conn, schema)}
-    return sorted(day for day in days if day is not None and day < last_day)
+    return {day for day in days if day is not None and day < last_day}
 
 
-def _unfinished(conn: Connection[Any], schema: str, day: date) -> int:
-    low, high = partition_bounds(day)
-    statement = sql.SQL(
-        "SELECT (SELECT count(*) FROM {} WHERE message_id >= %(low)s AND message_id < %(high)s AND state <> 'done')"
-        " + (SELECT count(*) FROM {} WHERE message_id >= %(low)s AND message_id < %(high)s AND state <> 'done')"
-    ).format(sql.Identifier(schema, "inbox"), sql.Identifier(schema, "intents"))
-    return int(tuples(conn, statement, {"low": low, "high": high})[0][0])
+def _half_done(conn: Connection[Any], schema: str) -> set[date]:
+    """The days that a dead upkeep has left with a detached table, or with a detach half done."""
+    whole = {name for name, pending in attached(conn, schema) if not pending}
+    days = {partition_day(name) for name in _all_tables(conn, schema) if name not in whole}
+    return {day for day in days if day is not None}
 
 
-def _retire_day(conn: Connection[Any], schema: str, day: date) -> list[str]:
-    """Both partitions of this day, or the one that is left of them after a crash between the two."""
-    there = {name for name, _ in attached(conn, schema)}
-    names = [name for table in PARTITIONED if (name := partition_name(table, day)) in there]
-    for name in names:
-        _detach(conn, schema, name)
-        _drop(conn, schema, name)
-    return names
+def _all_tables(conn: Connection[Any], schema: str) -> list[str]:
+    return [row[0] for row in tuples(conn, statements(schema)["partition_tables"], {"schema": schema})]
+
+
+def _tables(conn: Connection[Any], schema: str, day: date) -> list[str]:
+    """The tables of this day, the inbox's first, attached or not; one only, where an upkeep died between the two."""
+    return [name for name in _all_tables(conn, schema) if partition_day(name) == day]
+
+
+def _retire_day(conn: Connection[Any], schema: str, day: date, names: list[str]) -> int:
+    """The tables of this day are dropped; or, with how many messages are not finished there, they are partitions as before.
+
+    The inbox's table goes first and comes back last: where an inbox row can be seen, so can its intents.
+    Crash after `retire`: the day is retired, and its partitions, where they are still attached, serve on as they did.
+    """
+    unfinished = _unfinished(conn, schema, names)
+    if not unfinished:
+        _patiently(conn, lambda: statements(schema)["retire"], {"day": day})
+        for name in names:
+            _detach(conn, schema, name)
+        # A process whose window is longer may have taken a message of this day since the first look.
+        unfinished = _unfinished(conn, schema, names)
+    for name in reversed(names):
+        if unfinished:
+            _keep(conn, schema, name, day)
+        else:
+            _drop(conn, schema, name)
+    return unfinished
+
+
+def _unfinished(conn: Connection[Any], schema: str, names: list[str]) -> int:
+    """How many rows of these tables are not done. Each by its own name: a detached one is seen through no other."""
+    counts = sql.SQL(" + ").join(
+        sql.SQL("(SELECT count(*) FROM {} WHERE state <> 'done')").format(sql.Identifier(schema, name)) for name in names
+    )
+    return int(tuples(conn, sql.SQL("SELECT {}").format(counts))[0][0])
 
 
 def _detach(conn: Connection[Any], schema: str, name: str) -> None:
     """Begun if it was not, and finished if it was: waiting for old transactions may end half way."""
     parent, child = sql.Identifier(schema, name.rpartition("_p")[0]), sql.Identifier(schema, name)
+    if name not in dict(attached(conn, schema)):
+        return
 
     def next_step() -> sql.Composed:
         how = sql.SQL("FINALIZE" if (name, True) in attached(conn, schema) else "CONCURRENTLY")
@@ -125,38 +200,32 @@ def _detach(conn: Connection[Any], schema: str, name: str) -> None:
     _patiently(conn, next_step)
 
 
+def _keep(conn: Connection[Any], schema: str, name: str, day: date) -> None:
+    """The table is a partition, as it was: also when a detach of it was begun."""
+    if (name, False) in attached(conn, schema):
+        return
+    _detach(conn, schema, name)
+    statement = attach(schema, name.rpartition("_p")[0], day)
+    _patiently(conn, lambda: statement)
+
+
 def _drop(conn: Connection[Any], schema: str, name: str) -> None:
     statement = sql.SQL("DROP TABLE {}").format(sql.Identifier(schema, name))
     _patiently(conn, lambda: statement)
 
 
-def _patiently(conn: Connection[Any], statement: Callable[[], sql.Composed]) -> None:
+def _patiently(
+    conn: Connection[Any], statement: Callable[[], LiteralString | sql.Composed], params: dict[str, Any] | None = None
+) -> None:
     """Short waits for the lock, several times: a long wait would make everybody queue up behind it."""
     conn.execute("SET lock_timeout TO '1s'")
     for left in reversed(range(TRIES)):
         try:
-            conn.execute(statement())
+            conn.execute(statement(), params)
             return
         except psycopg.errors.LockNotAvailable:
             if not left:
                 raise
-
-
-def _finish_half_done(conn: Connection[Any], schema: str) -> None:
-    """What an upkeep that died left behind: a detach half done, or a detached table."""
-    for name, pending in attached(conn, schema):
-        if pending:
-            _detach(conn, schema, name)
-    there = {name for name, _ in attached(conn, schema)}
-    rows = tuples(
-        conn,
-        "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE n.nspname = %s AND c.relkind = 'r' AND c.relname ~ '^(inbox|intents)_p[0-9]{8}$'",
-        (schema,),
-    )
-    for (name,) in rows:
-        if name not in there:
-            _drop(conn, schema, name)
 
 
 def _prune_attempts(conn: Connection[Any], schema: str, last_day: date) -> None:
@@ -175,8 +244,11 @@ class UpkeepThread:
     missing meanwhile is made by the take that misses it.)
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, seen: Callable[[Connection[Any]], object], *, upkeep: bool = True) -> None:
+        """`seen` says each hour that the consumer is still here, with its window; without `upkeep` that is all."""
         self._database = database
+        self._seen = seen
+        self._upkeep = upkeep
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="onceward-upkeep", daemon=True)
         self._thread.start()
@@ -187,10 +259,15 @@ class UpkeepThread:
             wait_seconds = EVERY_SECONDS
             try:
                 with self._database.connection() as conn:
-                    upkeep(conn, self._database.schema)
-                    conn.execute("SET lock_timeout TO '1s'")
+                    self._turn(conn)
             except psycopg.Error as error:
                 logger.warning("upkeep failed, it is tried again within the hour: %s", error)
+
+    def _turn(self, conn: Connection[Any]) -> None:
+        self._seen(conn)
+        if self._upkeep:
+            upkeep(conn, self._database.schema)
+            conn.execute("SET lock_timeout TO '1s'")
 
     def stop(self) -> None:
         self._stop.set()

@@ -18,6 +18,8 @@ import pytest
 from tests.acceptance.processes import SOURCES, environment, onceward, refused, running
 from tests.support.waiting import until, until_any_blocked
 
+from onceward.schema import LOCK_RETIRE, lock_key, migrations
+
 NOBODY = "host=127.0.0.1 port=1 user=nobody"
 PARKED = ("parked list", "parked show", "parked redrive")
 COMMANDS = ("migrate", "upkeep", "run", "relay", "parked", *PARKED, "dev", "provider", "prove", "bench", "bench local")
@@ -173,7 +175,7 @@ def test_provider_serves_until_it_is_told_to_end(tmp_path: Path) -> None:
 
 def test_migrate_twice_does_nothing_the_second_time(empty_dsn: str) -> None:
     first = onceward("migrate", "--database", empty_dsn, "--json")
-    assert json.loads(first.stdout)["applied"] == ["0001_initial"]
+    assert json.loads(first.stdout)["applied"] == [f"{one.version:04d}_{one.name}" for one in migrations()]
     second = onceward("migrate", ONCEWARD_DATABASE=empty_dsn)
     assert (second.returncode, "nothing was to be done" in second.stdout) == (0, True)
 
@@ -183,7 +185,7 @@ def test_two_that_migrate_at_once_apply_it_once(empty_dsn: str) -> None:
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) for _ in range(2)]
     outputs = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert sorted(len(json.loads(output)["applied"]) for output in outputs) == [0, 1]
+    assert sorted(len(json.loads(output)["applied"]) for output in outputs) == [0, len(migrations())]
 
 
 def test_migrate_into_another_schema(empty_dsn: str) -> None:
@@ -216,3 +218,9 @@ def test_upkeep_makes_what_is_missing(dsn: str, connect: Connect) -> None:
     upkept = json.loads(onceward("upkeep", "--database", dsn, "--json").stdout)
     assert upkept["made"] == [row[0].partition(".")[2]]
     assert onceward("upkeep", "--database", dsn).stdout == "made 0 partitions, dropped 0\n"
+
+
+def test_upkeep_says_why_it_retired_nothing(dsn: str, connect: Connect) -> None:
+    connect().execute("SELECT pg_advisory_lock(%s, %s)", lock_key("onceward", LOCK_RETIRE))
+    assert "no day was retired: another upkeep of this schema is at work" in onceward("upkeep", "--database", dsn).stdout
+    assert json.loads(onceward("upkeep", "--database", dsn, "--json").stdout)["held_back"] == "busy"

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 from tests.acceptance.processes import onceward, refused, running
 from tests.support import rows
 from tests.support.deliveries import order
@@ -77,6 +78,27 @@ def test_from_the_outbox_to_done_and_a_clean_end(dsn: str, db: Db, shop: Path) -
         assert "payments consumes orders" in consuming.said
     assert rows.books(db, message) == ("done", 1, 0, ["unknown type"], 1)
     assert (queued(db), rows.outbox(db)) == (0, [])
+
+
+def test_a_role_that_may_not_make_partitions_is_told_what_to_run_and_runs_without_upkeep(
+    dsn: str, db: Db, shop: Path
+) -> None:
+    role = f"shop_{db.info.dbname}"
+    db.execute(f"CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA onceward, pgmq TO {role}".encode())
+    db.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA onceward, pgmq, public TO {role}".encode())
+    try:
+        started = ("run", "shop:orders", "--queue", "orders", "--database", make_conninfo(dsn, user=role))
+        done = onceward(*started, cwd=shop)
+        assert (done.returncode, "--no-upkeep" in done.stderr, "GRANT" in done.stderr) == (2, True, True), done
+        with running(*started, "--no-upkeep", cwd=shop) as consuming:
+            sink = pgmq.Sink("orders", dsn)
+            message = order()
+            sink.publish([message])
+            sink.close()
+            until(lambda: rows.state(db, message) == "done", "the message being done")
+            assert consuming.stop(signal.SIGTERM) == 0
+    finally:
+        db.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
 
 
 def test_sigterm_lets_what_runs_end(dsn: str, db: Db, shop: Path) -> None:

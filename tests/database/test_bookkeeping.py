@@ -13,14 +13,13 @@ from tests.support import rows
 from tests.support.checks import check_a_zombie_fails_nothing, check_a_zombie_parks_nothing
 from tests.support.deliveries import Provider, delivery, order
 from tests.support.points import Recorder
-from tests.support.shop import SHAPES, charging, effectful, of_shape, transactional
-from tests.support.waiting import Background, until, until_any_blocked
+from tests.support.shop import SHAPES, charging, of_shape, transactional
+from tests.support.waiting import Background, until_any_blocked
 
-from onceward.consumer import Consumer, OpenConsumer
+from onceward.consumer import OpenConsumer
 from onceward.errors import Defer, Reject
 from onceward.inbox import Inbox
 from onceward.message import Message
-from onceward.once import Once
 from onceward.parked import redrive
 from onceward.retry import Backoff
 from onceward.transport import ACK, LEAVE
@@ -136,92 +135,6 @@ def test_a_program_that_is_told_to_end_inside_a_call_ends_and_the_call_is_made_a
     rows.lapse(db, message)
     assert consumer.deliver(delivery(message, times=2)) == ACK
     assert (provider.calls, len(provider.charges), rows.effects(db, message)) == (2, 1, 1)
-
-
-# ---- lost sessions -----------------------------------------------------------------------------------------------------
-
-
-def losing_its_session(db: Db) -> Callable[[Message, Db], None]:
-    """Its backend is ended, as by an administrator or by a limit of the server."""
-
-    def work(message: Message, tx: Db) -> None:
-        rows.write_effect(tx, message)
-        db.execute("SELECT pg_terminate_backend(%s, 5000)", (tx.info.backend_pid,))
-        rows.write_effect(tx, message)
-
-    return work
-
-
-def closing_its_session(message: Message, tx: Db) -> None:
-    rows.write_effect(tx, message)
-    tx.close()
-
-
-def inside_its_transaction(shape: str, work: Callable[[Message, Db], None], **options: Any) -> Consumer:
-    def finish(message: Message, once: Once) -> None:
-        with once.transaction() as tx:
-            work(message, tx)
-
-    return transactional(work, **options) if shape == "transactional" else effectful(finish, **options)
-
-
-@both_shapes
-@pytest.mark.parametrize("how", ["ended", "closed"])
-def test_a_message_that_loses_its_session_every_time_is_counted_and_parked(
-    shape: str, how: str, opened: Opened, db: Db
-) -> None:
-    """It costs no attempt, but it does not go on for ever: also where no queue counts its deliveries."""
-    message = order()
-    work = losing_its_session(db) if how == "ended" else closing_its_session
-    consumer = opened(inside_its_transaction(shape, work, attempts_max=2, deliveries_max=3))
-    actions = [consumer.deliver(delivery(message, times=0)).action for _ in range(4)]
-    assert actions == ["release", "release", "ack", "ack"]
-    books = rows.books(db, message)
-    assert (books.state, books.attempts, books.parked, books.effects) == ("parked", 0, ["sessions lost"], 0)
-    assert "session was lost" in rows.parked(db)[0].detail
-
-
-@both_shapes
-def test_idling_in_the_handlers_transaction_beyond_its_limit_is_a_lost_session(shape: str, opened: Opened, db: Db) -> None:
-    def idle(message: Message, tx: Db) -> None:
-        until(lambda: not rows.scalar(db, "SELECT count(*) FROM pg_stat_activity WHERE pid = %s", (tx.info.backend_pid,)))
-        rows.write_effect(tx, message)
-
-    message = order()
-    consumer = opened(inside_its_transaction(shape, idle, handler_seconds_max=0.2, deliveries_max=2))
-    assert [consumer.deliver(delivery(message)).action for _ in range(2)] == ["release", "ack"]
-    assert rows.books(db, message).parked == ["sessions lost"]
-
-
-@both_shapes
-def test_a_redrive_forgets_the_lost_sessions(shape: str, opened: Opened, db: Db) -> None:
-    message = order()
-    lose = losing_its_session(db)
-    left = [lose, lose]
-
-    def work(message: Message, tx: Db) -> None:
-        if left:
-            left.pop()(message, tx)
-        rows.write_effect(tx, message)
-
-    consumer = opened(inside_its_transaction(shape, work, deliveries_max=2))
-    assert [consumer.deliver(delivery(message)).action for _ in range(2)] == ["release", "ack"]
-    assert redrive(db, "onceward", rows.CONSUMER, message.id).refused == ""
-    assert rows.sessions_lost(db, message) == 0
-    assert consumer.deliver(delivery(message)) == ACK
-    assert rows.state(db, message) == "done"
-
-
-def test_a_take_on_a_connection_that_died_while_it_was_idle_is_made_on_another(opened: Opened, db: Db) -> None:
-    """Else every message of a quiet hour would wait for its redelivery, and meet the next one."""
-    for shape in SHAPES:
-        consumer, message = opened(of_shape(shape), threads=1), order()
-        db.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-            " WHERE application_name LIKE 'onceward %' AND datname = current_database()"
-        )
-        assert consumer.deliver(delivery(message)) == ACK
-        assert rows.effects(db, message) == 1
 
 
 @both_shapes

@@ -57,6 +57,7 @@ def test_scenario_19_what_was_parked_before_the_window_is_kept_and_its_redrive_l
     assert (rows.intents(db, message)[0].state, rows.parked(db)[0].reason) == ("pending", "attempts ran out")
 
     consumer = opened(charging(provider, window=WINDOW, lookup=True))
+    rows.age_windows(db, WINDOW)
     done = upkeep(db, SCHEMA)
     assert (done.dropped, done.kept) == ([], {day_of(message).isoformat(): 2})
     assert not redrive(db, SCHEMA, rows.CONSUMER, message.id).refused
@@ -74,6 +75,7 @@ def test_scenario_19_what_was_done_and_is_forgotten_is_parked_and_cannot_be_redr
     message, provider = message_of_ten_days_ago(db), Provider()
     assert opened(charging(provider, window=2 * AGE)).deliver(delivery(message)) == ACK
     consumer = opened(charging(provider, window=WINDOW, lookup=True))
+    rows.age_windows(db, WINDOW)
     assert set(upkeep(db, SCHEMA).dropped) == names_of(day_of(message))
     for times in (2, 3):
         assert consumer.deliver(delivery(message, times=times)) == ACK

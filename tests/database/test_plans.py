@@ -62,5 +62,8 @@ def rows_passed(db: Db, params: dict[str, Any]) -> int:
 
 
 def test_every_statement_names_its_index_or_says_none() -> None:
+    """None: an insert; and what reads the catalogue, or a table of a few rows, at a start or once an hour."""
     assert set(INDEXES) == set(statements())
-    assert [name for name, indexes in INDEXES.items() if not indexes] == ["outbox_insert"]
+    rare = {"rights", "retired_day", "retired_hold", "retire", "consumer_windows_forget", "window_longest"}
+    rare |= {"partition_tables", "partitions_attached", "partition_owner"}
+    assert {name for name, indexes in INDEXES.items() if not indexes} == {"outbox_insert"} | rare

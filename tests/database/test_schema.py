@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
 from tests.support import rows
-from tests.support.deliveries import delivery, order
+from tests.support.deliveries import delivery, order, order_aged
 from tests.support.queues import ListSink, ListSource, drain
 from tests.support.shop import effectful, transactional
 from tests.support.waiting import Background, until_any_blocked
@@ -18,7 +19,17 @@ from onceward.consumer import Consumer, OpenConsumer
 from onceward.database import Database
 from onceward.errors import SchemaMismatch, UsageError
 from onceward.outbox import publish
-from onceward.schema import check_schema, migrate, migrations
+from onceward.schema import (
+    attach,
+    attached,
+    check_schema,
+    database_now,
+    make_partition_for,
+    make_partitions,
+    migrate,
+    migrations,
+    partition_name,
+)
 from onceward.transport import ACK
 
 Db = psycopg.Connection[Any]
@@ -81,6 +92,33 @@ def test_a_failed_migration_leaves_nothing(empty_dsn: str) -> None:
         )
 
 
+def test_what_was_retired_before_it_was_remembered_stays_retired(empty_dsn: str) -> None:
+    """A database of the first version: a day that is missing there may have been retired, so it is not made anew."""
+    first = migrations()[0]
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        conn.execute(
+            "CREATE SCHEMA onceward; CREATE TABLE onceward.migrations"
+            " (version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        conn.execute(first.text.replace("{schema}", "onceward").encode())
+        conn.execute("INSERT INTO onceward.migrations (version, name) VALUES (%s, %s)", (first.version, first.name))
+        today = database_now(conn).date()
+        served = [today - timedelta(days=days) for days in (0, 1, 2, 4, 5, 30)]
+        for table, day in ((table, day) for table in ("inbox", "intents") for day in served):
+            name = partition_name(table, day)
+            conn.execute(f"CREATE TABLE onceward.{name} (LIKE onceward.{table} INCLUDING ALL)".encode())
+            conn.execute(attach("onceward", table, day))
+        migrate(conn)
+        missing = [today - timedelta(days=days) for days in (3, 6, 29, 31)]
+        assert make_partitions(conn, days=missing) == []
+        assert {partition_name("inbox", day) for day in served} <= {name for name, _ in attached(conn, "onceward")}
+
+
+def test_in_a_new_database_nothing_was_retired(db: Db) -> None:
+    """What waited in a queue before the schema was made is served like anything else."""
+    assert len(make_partition_for(db, order_aged(db, 20 * 86_400).id)) == 2
+
+
 # ---- a schema that is not this code's --------------------------------------------------------------------------------
 
 
@@ -125,12 +163,19 @@ def test_a_window_shorter_than_the_queues_retention_is_refused(opened: Opened) -
     opened(transactional(), source=ListSource(retention_seconds=29 * 86_400))
 
 
-def test_a_window_shorter_than_the_oldest_outbox_row_is_refused(opened: Opened, db: Db) -> None:
+def test_an_outbox_row_older_than_the_window_is_said_and_stops_nobody(
+    opened: Opened, db: Db, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One message that no queue takes must not keep every consumer from starting: it is parked if it ever arrives."""
+    late, current = order_aged(db, 31 * 86_400), order()
     with db.transaction():
-        publish(db, order())
+        publish(db, late)
     db.execute("UPDATE onceward.outbox SET created_at = created_at - interval '31 days'")
-    with pytest.raises(UsageError, match="outbox"):
-        opened(transactional())
+    consumer = opened(transactional())
+    assert [record.levelname for record in caplog.records if "the outbox holds a message" in record.message] == ["ERROR"]
+    assert [consumer.deliver(delivery(message)) for message in (late, current)] == [ACK, ACK]
+    assert (rows.effects(db, late), rows.effects(db, current)) == (0, 1)
+    assert [entry.reason for entry in rows.parked(db)] == ["outside window"]
 
 
 def test_a_pool_that_is_too_small_is_refused(opened: Opened, dsn: str) -> None:

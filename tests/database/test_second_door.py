@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg.rows import dict_row
 from tests.support import rows
-from tests.support.deliveries import order
+from tests.support.days import old_message
+from tests.support.deliveries import order, order_aged
 
+from onceward.consumer import Consumer
 from onceward.errors import NotInTransaction, UsageError
-from onceward.inbox import Inbox, TakeResult
+from onceward.inbox import WINDOW_MAX, Inbox, TakeResult
 from onceward.intent import Intents
 from onceward.outbox import publish
 from onceward.protocol import Changed, Expired, Intended, Lost, Recorded, TwoAnswers
 from onceward.provider import NO_KEYS, STRIPE_V1
+from onceward.schema import attached, database_now, partition_name
+from onceward.upkeep import upkeep
 
 Db = psycopg.Connection[Any]
 Connect = Callable[..., Db]
@@ -161,6 +166,68 @@ def test_the_callers_lock_timeout_is_its_own_again_after_a_take(db: Db) -> None:
         db.execute("SET LOCAL lock_timeout TO '7s'")
         INBOX.take(db, order())
         assert rows.scalar(db, "SHOW lock_timeout") == "7s"
+
+
+# ---- the window --------------------------------------------------------------------------------------------------------
+
+
+def test_register_says_the_window_and_makes_the_coming_partitions(db: Db) -> None:
+    old, inbox = old_message(db), Inbox("mine", window=timedelta(days=90))
+    coming = partition_name("inbox", database_now(db).date() + timedelta(days=3))
+    db.execute(f"DROP TABLE onceward.{coming}".encode())
+    inbox.register(db)
+    assert coming in {name for name, _ in attached(db, "onceward")}
+    assert upkeep(db, "onceward").dropped == []
+    with db.transaction():
+        assert inbox.take(db, old).result is TakeResult.TAKEN
+
+
+def test_what_an_error_of_a_missing_partition_says_helps(db: Db) -> None:
+    message, inbox = order_aged(db, 20 * 86_400), Inbox("mine")
+    with db.transaction(), pytest.raises(UsageError, match=r"inbox\.make_partition\(conn, message\)"):
+        inbox.take(db, message)
+    with pytest.raises(UsageError, match="make_partition"):
+        inbox.claim(db, message)
+    inbox.make_partition(db, message)
+    assert inbox.claim(db, message).result is TakeResult.TAKEN
+
+
+def test_a_retired_day_is_outside_the_window_and_no_error(db: Db) -> None:
+    message, inbox = old_message(db), Inbox("mine", window=timedelta(days=90))
+    upkeep(db, "onceward")
+    inbox.make_partition(db, message)
+    with db.transaction():
+        taking = inbox.take(db, message)
+        assert (taking.result, "retired" in taking.detail) == (TakeResult.OUTSIDE_WINDOW, True)
+        rows.write_effect(db, message)
+    assert inbox.claim(db, message).result is TakeResult.OUTSIDE_WINDOW
+
+
+@pytest.mark.parametrize("call", [Inbox.register, lambda inbox, conn: inbox.make_partition(conn, order())])
+def test_partitions_are_not_made_inside_the_callers_transaction(call: Callable[..., None], db: Db) -> None:
+    """They would be there for nobody else before it ends, and hold everybody up who makes one."""
+    with db.transaction(), pytest.raises(UsageError, match="outside a transaction"):
+        call(INBOX, db)
+
+
+@pytest.mark.parametrize("window", [30, "30 days", None, timedelta(0), timedelta(days=-1), timedelta.max], ids=repr)
+def test_a_window_that_cannot_work_is_refused_where_it_is_written(window: Any) -> None:
+    for make in (Inbox, Consumer):
+        with pytest.raises(UsageError, match="window"):
+            make("payments", window=window)
+
+
+def test_the_longest_window_that_is_allowed_works(db: Db) -> None:
+    inbox = Inbox("mine", window=WINDOW_MAX)
+    inbox.register(db)
+    assert upkeep(db, "onceward").dropped == []
+    with db.transaction():
+        assert inbox.take(db, order()).result is TakeResult.TAKEN
+
+
+def test_a_window_that_was_written_before_there_was_a_limit_stops_no_upkeep(db: Db) -> None:
+    db.execute("INSERT INTO onceward.consumers (name, window_seconds) VALUES ('forever', 86399999999999.999)")
+    assert upkeep(db, "onceward").held_back is None
 
 
 # ---- intents -----------------------------------------------------------------------------------------------------------

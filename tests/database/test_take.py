@@ -13,12 +13,14 @@ from tests.support.checks import check_a_crashed_claim_is_taken_over
 from tests.support.deliveries import delivery, order, order_aged
 from tests.support.points import Recorder
 from tests.support.shop import SHAPES, effectful, of_shape
+from tests.support.waiting import until
 
 from onceward.consumer import OpenConsumer
 from onceward.errors import Reject
-from onceward.inbox import Inbox, TakeResult
+from onceward.inbox import FUTURE_SECONDS, Inbox, TakeResult
 from onceward.message import Message
 from onceward.parked import redrive
+from onceward.schema import make_partition_for
 from onceward.transport import ACK
 
 Db = psycopg.Connection[Any]
@@ -183,11 +185,50 @@ def test_a_redriven_message_passes_the_window_by_its_row(shape: str, opened: Ope
 
 
 @both_shapes
-def test_an_id_from_the_far_future_is_parked(shape: str, opened: Opened, db: Db) -> None:
-    message = order_aged(db, -2 * 86_400)
-    assert opened(of_shape(shape)).deliver(delivery(message)) == ACK
-    assert rows.books(db, message) == rows.Books(None, None, 0, ["outside window"], 0)
+def test_an_id_from_the_future_is_parked_with_its_row(shape: str, opened: Opened, db: Db) -> None:
+    """So that a copy which comes once its time has come is a duplicate, and not done beside the parked one."""
+    message, consumer = order_aged(db, -2 * 86_400), opened(of_shape(shape))
+    for times in (1, 2):
+        assert consumer.deliver(delivery(message, times=times)) == ACK
+    assert rows.books(db, message) == rows.Books("parked", 1, 0, ["outside window"], 0)
     assert "ahead of the database's clock" in rows.parked(db)[0].detail
+
+
+@both_shapes
+def test_a_copy_that_comes_when_the_time_of_its_id_has_come_is_a_duplicate(shape: str, opened: Opened, db: Db) -> None:
+    consumer = opened(of_shape(shape))
+    message, inbox = order_aged(db, -FUTURE_SECONDS - 1), consumer.runtime.inbox
+    consumer.deliver(delivery(message))
+    params = inbox.take_params(message, "done", lock_timeout="0") or {}
+    until(lambda: inbox.read(db, params)[0] == "current", "its time having come")
+    assert consumer.deliver(delivery(message, times=2)) == ACK
+    assert rows.books(db, message) == rows.Books("parked", 1, 0, ["outside window"], 0)
+
+
+@both_shapes
+def test_an_id_from_the_future_can_be_redriven(shape: str, opened: Opened, db: Db) -> None:
+    message, consumer = order_aged(db, -2 * 86_400), opened(of_shape(shape))
+    consumer.deliver(delivery(message))
+    assert redrive(db, "onceward", rows.CONSUMER, message.id).refused == ""
+    assert consumer.deliver(delivery(message, times=2)) == ACK
+    assert rows.books(db, message) == rows.Books("done", 3, 0, [], 1)
+
+
+@both_shapes
+def test_an_id_from_so_far_ahead_that_no_partition_is_there_is_parked_without_a_row(
+    shape: str, opened: Opened, db: Db
+) -> None:
+    """What redrive then says is true of what stands: nothing at first, and a copy that was handled later."""
+    message, consumer = order_aged(db, -30 * 86_400), opened(of_shape(shape))
+    assert consumer.deliver(delivery(message)) == ACK
+    assert rows.books(db, message) == rows.Books(None, None, 0, ["outside window"], 0)
+    assert "never handled" in redrive(db, "onceward", rows.CONSUMER, message.id).refused
+    make_partition_for(db, message.id)
+    db.execute(
+        "INSERT INTO onceward.inbox (consumer, message_id, fingerprint, state) VALUES (%s, %s, %s, 'done')",
+        (rows.CONSUMER, message.id, message.fingerprint()),
+    )
+    assert "was handled since" in redrive(db, "onceward", rows.CONSUMER, message.id).refused
 
 
 @both_shapes

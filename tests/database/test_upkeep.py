@@ -3,52 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import date, timedelta
+from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
 from tests.support import rows
+from tests.support.days import OLD_SECONDS, SCHEMA, names_of, old_day, old_message, partitions, tables
 from tests.support.deliveries import order_aged
 from tests.support.waiting import Background, until_blocked
 
 from onceward.inbox import Inbox
-from onceward.message import Message
-from onceward.schema import attached, database_now, make_partition_for, make_partitions, partition_bounds, partition_name
-from onceward.upkeep import upkeep
+from onceward.schema import attached, database_now, make_partitions, partition_bounds, partition_name
+from onceward.upkeep import HeldBack, upkeep
 
 Db = psycopg.Connection[Any]
 Connect = Callable[..., Db]
-SCHEMA = "onceward"
-OLD_SECONDS = 60 * 86_400
-
-
-def partitions(db: Db) -> set[str]:
-    return {name for name, _ in attached(db, SCHEMA)}
-
-
-def tables(db: Db) -> set[str]:
-    found = db.execute("SELECT relname FROM pg_class WHERE relkind = 'r' AND relname ~ '^(inbox|intents)_p[0-9]'")
-    return {row[0] for row in found}
-
-
-def old_message(db: Db, state: str = "done") -> Message:
-    """A message of 60 days ago, in this state, in partitions of its day."""
-    message = order_aged(db, OLD_SECONDS)
-    make_partition_for(db, message.id, SCHEMA)
-    db.execute(
-        "INSERT INTO onceward.inbox (consumer, message_id, fingerprint, state) VALUES (%s, %s, '', %s)",
-        (rows.CONSUMER, message.id, state),
-    )
-    return message
-
-
-def old_day(db: Db) -> date:
-    return (database_now(db) - timedelta(seconds=OLD_SECONDS)).date()
-
-
-def names_of(day: date) -> set[str]:
-    return {partition_name(table, day) for table in ("inbox", "intents")}
 
 
 def test_partitions_are_made_ahead_and_only_once(db: Db) -> None:
@@ -197,7 +167,7 @@ def test_two_upkeeps_at_once_do_it_once(db: Db, connect: Connect, background: Ba
     running = [background(upkeep, conn, SCHEMA) for conn in conns[:1]]
     until_blocked(db, conns[0])
     running += [background(upkeep, conn, SCHEMA) for conn in conns[1:]]
-    assert [future.result().dropped for future in running[1:]] == [[], []]
+    assert [future.result()[1:] for future in running[1:]] == [([], {}, HeldBack.BUSY)] * 2
     reader.rollback()
     assert set(running[0].result().dropped) == names_of(old_day(db))
     assert not names_of(old_day(db)) & tables(db)

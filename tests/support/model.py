@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -28,11 +28,11 @@ from onceward.proof.explorer.cell import CALLABLE, EXPIRED, LIMITS, Books, Row
 from onceward.proof.explorer.rules import Rules
 from onceward.proof.explorer.tables import Clock, Who
 from onceward.provider import STRIPE_V1
-from onceward.rows import Rows, Runtime
-from onceward.schema import make_partition_for
+from onceward.rows import Rows
+from onceward.runtime import Runtime
+from onceward.schema import PARTITIONED, day_of, make_partition_for, partition_name
 from onceward.state import Shape, State
 from onceward.transport import Delivery
-from onceward.upkeep import _retire_day
 
 Conn = Connection[Any]
 Operation = tuple[Any, ...]  # what is called, and with what
@@ -340,9 +340,9 @@ class Pair:
 
 
 def retire(db: Conn, message: Message) -> None:
-    """Its partitions are dropped, whatever else is in them."""
-    made = datetime.fromtimestamp((UUID(message.id).int >> 80) / 1000, UTC)
-    _retire_day(db, "onceward", made.date())
+    """Its partitions are dropped, whatever else is in them, and without the memory of it: the next run needs them again."""
+    day = day_of(UUID(message.id))
+    db.execute("".join(f"DROP TABLE onceward.{partition_name(table, day)};" for table in PARTITIONED).encode())
 
 
 @contextmanager

@@ -102,6 +102,15 @@ def lapse(conn: Conn, message: Message) -> None:
     assert changed.rowcount == 1
 
 
+def age_windows(conn: Conn, longer_than: timedelta) -> None:
+    """As if no process with a window so long had been seen for two days."""
+    changed = conn.execute(
+        "UPDATE onceward.consumers SET seen_at = clock_timestamp() - interval '2 days' WHERE window_seconds > %s",
+        (longer_than.total_seconds(),),
+    )
+    assert changed.rowcount > 0
+
+
 def age_intents(conn: Conn, message: Message, age: timedelta) -> None:
     """As if the intents had been committed so long ago."""
     changed = conn.execute(

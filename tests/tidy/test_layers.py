@@ -15,7 +15,7 @@ LAYERS = (
     ("transport", "protocol", "retry", "events", "statements"),
     ("state", "effect", "delivery", "dispatch", "provider"),
     ("outbox", "inbox", "intent", "session", "database", "once", "schema", "logs"),
-    ("rows", "perform", "lease", "nudge", "upkeep", "parked"),
+    ("runtime", "rows", "perform", "lease", "nudge", "upkeep", "rights", "parked"),
     ("consumer", "loop", "relay"),
 )
 CORE = tuple(name for layer in LAYERS for name in layer)

@@ -108,7 +108,7 @@ def test_every_promise_can_be_seen_to_break() -> None:
 def test_the_evidence_says_how_much_was_tried_and_within_which_bound(tmp_path: Path) -> None:
     said: list[str] = []
     file = tmp_path / "explored.json"
-    assert report.explore(said.append, file=file, passages=SMALL[-2:]) == 0
+    assert report.explore(said.append, file=file, passages=SMALL[3:5]) == 0
     document = json.loads(file.read_text(encoding="utf-8"))
     assert document["states"] > 1000
     assert document["exhausted"] is True

@@ -49,6 +49,7 @@ def _add_run(commands: Any) -> None:
     parser.add_argument("--prefetch", type=whole(0), metavar="N", help="deliveries that wait here (default: as threads)")
     parser.add_argument("--drain", type=seconds, default=20.0, metavar="SECONDS", help="how long a drain may take (20)")
     parser.add_argument("--visibility", type=whole(1), default=30, metavar="SECONDS", help="the queue's lease (30)")
+    parser.add_argument("--no-upkeep", action="store_true", help="`onceward upkeep` is run daily by the tables' owner")
     add_database(parser)
     parser.set_defaults(perform=run)
 
@@ -82,8 +83,9 @@ def run(given: Any) -> int:
     _log_to_stderr()
     warn(f"{consumer.name} consumes {given.queue or given.source} with {given.threads} threads; Ctrl-C drains and ends")
     consume(
-        consumer, source=source, database=dsn, threads=given.threads, prefetch=given.prefetch, drain_seconds=given.drain
-    )
+        consumer, source=source, database=dsn, threads=given.threads, prefetch=given.prefetch, drain_seconds=given.drain,
+        upkeep=not given.no_upkeep,
+    )  # fmt: skip
     return 0
 
 

@@ -58,9 +58,13 @@ def upkeep(given: Any) -> int:
     with connected(given.database, schema=given.schema) as conn:
         kept_up = keep_up(conn, given.schema)
     if given.json:
-        say_json({"schema": given.schema, "made": kept_up.made, "dropped": kept_up.dropped, "kept": kept_up.kept})
+        held_back = kept_up.held_back.name.lower() if kept_up.held_back is not None else None
+        done = {"made": kept_up.made, "dropped": kept_up.dropped, "kept": kept_up.kept, "held_back": held_back}
+        say_json({"schema": given.schema, **done})
         return 0
     say(f"made {len(kept_up.made)} partitions, dropped {len(kept_up.dropped)}")
+    if kept_up.held_back is not None:
+        say(f"no day was retired: {kept_up.held_back.value}")
     for day, count in kept_up.kept.items():
         say(f"kept {day}: {count} messages there are not finished (see `onceward parked list`)")
     return 0

@@ -222,11 +222,3 @@ SELECT %(consumer)s, %(parked_id)s, %(fingerprint)s, %(reason)s, %(detail)s, 0, 
 ON CONFLICT (consumer, message_id, fingerprint) DO UPDATE
    SET reason = excluded.reason, detail = excluded.detail, parked_at = clock_timestamp()
 RETURNING message_id, set_config('synchronous_commit', 'on', true)
-
--- name: consumer_seen
--- why: upkeep keeps partitions for the longest window of all consumers that were ever started on this schema.
--- locks: the row
--- index: consumers_pkey
-INSERT INTO {schema}.consumers AS c (name, window_seconds)
-VALUES (%(consumer)s, %(window_seconds)s)
-ON CONFLICT (name) DO UPDATE SET window_seconds = excluded.window_seconds, seen_at = clock_timestamp()

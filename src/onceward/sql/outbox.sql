@@ -52,7 +52,7 @@ UPDATE {schema}.outbox
  WHERE position = %(position)s
 
 -- name: outbox_oldest_seconds
--- why: the window must be longer than the oldest row that is still to be sent.
+-- why: a message that is older than the window is parked when it arrives; a consumer says so at its start.
 -- locks: none
 -- index: outbox_pkey
 SELECT extract(epoch FROM clock_timestamp() - o.created_at)::float8

@@ -90,7 +90,8 @@ def _provider(cell: Cell) -> Iterator[Move]:
 def _clocks(cell: Cell) -> Iterator[Move]:
     """The dedup window (days) is far longer than any call or transaction: none is open just when an id leaves it.
 
-    It is longer than the provider's window too. Upkeep never drops what is pending, parked or without an answer.
+    It is longer than the provider's window too. Upkeep never drops what is pending, parked or without an answer. Under
+    `longer_window` the id is old only for the process by whose window upkeep goes; the workers take it like any other.
     """
     calling = any(worker.state.at == "calling" for worker in cell.workers)
     if not cell.old:

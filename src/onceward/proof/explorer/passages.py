@@ -12,6 +12,8 @@ from onceward.proof.explorer.search import Bound, Passage
 LOOK_UP: Final = Cell(rules=Rules(other_payload=True))
 NO_LOOK_UP: Final = Cell(rules=Rules(lookup=False, other_payload=True))
 TRANSACTIONAL: Final = Cell(rules=Rules(shape="transactional", other_payload=True))
+RETIRED: Final = Cell(rules=Rules(longer_window=True))
+RETIRED_TRANSACTIONAL: Final = Cell(rules=Rules(shape="transactional", longer_window=True))
 
 
 # What is taken for granted; outside of it nothing is promised.
@@ -36,6 +38,7 @@ PASSAGES: Final = (
     _passage("effectful and relay, deeper", (LOOK_UP,), faults=2, lanes=1),
     _passage("effectful without a look-up, deeper", (NO_LOOK_UP,), faults=2),
     _passage("effectful, with a look-up", (LOOK_UP, LOOK_UP), faults=2),
+    _passage("retired by another process's shorter window", (RETIRED, RETIRED_TRANSACTIONAL), faults=1),
 )
 DEEPER: Final = (
     *PASSAGES,
@@ -49,4 +52,6 @@ SMALL: Final = (
     _passage("transactional", (TRANSACTIONAL, TRANSACTIONAL), faults=1),
     _passage("effectful and relay", (LOOK_UP,), faults=1, lanes=1),
     _passage("transactional and relay", (TRANSACTIONAL, TRANSACTIONAL), faults=0, lanes=2, redrives=0),
+    _passage("retired, effectful", (RETIRED,), faults=1),
+    _passage("retired, transactional", (RETIRED_TRANSACTIONAL,), faults=2),
 )

@@ -108,6 +108,10 @@ PLANTED: Final = {
         "a park is only as durable as its session, in which an earlier handler switched durable commits off",
         promises.LOST, Rules(session_lies=True),
     ),
+    "retired-made-again": Planted(
+        "a process with a longer window makes the partition of a retired day again, and takes what was done there as new",
+        promises.WRITTEN_TWICE, TRANSACTIONAL._replace(longer_window=True, retired_made_again=True),
+    ),
     "failed-row-stays": Planted(
         "a failed attempt leaves its row as done, so that its own retry looks like a duplicate",
         promises.UNWRITTEN, TRANSACTIONAL._replace(failed_row_stays=True),

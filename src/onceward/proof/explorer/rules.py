@@ -16,6 +16,7 @@ class Rules(NamedTuple):
     shape: Shape = "effectful"
     lookup: bool = True  # the provider can be asked whether an effect happened
     other_payload: bool = False  # a message of another payload may come under the same id
+    longer_window: bool = False  # upkeep went by the window of another process, which is shorter than the workers' own
     step: Callable[[State, p.Event], Step] = delivery.step
     fence: str = "state and token"  # state | nothing
     key_stable: bool = True
@@ -31,6 +32,7 @@ class Rules(NamedTuple):
     publish_outside: bool = False
     default_partition: bool = False
     session_lies: bool = False  # a decision is durable only if its session says so, and some handler switched that off
+    retired_made_again: bool = False
 
 
 class RelayRules(NamedTuple):

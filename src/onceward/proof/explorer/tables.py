@@ -61,10 +61,10 @@ def take(books: Books, who: Who, clock: Clock) -> tuple[Row | None, p.Event]:
     """The row as the taker's transaction has it (None: not taken), and the event. An effectful take commits at once."""
     row, rules = books.row, who.rules
     state = "pending" if rules.shape == "effectful" else "done"
-    if clock.locked and not clock.old:
+    if clock.locked and (rules.longer_window or not clock.old):
         return None, p.InFlight(1.0)  # the INSERT waits for the other's transaction, until the wait runs out
     if row is None:
-        if clock.old and not (rules.default_partition and clock.dropped):
+        if _is_outside(rules, clock):
             return None, p.OutsideWindow()
         return Row(state, payload=who.payload), p.Taken(1, True, 1)
     refused = _refused(row, who, clock)
@@ -72,6 +72,13 @@ def take(books: Books, who: Who, clock: Clock) -> tuple[Row | None, p.Event]:
         return None, refused
     taken = row._replace(state=state, token=row.token + 1, lapsed=False)
     return taken, p.Taken(taken.token, False, taken.token - taken.forgiven)
+
+
+def _is_outside(rules: Rules, clock: Clock) -> bool:
+    """An id that nobody has taken: too old for this worker's window, or, whatever that is, of a day that was retired."""
+    if clock.dropped:
+        return not (rules.default_partition or rules.retired_made_again)
+    return clock.old and not rules.longer_window
 
 
 def _refused(row: Row, who: Who, clock: Clock) -> p.Event | None:
