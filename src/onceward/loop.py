@@ -121,6 +121,7 @@ class Loop:
         self._stopping = threading.Event()
         self._settler = Settler(opened, source)
         self._database_down = threading.Event()
+        self._log = named(opened)
         self._watched = health is not None
         self._health = health or Health()
 
@@ -166,7 +167,7 @@ class Loop:
             self._health.queue_failed()
         pause = min(0.05 * 2 ** min(failures, 10), PAUSE_SECONDS_MAX)
         outage = isinstance(error, TransportError | psycopg.Error | OSError)
-        logger.warning(
+        self._log.warning(
             "nothing can be received: the %s failed, it is asked again in %.1f s: %s: %s",
             asked, pause, type(error).__name__, error,
             exc_info=None if outage or failures > 1 else error,
@@ -227,9 +228,11 @@ class Loop:
         while (delivery := self._waiting.get()) is not None:
             try:
                 self._settler.settle(delivery, self._deliver(delivery))
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - logged with its traceback
                 # A worker outlives whatever happens: without workers this process would hold its messages and do nothing.
-                logger.exception("delivery %s could not be settled; it comes again when its lease has run out", delivery.id)
+                self._log.exception(
+                    "delivery %s could not be settled; it comes again when its lease has run out", delivery.id
+                )
             finally:
                 self._count(-1)
 
@@ -238,8 +241,8 @@ class Loop:
             return release(0)
         try:
             settlement = self._opened.deliver(delivery)
-        except BaseException:
-            logger.exception("delivery %s could not be handled; it stays in its queue", delivery.id)
+        except BaseException:  # noqa: BLE001 - logged with its traceback, and left to redelivery
+            self._log.exception("delivery %s could not be handled; it stays in its queue", delivery.id)
             settlement = LEAVE
         if settlement is LEAVE:
             self._database_down.set()  # perhaps: the receiving thread asks the database before it goes on
@@ -262,11 +265,16 @@ class Loop:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
         left = sum(worker.is_alive() for worker in workers)
         if left:
-            logger.warning("%d handlers still run after %.0f s: their messages come again", left, self._drain_seconds)
+            self._log.warning("%d handlers still run after %.0f s: their messages come again", left, self._drain_seconds)
 
     def _give_back(self, waiting: list[Delivery]) -> None:
         for delivery in waiting:
             self._settler.settle(delivery, release(0))
+
+
+def named(opened: OpenConsumer) -> logging.LoggerAdapter[logging.Logger]:
+    """Our log, whose records say which consumer of the process they are about."""
+    return logging.LoggerAdapter(logger, {"onceward": {"consumer": opened.consumer.name}})
 
 
 class Settler:
@@ -275,6 +283,7 @@ class Settler:
     def __init__(self, opened: OpenConsumer, source: Source) -> None:
         self._opened = opened
         self._source = source
+        self._log = named(opened)
         self._pending: list[tuple[Delivery, Settlement]] = []
         self._lock = threading.Lock()
         self._busy = False
@@ -298,7 +307,7 @@ class Settler:
         try:
             self._settle(entries)
         except BaseException as error:
-            logger.exception(
+            self._log.exception(
                 "%d deliveries could not be settled; they come again when their lease has run out", len(entries)
             )
             if interrupts(error):
@@ -315,19 +324,19 @@ class Settler:
         try:
             outcomes = self._source.settle(told)
         except Exception as error:  # noqa: BLE001 - unsettled is delivered again, and the inbox knows what is finished
-            logger.warning(
+            self._log.warning(
                 "%d deliveries could not be settled, they come again: %s: %s", len(told), type(error).__name__, error
             )
             return
         if wrong := _wrong(outcomes, len(told)):
-            logger.error(
+            self._log.error(
                 "the source's settle gave %s for %d deliveries, not one Outcome each; what it did not settle comes again",
                 wrong, len(told),
             )  # fmt: skip
             return
         lost = sum(outcome is Outcome.LOST for outcome in outcomes)
         if lost:
-            logger.info("%d of %d deliveries were not ours any more when they were settled", lost, len(told))
+            self._log.info("%d of %d deliveries were not ours any more when they were settled", lost, len(told))
         self._emit("consumer.settled", told)
 
     def _emit(self, point: str, entries: list[tuple[Delivery, Settlement]]) -> None:
