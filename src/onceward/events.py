@@ -1,16 +1,23 @@
 """What happens to a message, as named moments: one list for crash points, for listeners, for spans and for the docs.
 
-A listener is called in the thread where it happened, between two steps of the protocol. What it raises is logged, never
-passed on: watching must not change what is watched. (A listener may end the process: that is how crash points are tested.)
+A listener is called in the thread where it happened, between two steps of the protocol. What it raises is logged and
+counted, never passed on: watching must not change what is watched. (A listener may end the process: that is how crash
+points are tested.)
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
+import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
+from onceward.errors import UsageError
+
 logger = logging.getLogger("onceward")
+FAILURES_BETWEEN_LINES: Final = 1000
 
 POINTS: Final = {
     "consumer.received": "the delivery is here; nothing is written",
@@ -32,6 +39,7 @@ POINTS: Final = {
     "consumer.settling": "the outcome stands, the queue is about to be told",
     "consumer.settled": "the queue was told",
     "consumer.raised_late": "the handler raised after its message was finished",
+    "relay.looked": "a lane waits: there was nothing to take, or the database or the sink failed",
     "relay.taken": "a batch is locked, nothing is sent",
     "relay.published": "the sink has answered, the rows are still there",
     "relay.deleted": "what the sink confirmed is deleted and committed",
@@ -56,7 +64,9 @@ class Listeners:
     """Hands each event to every listener; costs nothing but a test when there is none."""
 
     def __init__(self, listeners: Sequence[Listener] = ()) -> None:
-        self._listeners = tuple(listeners)
+        self._listeners = _checked(listeners)
+        self._failures: Counter[int] = Counter()
+        self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
         return bool(self._listeners)
@@ -65,8 +75,40 @@ class Listeners:
         if not self._listeners:
             return
         event = Event(point, consumer, message_id, fields)
-        for listener in self._listeners:
+        for place, listener in enumerate(self._listeners):
             try:
                 listener(event)
-            except Exception:
-                logger.exception("a listener failed at %s of message %s", point, message_id)
+            except BaseException as error:
+                # SystemExit too: it would end this thread in silence, and with it what the thread carries for others.
+                if interrupts(error):
+                    raise
+                self._failed(place, listener, event, error)
+
+    def _failed(self, place: int, listener: Listener, event: Event, error: BaseException) -> None:
+        """One that fails at every event must not fill the log: the first time it is told in full, then now and then."""
+        with self._lock:
+            self._failures[place] += 1
+            failures = self._failures[place]
+        name = getattr(listener, "__qualname__", None) or type(listener).__qualname__
+        if failures == 1:
+            text = "the listener %s failed at %s of message %r; it is called again at the next event, the message goes on"
+            logger.error(text, name, event.point, event.message_id, exc_info=error)
+        elif failures % FAILURES_BETWEEN_LINES == 0:
+            text = "the listener %s has failed %d times, the last time at %s: %s: %s"
+            logger.error(text, name, failures, event.point, type(error).__name__, error)
+
+
+def interrupts(error: BaseException) -> bool:
+    """Ctrl-C, which Python raises on the main thread: somebody wants the program to end."""
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
+def _checked(listeners: Sequence[Listener]) -> tuple[Listener, ...]:
+    if callable(listeners) or not hasattr(listeners, "__iter__"):
+        raise UsageError(f"listeners: a list of functions that take an Event, not a {type(listeners).__name__}")
+    for listener in listeners:
+        if not callable(listener):
+            raise UsageError(f"listeners: a function that takes an Event, not a {type(listener).__name__}")
+        if inspect.iscoroutinefunction(listener):
+            raise UsageError(f"listeners: {listener.__qualname__} is async; nobody would await it")
+    return tuple(listeners)

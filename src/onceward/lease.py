@@ -50,7 +50,8 @@ class LeaseKeeper:
         self._held: dict[int, Delivery] = {}
         self._claims: dict[int, Claim] = {}
         self._lost: set[int] = set()
-        self._beating: set[int] = set()
+        self._beating: set[int] = set()  # their extension at the queue is in flight
+        self._extending: set[int] = set()  # their claim's extension in the database is in flight
         self._changed = threading.Condition()
         self._stop = False
         leases = [inbox.lease_seconds] + ([source.traits.lease_seconds] if source is not None else [])
@@ -72,11 +73,18 @@ class LeaseKeeper:
             self._ensure_thread()
 
     def done(self, delivery: Delivery) -> None:
-        """The claim is over (finished, failed, parked or lost); the queue's lease goes on until `drop`."""
+        """The claim is over (finished, failed, parked or lost); the queue's lease goes on until `drop`.
+
+        Returns once no extension of it is in flight any more: it would take back a lease that is about to be given up. It
+        waits for a beat at the most: a database that hangs must not hold up whoever has a claim to end. May be called
+        before the handler has returned, and more than once.
+        """
+        arrival = id(delivery)
         with self._changed:
-            self._claims.pop(id(delivery), None)
-            if id(delivery) not in self._held:
-                self._lost.discard(id(delivery))
+            self._claims.pop(arrival, None)
+            if arrival not in self._held:
+                self._lost.discard(arrival)
+            self._changed.wait_for(lambda: arrival not in self._extending, timeout=self._every_seconds)
 
     def drop(self, deliveries: Sequence[Delivery]) -> None:
         """These are about to be settled: returns once no extension of them is in flight any more."""
@@ -103,7 +111,7 @@ class LeaseKeeper:
     # ---- the beat ----------------------------------------------------------------------------------------------------
 
     def _ensure_thread(self) -> None:
-        if self._thread is None and not self._stop:
+        if not self._stop and (self._thread is None or not self._thread.is_alive()):
             self._thread = threading.Thread(target=self._run, name="onceward-heartbeat", daemon=True)
             self._thread.start()
 
@@ -112,35 +120,56 @@ class LeaseKeeper:
             with self._changed:
                 if self._changed.wait_for(lambda: self._stop, timeout=self._every_seconds):
                     return
-            self._beat()
+            try:
+                self._beat()
+            except BaseException:
+                # Whatever a source or a listener raises: without this thread, every lease of this process would lapse.
+                logger.exception("a heartbeat failed, the next is tried in %.1f s", self._every_seconds)
 
     def _beat(self) -> None:
+        self._extend_held()  # first: it must not wait for a database that is away
+        self._extend_claims()
+
+    def _extend_held(self) -> None:
         with self._changed:
             held = list(self._held.values())
-            claims = list(self._claims.values())
-            self._beating = {id(delivery) for delivery in held}
+            self._beating = set(self._held)
         try:
-            self._extend_held(held)  # first: it must not wait for a database that is away
-            self._extend_claims(claims)
+            gone = self._extended_at_queue(held) if held else []
         finally:
             with self._changed:
                 self._beating = set()
                 self._changed.notify_all()
-
-    def _extend_held(self, held: list[Delivery]) -> None:
-        if not held or self._source is None:
-            return
-        try:
-            outcomes = self._source.extend(held, self._source.traits.lease_seconds)
-        except Exception as error:  # noqa: BLE001 - the next beat tries again; if none succeeds, redelivery decides
-            logger.warning("the leases of %d deliveries could not be extended: %s", len(held), error)
-            return
-        gone = [delivery for delivery, outcome in zip(held, outcomes, strict=True) if outcome is Outcome.LOST]
         self._mark_lost(gone)
 
-    def _extend_claims(self, claims: list[Claim]) -> None:
-        if not claims:
-            return
+    def _extended_at_queue(self, held: list[Delivery]) -> list[Delivery]:
+        """Each is ours for another lease; those that are not any more."""
+        if self._source is None:
+            return []
+        try:
+            outcomes = self._source.extend(held, self._source.traits.lease_seconds)
+            return [delivery for delivery, outcome in zip(held, outcomes, strict=True) if outcome is Outcome.LOST]
+        except Exception as error:  # noqa: BLE001 - the next beat tries again; if none succeeds, redelivery decides
+            logger.warning(
+                "the leases of %d deliveries could not be extended, tried again in %.1f s: %s",
+                len(held), self._every_seconds, error,
+            )  # fmt: skip
+            return []
+
+    def _extend_claims(self) -> None:
+        with self._changed:
+            claims = list(self._claims.values())
+            self._extending = set(self._claims)
+        try:
+            gone = self._extended_in_database(claims) if claims else []
+        finally:
+            with self._changed:
+                self._extending = set()
+                self._changed.notify_all()
+        self._mark_lost(gone)
+
+    def _extended_in_database(self, claims: list[Claim]) -> list[Delivery]:
+        """Each claim is ours for another lease; those that are another's now."""
         params = {
             "consumer": self._inbox.consumer,
             "message_ids": [claim.message_id for claim in claims],
@@ -152,12 +181,15 @@ class LeaseKeeper:
             with self._database.connection(wait_seconds=self._every_seconds) as conn:
                 extended = {row[0] for row in tuples(conn, self._inbox.statements["inbox_extend"], params)}
                 gone = self._truly_lost(conn, claims, extended)
-        except psycopg.Error as error:
-            logger.warning("the leases of %d claims could not be extended: %s", len(claims), error)
-            return
+        except Exception as error:  # noqa: BLE001 - a caller's `database` may raise what it likes; as for the queue
+            logger.warning(
+                "the leases of %d claims could not be extended, tried again in %.1f s: %s",
+                len(claims), self._every_seconds, error,
+            )  # fmt: skip
+            return []
         for claim in claims:
             claim.good_until = asked + self._inbox.lease_seconds
-        self._mark_lost(gone)
+        return gone
 
     def _truly_lost(self, conn: psycopg.Connection, claims: list[Claim], extended: set[UUID]) -> list[Delivery]:
         """Of the claims that were not extended, those that are another's now; the others are being finished."""

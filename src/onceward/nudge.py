@@ -9,8 +9,6 @@ import logging
 import threading
 from typing import Final
 
-import psycopg
-
 from onceward.database import Database
 
 logger = logging.getLogger("onceward")
@@ -52,8 +50,8 @@ class Nudge:
             try:
                 with self._database.connection() as conn:
                     conn.execute("SELECT pg_notify(%s, '')", (channel(self._database.schema),))
-            except psycopg.Error as error:
-                logger.info("a nudge was lost, the relay polls: %s", error)
+            except Exception as error:  # noqa: BLE001 - a caller's `database` may raise what it likes; relays poll behind it
+                logger.info("a nudge was lost, the relay finds the rows when it polls: %s", error)
             self._stop.wait(COALESCE_SECONDS)
 
     def stop(self) -> None:

@@ -137,6 +137,7 @@ class _Relay:
 
     def sleep(self, seconds: float, nudges_seen: int | None) -> None:
         """Until a nudge that came after `nudges_seen` (None: whatever nudges come), the time, or the stop."""
+        self.listeners.emit("relay.looked", "", failing=nudges_seen is None)
         with self._woken:
             waited = 0.0
             while waited < seconds and nudges_seen in (None, self._nudges) and not self.stopping:

@@ -34,6 +34,7 @@ from onceward.statements import statements
 logger = logging.getLogger("onceward")
 EVERY_SECONDS: Final = 3600.0
 FIRST_AFTER_SECONDS: Final = (5.0, 30.0)
+RETRY_SECONDS: Final = 60.0
 TRIES: Final = 5
 CLOCKS_APART_SECONDS_MAX: Final = 3600.0
 _EPOCH: Final = date(1970, 1, 1)  # no UUIDv7 is older
@@ -238,30 +239,45 @@ def _prune_attempts(conn: Connection[Any], schema: str, last_day: date) -> None:
 
 
 class UpkeepThread:
-    """Upkeep within the first half minute and then every hour, until stopped; a failure is tried again at the next turn.
+    """Upkeep within the first half minute and then every hour, until stopped; a failure is loud, and tried again sooner.
 
     Not at once: consumers that are restarted again and again must not do upkeep again and again. (A partition that is
-    missing meanwhile is made by the take that misses it.)
+    missing meanwhile is made by the take that misses it, if its role may.)
     """
 
-    def __init__(self, database: Database, seen: Callable[[Connection[Any]], object], *, upkeep: bool = True) -> None:
+    def __init__(
+        self,
+        database: Database,
+        seen: Callable[[Connection[Any]], object],
+        *,
+        upkeep: bool = True,
+        first_after_seconds: tuple[float, float] = FIRST_AFTER_SECONDS,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
         """`seen` says each hour that the consumer is still here, with its window; without `upkeep` that is all."""
         self._database = database
         self._seen = seen
         self._upkeep = upkeep
+        self._first_after_seconds = first_after_seconds
+        self._retry_seconds = retry_seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="onceward-upkeep", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        wait_seconds = random.uniform(*FIRST_AFTER_SECONDS)
+        wait_seconds = random.uniform(*self._first_after_seconds)
+        failures = 0
         while not self._stop.wait(wait_seconds):
-            wait_seconds = EVERY_SECONDS
             try:
                 with self._database.connection() as conn:
                     self._turn(conn)
-            except psycopg.Error as error:
-                logger.warning("upkeep failed, it is tried again within the hour: %s", error)
+            except Exception as error:  # noqa: BLE001 - a caller's `database` may raise what it likes; tried again
+                failures += 1
+                wait_seconds = min(self._retry_seconds * 2 ** (failures - 1), EVERY_SECONDS)
+                logger.error("upkeep failed, it is tried again in %.0f s: %s", wait_seconds, _with_remedy(error))
+            else:
+                failures = 0
+                wait_seconds = EVERY_SECONDS
 
     def _turn(self, conn: Connection[Any]) -> None:
         self._seen(conn)
@@ -272,3 +288,14 @@ class UpkeepThread:
     def stop(self) -> None:
         self._stop.set()
         self._thread.join(timeout=5.0)
+
+
+def _with_remedy(error: Exception) -> str:
+    """The error; where it is a missing right, also what to do. Only the owner of a table may attach or drop partitions."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if getattr(error, "sqlstate", None) != psycopg.errors.InsufficientPrivilege.sqlstate:
+        return text
+    return (
+        f"{text}; without upkeep no message is taken once the partitions end, a few days from now: run `onceward upkeep` "
+        f"every day as the owner of the tables, or make this role a member of the owner (GRANT owner TO role)"
+    )

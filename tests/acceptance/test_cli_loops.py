@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import socket
+import subprocess
+import sys
 import textwrap
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
-from tests.acceptance.processes import onceward, refused, running
+from tests.acceptance.processes import environment, onceward, refused, running
 from tests.support import rows
 from tests.support.deliveries import order
 from tests.support.waiting import until
@@ -35,6 +40,10 @@ SHOP = """
         if message.json().get("hold"):
             tx.execute("SELECT pg_advisory_xact_lock(7)")
         publish(tx, Message(type="order.noted", data={}))
+
+    def listen(event):
+        with open("events", "a") as file:
+            print(event.point, file=file)
 
     def source():
         return pgmq.Source("orders", os.environ["ONCEWARD_DATABASE"])
@@ -141,6 +150,89 @@ def test_an_outbox_that_could_not_be_emptied_is_said(dsn: str, db: Db, shop: Pat
     assert len(rows.outbox(db)) == 1
 
 
+# ---- what it says while it runs --------------------------------------------------------------------------------------
+
+
+def events(shop: Path) -> list[str]:
+    file = shop / "events"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def test_a_log_for_programs_is_one_json_object_a_line(dsn: str, db: Db, shop: Path) -> None:
+    options = ("--log-format", "json", "--log-level", "info")
+    with (
+        running("run", "shop:orders", "--queue", "orders", *options, "--database", dsn, cwd=shop) as run,
+        running("relay", "--queues", "orders", *options, "--database", dsn, cwd=shop) as relay,
+    ):
+        message = placed(dsn)
+        until(lambda: len(rows.parked(db)) == 1, "the type without a handler being parked")
+        assert (run.stop(), relay.stop()) == (0, 0)
+        lines = [json.loads(line) for line in (run.said + relay.said).splitlines()]
+    assert rows.state(db, message) == "done"
+    assert lines[0]["message"] == "payments consumes orders with 8 threads; Ctrl-C drains and ends"
+    assert {"time", "level", "logger", "message"} <= set.intersection(*(set(line) for line in lines))
+    assert "warning" in {line["level"] for line in lines}, "the park"
+
+
+def test_listeners_of_ones_own_see_every_event_of_both_loops(dsn: str, db: Db, shop: Path) -> None:
+    listeners = ("--listeners", "shop:listen")
+    with running("run", "shop:orders", "--queue", "orders", *listeners, "--database", dsn, cwd=shop) as run:
+        placed(dsn)
+        onceward("relay", "--queues", "orders", "--until-empty", *listeners, "--database", dsn, cwd=shop)
+        until(lambda: {"relay.deleted", "consumer.settled"} <= set(events(shop)), "both loops being seen")
+        assert run.stop() == 0
+
+
+def test_health_is_a_file_or_a_port_and_gone_at_the_end(dsn: str, db: Db, shop: Path) -> None:
+    file = shop / "health"
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        port = asked.getsockname()[1]
+
+    def ready() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    with (
+        running("run", "shop:orders", "--queue", "orders", "--health", "health", "--database", dsn, cwd=shop) as run,
+        running("relay", "--queues", "orders", "--health", f":{port}", "--database", dsn) as relay,
+    ):
+        until(lambda: file.exists() and json.loads(file.read_text())["ready"], "the consumer being ready")
+        until(ready, "the relay being ready")
+        message = placed(dsn)
+        until(lambda: rows.state(db, message) == "done", "the message being done")
+        until(lambda: json.loads(file.read_text())["last_progress_seconds"] is not None, "progress being shown")
+        assert (run.stop(), relay.stop()) == (0, 0)
+    assert not file.exists()
+    assert not ready()
+
+
+def test_a_consumer_whose_standard_error_has_gone_goes_on(dsn: str, db: Db, shop: Path) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-m", "onceward", "run", "shop:orders", "--queue", "orders", "--database", dsn],
+        stderr=subprocess.PIPE, text=True, cwd=shop, env=environment(),
+    )  # fmt: skip
+    try:
+        assert run.stderr is not None
+        assert "payments consumes orders" in run.stderr.readline()
+        run.stderr.close()
+        first = placed(dsn)
+        onceward("relay", "--queues", "orders", "--until-empty", "--database", dsn)
+        until(lambda: rows.state(db, first) == "done", "the message being done")
+        second = placed(dsn)
+        onceward("relay", "--queues", "orders", "--until-empty", "--database", dsn)
+        until(lambda: len(rows.parked(db)) == 1, "a line that nobody reads having been logged")
+        until(lambda: rows.state(db, second) == "done", "the message behind it being done")
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(30) == 0
+    finally:
+        run.kill()
+        run.wait()
+
+
 # ---- what is refused before anything starts --------------------------------------------------------------------------
 
 
@@ -169,6 +261,34 @@ def test_a_queue_that_is_not_there_is_one_line(dsn: str, shop: Path) -> None:
     refused(
         onceward("run", "shop:orders", "--source", "shop:not_a_consumer", "--database", dsn, cwd=shop), "gives a Source"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--health", "nowhere/health"], "nowhere/health cannot be written"),
+        (["--health", "8080"], "a port of this machine is written :8080"),
+        (["--health", ":70000"], "there is no port 70000"),
+        (["--listeners", "shop:listen,nothing"], "has no 'nothing'"),
+        (["--listeners", "shop:not_a_consumer"], "is a int, not a function that takes an Event"),
+        (["--listeners", "shop"], "MODULE:NAME"),
+        (["--log-level", "loud"], "invalid choice: 'loud'"),
+    ],
+)
+def test_what_cannot_be_watched_is_one_line(options: list[str], word: str, dsn: str, shop: Path) -> None:
+    refused(onceward("run", "shop:orders", "--queue", "orders", *options, "--database", dsn, cwd=shop), word)
+    refused(onceward("relay", "--queues", "orders", *options, "--database", dsn, cwd=shop), word)
+
+
+def test_a_health_port_that_is_taken_is_one_line(dsn: str, shop: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        health = f":{taken.getsockname()[1]}"
+        refused(
+            onceward("run", "shop:orders", "--queue", "orders", "--health", health, "--database", dsn, cwd=shop),
+            "nobody can listen at 127.0.0.1",
+        )
 
 
 def test_a_schema_that_is_not_migrated_is_one_line(empty_dsn: str, shop: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -219,6 +220,62 @@ def test_settling_waits_for_an_extension_in_flight(opened: Opened, background: B
     dropping.result(timeout=10)
 
 
+def test_a_claim_that_is_over_is_not_extended_by_the_beat_that_is_under_way(
+    opened: Opened, db: Db, dsn: str, background: Background
+) -> None:
+    """A failed attempt has given its lease back: an extension that came later would make its retry wait for a lease."""
+
+    def connect() -> Db:
+        if threading.current_thread().name == "onceward-heartbeat" and held:
+            reached.set()
+            released.wait(20)
+        return psycopg.connect(dsn)
+
+    over, other = order(), order()
+    arrived = delivery(over)
+    held: list[bool] = []
+    reached, released = threading.Event(), threading.Event()
+    with Gate("consumer.claimed", holds=2) as gate:
+        consumer = opened(effectful(lease_seconds=3), gate, database=connect)
+        running = [background(consumer.deliver, one) for one in (arrived, delivery(other))]
+        until(lambda: rows.state(db, over) and rows.state(db, other))
+        held.append(True)
+        assert reached.wait(20)
+        ending = background(consumer.keeper.done, arrived)
+        held.clear()
+        released.set()
+        ending.result(timeout=20)
+        at_the_end = rows.inbox_row(db, over).lease_until
+        until(beats(db, other))
+        assert rows.inbox_row(db, over).lease_until == at_the_end
+        consumer.keeper.done(arrived)
+        gate.release()
+        assert [future.result() for future in running] == [ACK, ACK]
+
+
+def test_whoever_ends_a_claim_waits_for_a_beat_at_the_most(
+    opened: Opened, db: Db, dsn: str, background: Background
+) -> None:
+    """A database that hangs in the beat must not hang the handlers too."""
+
+    def connect() -> Db:
+        if threading.current_thread().name == "onceward-heartbeat":
+            reached.set()
+            released.wait(20)
+        return psycopg.connect(dsn)
+
+    arrived = delivery(order())
+    reached, released = threading.Event(), threading.Event()
+    with Gate("consumer.claimed") as gate:
+        consumer = opened(effectful(lease_seconds=0.5), gate, database=connect)
+        running = background(consumer.deliver, arrived)
+        assert reached.wait(20)
+        background(consumer.keeper.done, arrived).result(timeout=10)
+        released.set()
+        gate.release()
+        running.result(timeout=20)
+
+
 def test_the_callers_pool_may_give_dictionaries(opened: Opened, db: Db, dsn: str, background: Background) -> None:
     message = order()
     pool: Any = ConnectionPool(dsn, min_size=1, max_size=7, kwargs={"row_factory": dict_row}, open=True)
@@ -272,10 +329,13 @@ def core_files() -> dict[str, str]:
 
 
 def test_scenario_21_only_a_message_reads_the_wall_clock() -> None:
-    """Its id and its time are the producer's; nothing else in the core may ask this machine what time it is."""
+    """Its id and its time are the producer's; nothing else in the core may ask this machine what time it is.
+
+    Upkeep does, but only to refuse: it retires nothing while the database's clock is an hour or more from this one.
+    """
     files = core_files()
     assert {"lease.py", "inbox.py", "transports/pgmq.py"} <= files.keys()
-    assert {place for place, text in files.items() if WALL_CLOCK.search(text)} == {"message.py"}
+    assert {place for place, text in files.items() if WALL_CLOCK.search(text)} == {"message.py", "upkeep.py"}
 
 
 @pytest.mark.parametrize(

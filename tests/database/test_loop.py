@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -11,12 +15,13 @@ import pytest
 from tests.support import rows
 from tests.support.deliveries import delivery, order
 from tests.support.points import Gate, Recorder
-from tests.support.queues import ListSource, consuming
+from tests.support.queues import ListSink, ListSource, consuming
 from tests.support.shop import SHAPES, of_shape, transactional
 from tests.support.waiting import Background, until
 
 from onceward.errors import TransportError, UsageError
-from onceward.loop import run
+from onceward.events import Event
+from onceward.loop import Settler, run
 from onceward.proof.sweep.proxy import Proxy
 from onceward.transport import ACK, Delivery, Outcome, Received, Settlement, release
 
@@ -80,6 +85,185 @@ def test_a_settle_that_fails_is_left_to_redelivery(dsn: str, db: Db, background:
     with consuming(background, run, consumer=transactional(), **options):
         source.wait_for_settled(1)
     assert (source.settled[0][0], rows.effects(db, message), seen.count("consumer.duplicate")) == ("again", 1, 1)
+
+
+class Odd(ListSource):
+    """Settles as it should, and then answers something else, once."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.odd = [answer]
+
+    def settle(self, entries: Sequence[tuple[Delivery, Settlement]]) -> Sequence[Outcome]:
+        outcomes = super().settle(entries)
+        if not self.odd:
+            return outcomes
+        answer = self.odd.pop()
+        if isinstance(answer, BaseException):
+            raise answer
+        result: Sequence[Outcome] = answer
+        return result
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (None, "gave None for 1 deliveries"),
+        ([], "gave 0 outcomes for 1 deliveries"),
+        ([Outcome.SETTLED] * 2, "gave 2 outcomes"),
+        (["settled"], "gave a str"),
+        ("settled", "gave a str"),
+        (42, "gave a int"),
+        (RuntimeError("a defect"), "1 deliveries could not be settled, they come again: RuntimeError: a defect"),
+        (SystemExit(3), "1 deliveries could not be settled; they come again"),
+    ],
+    ids=str,
+)
+def test_a_bad_answer_of_settle_is_said_and_settling_goes_on(
+    answer: Any, said: str, dsn: str, db: Db, background: Background, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, messages = Odd(answer), [order() for _ in range(8)]
+    source.waiting.append(delivery(messages[0]))
+    with consuming(background, run, consumer=transactional(), source=lambda: source, database=dsn, threads=3):
+        until(lambda: said in caplog.text)
+        source.waiting.extend(delivery(message) for message in messages[1:])
+        source.wait_for_settled(8)
+    assert [rows.effects(db, message) for message in messages] == [1] * 8
+    (told,) = [record for record in caplog.records if "settle" in record.getMessage()]
+    assert told.__dict__["onceward"] == {"consumer": rows.CONSUMER}
+
+
+def test_ctrl_c_while_settling_passes_and_settling_goes_on(dsn: str, db: Db) -> None:
+    """On the main thread alone, where Python raises it: whoever drives deliveries by hand wants to be interrupted."""
+    source: Any = Odd(KeyboardInterrupt())
+    keeper = SimpleNamespace(drop=lambda _: None)
+    opened: Any = SimpleNamespace(keeper=keeper, listeners=(), consumer=transactional())
+    settler = Settler(opened, source)
+    with pytest.raises(KeyboardInterrupt):
+        settler.settle(delivery(order()), ACK)
+    settler.settle(delivery(order()), ACK)
+    assert len(source.settled) == 2
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), SystemExit(1), KeyboardInterrupt()], ids=repr)
+def test_a_listener_that_always_raises_stops_no_worker_and_fills_no_log(
+    error: BaseException, dsn: str, db: Db, background: Background, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: Event) -> None:
+        raise error
+
+    source, messages, seen = ListSource(), [order() for _ in range(20)], Recorder()
+    source.waiting.extend(delivery(message) for message in messages)
+    options = {"source": lambda: source, "database": dsn, "threads": 2, "listeners": [broken, seen]}
+    with consuming(background, run, consumer=transactional(), **options):
+        source.wait_for_settled(20)
+    assert seen.count("consumer.settled") == 20
+    (told,) = [record for record in caplog.records if "broken" in record.getMessage()]
+    assert told.levelno == logging.ERROR
+    assert told.exc_info
+    assert "it is called again at the next event" in told.getMessage()
+
+
+@pytest.mark.parametrize("where", ["receive", "answer"])
+def test_whatever_a_source_raises_it_is_asked_again(
+    where: str, dsn: str, db: Db, background: Background, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(ListSource):
+        def receive(self, limit: int, wait_seconds: float) -> Received:
+            self.receives += 1
+            if self.receives > 3:
+                return super().receive(limit, wait_seconds)
+            if where == "receive":
+                raise KeyError("a defect of the adapter")
+            nothing: Any = None
+            result: Received = nothing
+            return result
+
+    source, message = Broken(), order()
+    source.waiting.append(delivery(message))
+    with consuming(background, run, consumer=transactional(), source=lambda: source, database=dsn, threads=1):
+        source.wait_for_settled(1)
+    assert rows.effects(db, message) == 1
+    told = [record for record in caplog.records if "nothing can be received: the queue failed" in record.getMessage()]
+    assert [bool(record.exc_info) for record in told] == [True, False, False]
+    assert "asked again in 0.1 s" in told[0].getMessage()
+
+
+def test_a_usage_error_of_a_source_ends_the_run(dsn: str) -> None:
+    """No try can succeed, and a loop that logs it for ever is a consumer that does nothing."""
+
+    class Misused(ListSource):
+        def receive(self, *_: Any) -> Received:
+            raise UsageError("there is no queue 'order'")
+
+    with pytest.raises(UsageError, match="no queue 'order'"):
+        run(transactional(), source=Misused, database=dsn, threads=1)
+
+
+class OperationalErrorOfAnORM(Exception):
+    """What a caller's `database` raises need not be psycopg's."""
+
+
+def test_an_outage_of_a_callers_own_database_ends_no_thread(
+    dsn: str, db: Db, background: Background, caplog: pytest.LogCaptureFixture
+) -> None:
+    def connect() -> Db:
+        asked.append(threading.current_thread().name)
+        if down.is_set():
+            raise OperationalErrorOfAnORM("connection refused")
+        return psycopg.connect(dsn)
+
+    asked: list[str] = []
+    down = threading.Event()
+    source, early, late = ListSource(), order(), order()
+    source.waiting.append(delivery(early))
+    options = {"source": lambda: source, "database": connect, "threads": 1, "prefetch": 0}
+    with consuming(background, run, consumer=transactional(), **options):
+        source.wait_for_settled(1)
+        down.set()
+        source.waiting.append(delivery(order(), id="during"))
+        until(lambda: "the database failed, it is asked again in 0.2 s" in caplog.text)
+        down.clear()
+        source.waiting.append(delivery(late))
+        source.wait_for_settled(2)
+    assert (rows.effects(db, late), source.actions("during")) == (1, [])
+
+
+def test_a_delivery_that_could_not_be_handled_stays_in_its_queue(
+    dsn: str, db: Db, background: Background, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An adapter's defect, such as no headers at all: nothing is known of the message, so its queue is told nothing."""
+    nothing: Any = None
+    source, good = ListSource(), order()
+    source.waiting.extend([replace(delivery(order(), id="bad"), headers=nothing), delivery(good, id="good")])
+    with consuming(background, run, consumer=transactional(), source=lambda: source, database=dsn, threads=1):
+        source.wait_for_settled(1)
+    assert "delivery bad could not be handled; it stays in its queue" in caplog.text
+    assert source.settled == [("good", ACK)]
+
+
+def test_a_worker_that_sees_the_stop_gives_its_delivery_back(dsn: str, db: Db, background: Background) -> None:
+    """The receiving thread still waits at the queue: what it will give back at the drain, a worker meets first."""
+
+    class Waiting(ListSource):
+        def receive(self, limit: int, wait_seconds: float) -> Received:
+            if self.receives:
+                released.wait(20)
+            return super().receive(limit, wait_seconds)
+
+    source, stop, released, messages = Waiting(), Stop(), threading.Event(), [order(), order()]
+    source.waiting.extend(delivery(message, id=str(n)) for n, message in enumerate(messages))
+    with Gate("consumer.handled") as gate:
+        options = {"database": dsn, "threads": 1, "prefetch": 8, "stop": stop, "listeners": [gate]}
+        running = background(run, transactional(), source=lambda: source, **options)
+        gate.wait()
+        stop.pass_on()
+        gate.release()
+        source.wait_for_settled(2)
+        released.set()
+        running.result(timeout=20)
+    assert source.settled == [("0", ACK), ("1", release(0))]
+    assert rows.books(db, messages[1]) == rows.Books(None, None, 0, [], 0)
 
 
 class Stop(threading.Event):
@@ -153,10 +337,39 @@ def test_many_threads_share_one_source(dsn: str, db: Db, background: Background)
     assert rows.scalar(db, "SELECT count(*) FROM effects") == 60
 
 
-@pytest.mark.parametrize("options", [{"threads": 0}, {"prefetch": -1}])
-def test_a_loop_that_cannot_work_is_refused(options: dict[str, Any], dsn: str) -> None:
-    with pytest.raises(UsageError):
-        run(transactional(), source=ListSource, database=dsn, **options)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"threads": 0}, "threads is a whole number of at least 1, not 0"),
+        ({"threads": 1.5}, "threads is a whole number of at least 1, not 1.5"),
+        ({"threads": True}, "threads is a whole number"),
+        ({"prefetch": -1}, "prefetch is a whole number of at least 0, not -1"),
+        ({"prefetch": "8"}, "prefetch is a whole number of at least 0, not '8'"),
+        ({"drain_seconds": -1}, "drain_seconds is from 0"),
+        ({"drain_seconds": float("inf")}, "drain_seconds is from 0"),
+        ({"drain_seconds": float("nan")}, "drain_seconds is from 0"),
+        ({"drain_seconds": "20"}, "drain_seconds is a number of seconds, not '20'"),
+        ({"stop": lambda: True}, "stop is a threading.Event, not a function"),
+        ({"listeners": [None]}, "listeners: a function that takes an Event, not a NoneType"),
+        ({"listeners": print}, "listeners: a list of functions"),
+        ({"listeners": None}, "listeners: a list of functions"),
+        ({"source": ListSource()}, "source: pass a function that makes it"),
+        ({"source": "orders"}, "source: pass a function that makes a Source, not a str"),
+        ({"source": lambda: None}, "the function gave None, which is not a Source: it has no name, traits, receive"),
+        ({"source": ListSink}, "the function gave a ListSink, which is not a Source: it has no name, receive"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_loop_that_cannot_work_is_refused(options: dict[str, Any], said: str, dsn: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        run(transactional(), **{"source": ListSource, "database": dsn, **options})
+
+
+def test_an_async_listener_is_refused(dsn: str) -> None:
+    async def listen(_: Event) -> None: ...
+
+    with pytest.raises(UsageError, match="listen is async; nobody would await it"):
+        run(transactional(), source=ListSource, database=dsn, listeners=[listen])  # type: ignore[list-item]
 
 
 def test_a_database_that_does_not_answer_is_said_at_the_start(dsn: str) -> None:

@@ -302,13 +302,10 @@ def test_a_consumer_that_is_stopped_keeps_its_window(db: Db) -> None:
     assert upkeep(db, SCHEMA).dropped == []
 
 
-def test_a_running_consumer_says_its_window_again_and_again(
-    opened: Opened, db: Db, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("onceward.upkeep.FIRST_AFTER_SECONDS", (0.0, 0.0))
+def test_a_running_consumer_says_its_window_again_and_again(opened: Opened, db: Db) -> None:
     consumer = opened(of_shape("transactional", window=timedelta(days=90)))
     rows.age_windows(db, timedelta(0))
-    thread = UpkeepThread(consumer.database, consumer.runtime.inbox.seen, upkeep=False)
+    thread = UpkeepThread(consumer.database, consumer.runtime.inbox.seen, upkeep=False, first_after_seconds=(0, 0))
     until(lambda: rows.scalar(db, "SELECT seen_at > now() - interval '1 hour' FROM onceward.consumers"))
     thread.stop()
 

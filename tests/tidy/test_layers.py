@@ -16,6 +16,7 @@ LAYERS = (
     ("state", "effect", "delivery", "dispatch", "provider"),
     ("outbox", "inbox", "intent", "session", "database", "once", "schema", "logs"),
     ("runtime", "rows", "perform", "lease", "nudge", "upkeep", "rights", "parked"),
+    ("health", "signals"),
     ("consumer", "loop", "relay"),
 )
 CORE = tuple(name for layer in LAYERS for name in layer)

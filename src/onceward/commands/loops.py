@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from onceward.commands.environment import add_database, add_schema, answering, connected, find, seconds, warn, whole
+from onceward.commands.logs import add_log, announce, log_to_stderr
 from onceward.errors import UsageError
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser
+
+    from onceward.events import Listener
     from onceward.transport import Sink, Source
 
 RUN: Final = """\
@@ -17,6 +20,7 @@ examples:
   onceward run shop.consumers:charges --queue orders
   onceward run shop.consumers:charges --queue orders --threads 16 --visibility 60 --drain 30
   onceward run shop.consumers:charges --source shop.queues:orders     # orders() gives a Source
+  onceward run shop.consumers:charges --queue orders --log-format json --health :8080
 
 SIGTERM or Ctrl-C: receives nothing more, lets what runs end (at most --drain seconds), gives the rest back, and ends.
 """
@@ -50,6 +54,7 @@ def _add_run(commands: Any) -> None:
     parser.add_argument("--drain", type=seconds, default=20.0, metavar="SECONDS", help="how long a drain may take (20)")
     parser.add_argument("--visibility", type=whole(1), default=30, metavar="SECONDS", help="the queue's lease (30)")
     parser.add_argument("--no-upkeep", action="store_true", help="`onceward upkeep` is run daily by the tables' owner")
+    _add_watching(parser)
     add_database(parser)
     parser.set_defaults(perform=run)
 
@@ -66,13 +71,27 @@ def _add_relay(commands: Any) -> None:
     parser.add_argument("--lanes", type=whole(1, 100), default=2, metavar="N", help="batches at once (2)")
     parser.add_argument("--poll", type=seconds, default=1.0, metavar="SECONDS", help="the wait without a nudge (1)")
     parser.add_argument("--until-empty", action="store_true", help="end when the outbox is empty")
+    _add_watching(parser)
     add_database(parser)
     add_schema(parser)
     parser.set_defaults(perform=relay)
 
 
+def _add_watching(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--health", metavar="FILE|[HOST]:PORT",
+        help="where live, ready and the last progress can be read: a file of JSON, or GET /live, /ready and /",
+    )  # fmt: skip
+    parser.add_argument(
+        "--listeners", metavar="MODULE:NAME[,NAME]", action="append", default=[],
+        help="functions of yours that are called with each event (may be repeated)",
+    )  # fmt: skip
+    add_log(parser)
+
+
 def run(given: Any) -> int:
     from onceward.consumer import Consumer  # noqa: PLC0415
+    from onceward.health import Health, shown  # noqa: PLC0415
     from onceward.loop import run as consume  # noqa: PLC0415
 
     consumer = find(given.consumer, "a Consumer")
@@ -80,18 +99,24 @@ def run(given: Any) -> int:
         raise UsageError(f"{given.consumer} is a {type(consumer).__name__}, not a Consumer")
     dsn = answering(given.database, schema=consumer.schema)
     source = _source(given, dsn)
-    _log_to_stderr()
-    warn(f"{consumer.name} consumes {given.queue or given.source} with {given.threads} threads; Ctrl-C drains and ends")
-    consume(
-        consumer, source=source, database=dsn, threads=given.threads, prefetch=given.prefetch, drain_seconds=given.drain,
-        upkeep=not given.no_upkeep,
-    )  # fmt: skip
+    listeners = _listeners(given.listeners)
+    log_to_stderr(given.log_level, given.log_format)
+    health = Health()
+    with shown(health, given.health):
+        announce(
+            f"{consumer.name} consumes {given.queue or given.source} with {given.threads} threads; Ctrl-C drains and ends"
+        )
+        consume(
+            consumer, source=source, database=dsn, threads=given.threads, prefetch=given.prefetch,
+            drain_seconds=given.drain, upkeep=not given.no_upkeep, listeners=listeners,
+            health=None if given.health is None else health,
+        )  # fmt: skip
     return 0
 
 
 def _source(given: Any, dsn: str) -> Callable[[], Source]:
     if given.source is not None:
-        return _factory(given.source, "a function that gives a Source")
+        return _function(given.source, "a function that gives a Source")
     from onceward.transports import pgmq  # noqa: PLC0415
 
     queue_dsn = dsn if given.queue_database is None else answering(given.queue_database)
@@ -100,21 +125,25 @@ def _source(given: Any, dsn: str) -> Callable[[], Source]:
 
 
 def relay(given: Any) -> int:
+    from onceward.health import Health, of_relay, shown  # noqa: PLC0415
     from onceward.relay import relay as send  # noqa: PLC0415
 
     if given.sink is not None:
-        sink = _factory(given.sink, "a function that gives a Sink")
+        sink = _function(given.sink, "a function that gives a Sink")
         dsn = answering(given.database, schema=given.schema)
     else:
         queues = parse_queues(given.queues)
         dsn = answering(given.database, schema=given.schema)
         sink = _pgmq_sink(queues, dsn if given.queue_database is None else answering(given.queue_database))
-    _log_to_stderr()
-    warn(f"the outbox of schema {given.schema!r} goes to {' '.join(given.queues or [given.sink])}; Ctrl-C ends")
-    send(
-        sink=sink, database=dsn, schema=given.schema, batch=given.batch, lanes=given.lanes, poll_seconds=given.poll,
-        until_empty=given.until_empty,
-    )  # fmt: skip
+    listeners = _listeners(given.listeners)
+    log_to_stderr(given.log_level, given.log_format)
+    health = Health()
+    with shown(health, given.health):
+        announce(f"the outbox of schema {given.schema!r} goes to {' '.join(given.queues or [given.sink])}; Ctrl-C ends")
+        send(
+            sink=sink, database=dsn, schema=given.schema, batch=given.batch, lanes=given.lanes, poll_seconds=given.poll,
+            until_empty=given.until_empty, listeners=[*listeners, *([of_relay(health)] if given.health else [])],
+        )  # fmt: skip
     return _say_what_is_left(given) if given.until_empty else 0
 
 
@@ -137,12 +166,23 @@ def _pgmq_sink(queues: str | dict[str, list[str]], dsn: str) -> Callable[[], Sin
     return lambda: pgmq.Sink(queues, dsn)
 
 
-def _factory(target: str, what: str) -> Callable[[], Any]:
-    factory = find(target, what)
-    if not callable(factory):
-        raise UsageError(f"{target} is a {type(factory).__name__}, not {what}")
-    found: Callable[[], Any] = factory
-    return found
+def _listeners(targets: list[str]) -> list[Listener]:
+    """What `MODULE:NAME,NAME` names, in that order; all must be there, and functions."""
+    listeners: list[Listener] = []
+    for target in targets:
+        module, _, names = target.partition(":")
+        for name in names.split(","):
+            one = f"{module}:{name.strip()}"
+            listeners.append(_function(one, "a function that takes an Event"))
+    return listeners
+
+
+def _function(target: str, what: str) -> Callable[..., Any]:
+    found = find(target, what)
+    if not callable(found):
+        raise UsageError(f"{target} is a {type(found).__name__}, not {what}")
+    function: Callable[..., Any] = found
+    return function
 
 
 def parse_queues(items: list[str]) -> str | dict[str, list[str]]:
@@ -159,7 +199,3 @@ def parse_queues(items: list[str]) -> str | dict[str, list[str]]:
             raise UsageError(f"--queues: the type {message_type!r} is named twice; write {message_type}=A,B")
         queues[message_type] = targets
     return queues
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")

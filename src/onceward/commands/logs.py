@@ -1,0 +1,110 @@
+"""The log of a loop on standard error: lines for people, or one JSON object a line for programs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from argparse import ArgumentParser
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from onceward.commands.environment import printable
+
+if TYPE_CHECKING:
+    from threading import ExceptHookArgs
+
+LEVELS: Final = ("debug", "info", "warning", "error")
+FORMATS: Final = ("text", "json")
+LEVEL_DEFAULT: Final = "warning"
+# What a record may carry beside its message: `logger.warning(text, extra={FIELDS: {"consumer": ..., "attempt": ...}})`.
+FIELDS: Final = "onceward"
+
+
+def add_log(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--log-level", choices=LEVELS,
+        help="the least that is told (default: warning: what failed, what happens next, and what was parked)",
+    )  # fmt: skip
+    parser.add_argument("--log-format", choices=FORMATS, help="lines for people, or a JSON object each (default: text)")
+
+
+def log_to_stderr(level: str | None, form: str | None) -> None:
+    """Everything that is logged in this process goes to standard error.
+
+    Where the user's own module has configured logging already, that stands, unless one of the two is asked for.
+    """
+    root = logging.getLogger()
+    if root.handlers and level is None and form is None:
+        return
+    handler = Tolerant()
+    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    root.handlers[:] = [handler]
+    root.setLevel((level or LEVEL_DEFAULT).upper())
+    logging.captureWarnings(True)
+    threading.excepthook = log_dead_thread
+
+
+def announce(text: str) -> None:
+    """A line that is told whatever the level: that the loop starts."""
+    record = logging.LogRecord("onceward", logging.INFO, __file__, 0, text, None, None)
+    for handler in logging.getLogger().handlers:
+        handler.handle(record)
+
+
+def log_dead_thread(died: ExceptHookArgs) -> None:
+    """A thread that dies, ours or a handler's, is told like everything else, and not as a bare traceback."""
+    error = died.exc_value or died.exc_type()
+    name = died.thread.name if died.thread is not None else "a thread"
+    logging.getLogger("onceward").error("the thread %s died: %s: %s", name, type(error).__name__, error, exc_info=error)
+
+
+class Tolerant(logging.StreamHandler[Any]):
+    """Standard error, which may be closed, or a pipe whose reader has gone: a lost line must not end a consumer."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
+        """Nothing: where a line cannot be written, nobody would read why."""
+
+
+class TextLines(logging.Formatter):
+    """`time level message`, and a traceback below it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = f"{moment(record)} {record.levelname} {printable(record.getMessage())}"
+        traceback = traceback_of(self, record)
+        return f"{line}\n{printable(traceback)}" if traceback else line
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, the record's own fields, and `traceback` where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": moment(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        traceback = traceback_of(self, record)
+        if traceback:
+            line["traceback"] = traceback
+        fields = getattr(record, FIELDS, None)
+        if isinstance(fields, dict):
+            line |= {str(name): value for name, value in fields.items() if name not in line}
+        return json.dumps(line, default=str)
+
+
+def moment(record: logging.LogRecord) -> str:
+    """RFC 3339, UTC, in milliseconds."""
+    at = datetime.fromtimestamp(record.created, UTC)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def traceback_of(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    if record.exc_info:
+        return formatter.formatException(record.exc_info)
+    return record.exc_text or ""
