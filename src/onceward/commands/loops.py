@@ -92,7 +92,7 @@ def _source(given: Any, dsn: str) -> Callable[[], Source]:
         return _factory(given.source, "a function that gives a Source")
     from onceward.transports import pgmq  # noqa: PLC0415
 
-    queue_dsn = dsn if given.queue_database is None else answering(given.queue_database)
+    queue_dsn = answering(given.queue_database, option="--queue-database") if given.queue_database else dsn
     pgmq.check_queue(queue_dsn, given.queue)
     return lambda: pgmq.Source(given.queue, queue_dsn, visibility_seconds=given.visibility)
 
@@ -106,7 +106,8 @@ def relay(given: Any) -> int:
     else:
         queues = parse_queues(given.queues)
         dsn = answering(given.database, schema=given.schema)
-        sink = _pgmq_sink(queues, dsn if given.queue_database is None else answering(given.queue_database))
+        queue_dsn = answering(given.queue_database, option="--queue-database") if given.queue_database else dsn
+        sink = _pgmq_sink(queues, queue_dsn)
     _log_to_stderr()
     warn(f"the outbox of schema {given.schema!r} goes to {' '.join(given.queues or [given.sink])}; Ctrl-C ends")
     send(
