@@ -139,6 +139,15 @@ def test_a_result_that_could_not_be_written_is_refused_before_the_run(command: s
     assert [entry.name for entry in tmp_path.iterdir()] == ["there"]
 
 
+def test_what_is_kept_in_a_folder_that_cannot_be_written_to_is_refused_by_name(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    ledger = onceward("provider", cwd=tmp_path, prefix=without_privileges())
+    cluster = onceward("dev", cwd=tmp_path, prefix=without_privileges())
+    tmp_path.chmod(0o755)
+    refused(ledger, "--database", "provider.sqlite cannot be written")
+    refused(cluster, f"{tmp_path}/.onceward cannot be written", "--folder")
+
+
 def test_to_see_whether_a_result_can_be_written_changes_nothing(tmp_path: Path) -> None:
     there = tmp_path / "there"
     there.write_text("what was there before")

@@ -192,8 +192,8 @@ def _add_provider(commands: Any) -> None:
     parser.add_argument("--port", type=whole(0, 65535), default=0, metavar="N", help="on loopback (default: a free one)")
     parser.add_argument(
         "--database",
-        type=Path,
-        default=Path("provider.sqlite"),
+        type=written_file,
+        default="provider.sqlite",
         metavar="FILE",
         help="its ledger, SQLite (./provider.sqlite)",
     )
