@@ -6,9 +6,11 @@ Exit codes: 0 fine; 1 what was asked about is broken, or not there; 2 usage or e
 from __future__ import annotations
 
 import os
+import re
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from textwrap import fill
 from typing import Any, Final, NoReturn
 
 from onceward import __version__
@@ -25,8 +27,11 @@ start here:
   onceward run shop.consumers:charges --queue orders
   onceward parked list                  what waits for a person
 
-exit codes: 0 fine, 1 what was asked about is broken or not there, 2 usage or environment (`prove`: see its help)
+exit codes: 0 fine, 1 what was asked about is broken or not there,
+2 usage or environment, 130 interrupted (`prove`: see its help)
 """
+
+ROOM_MIN: Final = 24  # a column narrower than that is not continued below itself
 
 # Which extra brings a module that a plain `pip install onceward` does not.
 EXTRA_OF: Final = {
@@ -42,11 +47,32 @@ EXTRA_OF: Final = {
 }
 
 
+class HelpFormatter(RawDescriptionHelpFormatter):
+    """Descriptions and examples as they are written; only a line that is wider than the terminal is broken."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(_fit(indent + line, width) for line in text.splitlines())
+
+
+def _fit(line: str, width: int) -> str:
+    """The line, continued below its last column: what stands behind two spaces or more, as in a table.
+
+    A command stays in one piece, so that it can be copied.
+    """
+    columns = re.match(r" *\S.* {2,}(?=\S)", line)
+    if len(line) <= width or (columns is None and line.startswith("  ")):
+        return line
+    below = len(columns[0]) if columns else 0
+    if width - below < ROOM_MIN:
+        below = 4
+    return fill(line, width, subsequent_indent=" " * below, break_long_words=False, break_on_hyphens=False)
+
+
 class Parser(ArgumentParser):
     """argparse, with one line for an error instead of the whole usage."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{"formatter_class": RawDescriptionHelpFormatter, "allow_abbrev": False, **kwargs})
+        super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
         warn(f"{message} (see `{self.prog} --help`)")
@@ -95,7 +121,8 @@ def explain(error: Exception) -> str:
         return _explain_import(error)
     psycopg = sys.modules.get("psycopg")
     if psycopg is not None and isinstance(error, psycopg.OperationalError) and getattr(error, "sqlstate", None) is None:
-        return f"the database does not answer: {' '.join(str(error).split())}"
+        named = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        return f"the database does not answer{named}: {' '.join(str(error).split())}"
     if psycopg is not None and isinstance(error, psycopg.Error):
         return f"the database refused: {one_line(error)}"
     if isinstance(error, OSError):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 SOURCES = Path(__file__).parents[2] / "src"
 SECONDS_MAX = 60
@@ -21,10 +24,22 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(SOURCES)} | more
 
 
-def onceward(*arguments: str, cwd: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+def without_privileges() -> list[str]:
+    """A prefix for a command: root may write everywhere, unless its capabilities are dropped."""
+    if os.geteuid() != 0:
+        return []
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        pytest.skip("root without setpriv: there is no folder that cannot be written to")
+    return [setpriv, "--bounding-set", "-all", "--inh-caps", "-all"]
+
+
+def onceward(
+    *arguments: str, cwd: Path | None = None, prefix: Sequence[str] = (), **more: str
+) -> subprocess.CompletedProcess[str]:
     """Run it to its end. Whatever happens, nobody ever sees a traceback."""
     done = subprocess.run(
-        [sys.executable, "-m", "onceward", *arguments],
+        [*prefix, sys.executable, "-m", "onceward", *arguments],
         capture_output=True, text=True, timeout=SECONDS_MAX, check=False, cwd=cwd, env=environment(**more),
         stdin=subprocess.DEVNULL,
     )  # fmt: skip

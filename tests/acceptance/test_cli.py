@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from tests.acceptance.processes import SOURCES, environment, onceward, refused, running
+from tests.acceptance.processes import SOURCES, environment, onceward, refused, running, without_privileges
 from tests.support.waiting import until, until_any_blocked
 
 from onceward.schema import LOCK_RETIRE, lock_key, migrations
@@ -119,6 +119,45 @@ def test_wrong_usage_is_one_line(arguments: list[str], word: str) -> None:
     refused(onceward(*arguments), word)
 
 
+WRITING: tuple[str, ...] = (
+    "prove --json",
+    "prove --html",
+    "prove --for 1h --json",
+    "prove --every-syscall --json",
+    "prove --ablate --html",
+)
+WRITING += ("bench local --json", "explore --json", "explore --planted all --json")
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_a_result_that_could_not_be_written_is_refused_before_the_run(command: str, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.write_text("what was there before")
+    there.chmod(0o444)
+    tmp_path.chmod(0o555)
+    for file in (there, tmp_path / "new"):
+        refused(onceward(*command.split(), str(file), prefix=without_privileges()), f"{file} cannot be written", "denied")
+    tmp_path.chmod(0o755)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["there"]
+
+
+def test_what_is_kept_in_a_folder_that_cannot_be_written_to_is_refused_by_name(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    ledger = onceward("provider", cwd=tmp_path, prefix=without_privileges())
+    cluster = onceward("dev", cwd=tmp_path, prefix=without_privileges())
+    tmp_path.chmod(0o755)
+    refused(ledger, "--database", "provider.sqlite cannot be written")
+    refused(cluster, f"{tmp_path}/.onceward cannot be written", "--folder")
+
+
+def test_to_see_whether_a_result_can_be_written_changes_nothing(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.write_text("what was there before")
+    for file in (there, tmp_path / "new"):
+        refused(onceward("prove", "--json", str(file), "--rate", "3"), "--for")
+    assert [entry.read_text() for entry in tmp_path.iterdir()] == ["what was there before"]
+
+
 @pytest.mark.parametrize(
     "command", ["migrate", "upkeep", "parked list", "parked show x", "parked redrive x", "relay --queues q"]
 )
@@ -130,6 +169,22 @@ def test_the_database_is_named_by_flag_or_environment() -> None:
     refused(onceward("migrate", ONCEWARD_DATABASE=NOBODY), "does not answer", "127.0.0.1")
     refused(onceward("migrate", PGHOST="127.0.0.1", PGPORT="1"), "does not answer", "127.0.0.1")
     refused(onceward("migrate", "--database", "nonsense = = 1", ONCEWARD_DATABASE=NOBODY), "the DSN cannot be read")
+
+
+def test_an_empty_database_is_one_that_was_not_given() -> None:
+    """`--database "$DSN"` with a variable that is not set: it must not quietly reach what else may be there."""
+    refused(
+        onceward("migrate", "--database", "", ONCEWARD_DATABASE=NOBODY), "does not answer ($ONCEWARD_DATABASE)", "port 1"
+    )
+    told = onceward("migrate", "--database", "", PGHOST="127.0.0.1", PGPORT="1")
+    refused(told, "neither --database nor $ONCEWARD_DATABASE")
+
+
+def test_an_error_says_which_of_two_databases_it_means(dsn: str) -> None:
+    relay = ("relay", "--queues", "q")
+    refused(onceward(*relay, "--database", NOBODY, "--queue-database", dsn), "does not answer (--database)")
+    refused(onceward(*relay, "--database", dsn, "--queue-database", NOBODY), "does not answer (--queue-database)")
+    refused(onceward(*relay, "--database", dsn, "--queue-database", "= 1"), "cannot be read (--queue-database)")
 
 
 def test_without_libpq_the_extra_is_named(tmp_path: Path) -> None:
@@ -161,6 +216,13 @@ def test_dev_gives_a_database_that_is_ready(tmp_path: Path) -> None:
         with psycopg.connect(dsn) as conn:
             assert conn.execute("SELECT to_regclass('pgmq.meta') IS NOT NULL").fetchone() == (True,)
         assert dev.stop(signal.SIGINT) == 0
+
+
+def test_dev_leaves_a_folder_alone_that_holds_something_else(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("somebody's own\n")
+    refused(onceward("dev", "--folder", str(tmp_path)), str(tmp_path), "not empty", "a new folder")
+    refused(onceward("dev", "--folder", str(tmp_path / "log")), "is not a folder")
+    assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("log", "somebody's own\n")]
 
 
 def test_provider_serves_until_it_is_told_to_end(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from tests.support.clusters import (
 )
 
 from onceward.embedded import Cluster, sweep_leftovers
-from onceward.embedded.owners import Entry, Started
+from onceward.embedded.owners import Entry, Started, refuse_foreign
 from onceward.errors import UsageError
 
 
@@ -162,3 +162,29 @@ def test_two_threads_start_at_once(temp: Path) -> None:
     for cluster in started:
         cluster.stop()
     assert entries() == []
+
+
+OURS = ({"lock"}, {"lock", "log", "data.draft"}, {"lock", "log", "programs"}, {"lock", "data/PG_VERSION", "a note of mine"})
+FOREIGN = ({"log"}, {"data/PG_VERSION"}, {"PG_VERSION", "base"}, {"lock", "passwd"}, {"lock", "data"}, {".hidden"})
+
+
+@pytest.mark.parametrize("held", [set(), *OURS], ids=lambda held: " ".join(sorted(held)) or "nothing")
+def test_a_folder_that_a_cluster_has_begun_or_holds_is_ours(held: set[str], tmp_path: Path) -> None:
+    """Also one whose owner was killed at any moment before its cluster was made."""
+    _lay_out(tmp_path, held)
+    refuse_foreign(tmp_path)
+
+
+@pytest.mark.parametrize("held", FOREIGN, ids=lambda held: " ".join(sorted(held)) or "nothing")
+def test_a_folder_that_holds_something_else_is_refused(held: set[str], tmp_path: Path) -> None:
+    _lay_out(tmp_path, held)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match="name an empty or a new folder"):
+        Cluster.start(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def _lay_out(folder: Path, names: set[str]) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()

@@ -16,8 +16,10 @@ from tests.support.browser import show_on_a_phone
 from onceward.proof.checker import Verdict
 from onceward.proof.control import Counts, Moment
 from onceward.proof.faults import LEG_OF
+from onceward.proof.pages import canvas
 from onceward.proof.pages.legs import LEGS, anchor
 from onceward.proof.pages.page import breakable, money
+from onceward.proof.pages.pictures import OUTCOMES
 from onceward.proof.pages.proof import heat_rows, leg_rows, render, run_again, tell_account
 from onceward.proof.pages.story import choose_story, tell
 from onceward.proof.run import Result
@@ -26,6 +28,7 @@ from onceward.proof.workload import Order, make_orders
 
 HOSTILE: Final = """<script>alert("1")</script>'&$x_1$"""
 FIRST, SECOND, ONLY = "ch_first0000000000000000000", "ch_second000000000000000000", "ch_only00000000000000000000"
+CSS: Final = Path(canvas.__file__).parent / "templates" / "page.css"
 VOID: Final = {"meta", "link", "br", "hr", "img", "input"}
 
 ORDERS: Final = (Order("O-1", 1_250), Order("O-2", 99), Order("O-3", 500_000), Order(HOSTILE, 700))
@@ -253,6 +256,33 @@ def test_an_unreached_fault_is_named() -> None:
     page = render(SCHEDULE, [naive(), result])
     assert "1 of slow-charge never struck" in page
     assert "0 (1 unreached)" in page
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda outcome: outcome[0])
+def test_the_colour_of_every_outcome_stands_out_from_the_paper(outcome: tuple[str, str]) -> None:
+    """3:1, as WCAG 2 asks of graphics (1.4.11): on a screen, in the dark and in print."""
+    name = canvas._VARIABLES[outcome[1]].removeprefix("var(--").removesuffix(")")
+    css = CSS.read_text(encoding="utf-8")
+    schemes = [
+        dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\n *\}", css, re.DOTALL)
+    ]
+    assert len(schemes) == 3
+    for scheme in schemes:
+        lighter, darker = sorted((_luminance(scheme[name]), _luminance(scheme["paper"])), reverse=True)
+        assert (lighter + 0.05) / (darker + 0.05) >= 3, (name, scheme["paper"])
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance, as WCAG 2 defines it."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return float(sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True)))
+
+
+def test_held_is_one_colour_in_bars_and_tables() -> None:
+    css = CSS.read_text(encoding="utf-8")
+    assert canvas._VARIABLES[dict(OUTCOMES)["held"]] == "var(--held)"
+    assert re.search(r"td\.held \{[^}]*--held-rgb", css)
 
 
 def test_each_leg_is_told_and_each_fault_leads_to_its_leg() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
@@ -106,6 +107,9 @@ def test_ctrl_c_leaves_nothing_at_once(tmp_path: Path) -> None:
     assert alive(members) == []
     assert process.returncode == 130, out
     assert "Traceback" not in out
+    told = re.search(r"interrupted; the same faults again: --schedule (\S+)", out)
+    assert told is not None, out
+    assert len(read_schedule(Path(told[1])).orders) == 400
 
 
 def _family_when(pid: int, sign: str) -> list[psutil.Process]:

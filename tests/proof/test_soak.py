@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from tests.proof.prove_run import ROOT, alive, family, prove, sabotaged, start
 
 from onceward.commands.environment import duration
 from onceward.proof.faults import AIMED
+from onceward.proof.pages.soak import render
 from onceward.proof.passage import armed_places
 from onceward.proof.soak.endless import BATCH, EndlessController, make_batch
-from onceward.proof.soak.measure import KINDS, WAL_BYTES_MAX, Sample, judge, level, slope
+from onceward.proof.soak.measure import KINDS, SLOPE_BYTES_MIN, SLOPE_FACTOR_MAX, WAL_BYTES_MAX, Sample, judge, level, slope
+from onceward.proof.soak.run import Soaked
 
 LEVEL = next(kind for kind in KINDS if kind.name == "nursery_bytes")
 
@@ -188,6 +191,19 @@ def test_wal_beyond_its_limit_is_found_whatever_its_course() -> None:
     empty = {kind.name: 0.0 for kind in KINDS}
     samples = [Sample(0.0, 0, empty), Sample(1.0, 1, empty | {"wal_bytes": WAL_BYTES_MAX + 1.0}), Sample(2.0, 2, empty)]
     assert [finding.kind.name for finding in judge(samples) if finding.drifts] == ["wal_bytes"]
+
+
+def test_the_page_says_held_of_the_soak_and_parked_of_an_order() -> None:
+    """One word, one meaning; and the limit that growth is judged by stands beside the growth."""
+    text = " ".join(render(Soaked(seed=1, asked_seconds=60, rate=30, finished=True)).split())
+    assert "HELD" in text.upper()
+    assert "parked, as predicted" in text
+    assert not re.search(r"held, as|are held", text)
+    assert f"{SLOPE_FACTOR_MAX:g} times the first half's and {SLOPE_BYTES_MIN:g} bytes more" in text
+
+
+def test_what_the_nursery_is_stands_beside_its_name() -> None:
+    assert LEVEL.title == "memory of the nursery (starts the workers)"
 
 
 def test_a_slope_is_bytes_per_order() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from shutil import get_terminal_size
+from textwrap import fill
 from typing import Any, Final
 
 from onceward.commands.environment import need, say, warn
@@ -10,11 +12,13 @@ from onceward.commands.environment import need, say, warn
 DEMO: Final = """\
 examples:
   onceward demo --list
-  onceward demo double-charge           the incident, step by step; then the same on Onceward
+  onceward demo double-charge           the incident, step by step; then the
+                                        same on Onceward
   onceward demo key-expired --fast      without pauses for reading
   onceward demo zombie --json           the steps and the counts, for programs
 
-exit codes: 0 all that it claims was seen, 1 something of it did not happen, 2 usage or environment
+exit codes: 0 all that it claims was seen, 1 something of it did not happen,
+2 usage or environment
 """
 
 
@@ -36,11 +40,11 @@ def demo(given: Any) -> int:
     from onceward.proof.demos import DEMOS  # noqa: PLC0415
 
     if given.list:
-        say(_as_json(DEMOS) if given.json else _as_lines(DEMOS))
+        say(_as_json(DEMOS) if given.json else _as_lines(DEMOS, get_terminal_size().columns))
         return 0
     if given.name not in DEMOS:
         warn(f"there is no demo {given.name!r}; there are:" if given.name else "which one? There are:")
-        warn_lines(_as_lines(DEMOS))
+        warn_lines(_as_lines(DEMOS, get_terminal_size().columns - len("onceward: ")))
         return 2
     need("prove", "psutil", "pgmq", "rich", "starlette", "uvicorn", "stripe")
     from onceward.proof.demos.command import demo as perform  # noqa: PLC0415
@@ -48,9 +52,14 @@ def demo(given: Any) -> int:
     return perform(given.name, fast=given.fast, as_json=given.json)
 
 
-def _as_lines(demos: dict[str, tuple[str, str]]) -> str:
+def _as_lines(demos: dict[str, tuple[str, str]], columns: int) -> str:
+    """A line for each, and more below its title where the terminal is too narrow for one."""
     width = max(map(len, demos))
-    return "\n".join(f"  {name:<{width}}  {title}" for name, (_, title) in demos.items())
+    below = " " * (width + 4)
+    return "\n".join(
+        fill(title, columns, initial_indent=f"  {name:<{width}}  ", subsequent_indent=below, break_long_words=False)
+        for name, (_, title) in demos.items()
+    )
 
 
 def _as_json(demos: dict[str, tuple[str, str]]) -> str:

@@ -10,7 +10,8 @@ from onceward.errors import UsageError
 
 EXAMPLES = """\
 examples:
-  onceward prove --seed 1 --json docs/evidence/prove.json && onceward docs refresh
+  onceward prove --seed 1 --json docs/evidence/prove.json
+  onceward docs refresh
   onceward docs refresh --check        exit 1 when a table is not what its evidence says
 """
 

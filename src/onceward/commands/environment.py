@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 DATABASE_HELP: Final = (
-    "where Postgres is (default: $ONCEWARD_DATABASE, else the standard PGHOST, PGUSER, ... or libpq's own)"
+    "where Postgres is (not given, or empty: $ONCEWARD_DATABASE, else the standard PGHOST, PGUSER, ... or libpq's own)"
 )
 CONNECT_SECONDS_MAX: Final = 5
 
@@ -41,38 +41,59 @@ def add_json(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
-def dsn_of(given: str | None) -> str:
-    """The DSN that answers, with a limit on how long that may take. '' leaves all to the standard PG* variables."""
+def dsn_of(given: str | None, *, option: str = "--database") -> str:
+    """The DSN that was given, or is meant, with a limit on how long its answer may take. Empty is not given.
+
+    `--database "$DSN"` with a variable that is not set must not reach another database than no flag at all.
+    """
     from psycopg.conninfo import conninfo_to_dict, make_conninfo  # noqa: PLC0415 - lazy, as every driver here
 
-    dsn = given if given is not None else os.environ.get("ONCEWARD_DATABASE", "")
+    dsn = given or os.environ.get("ONCEWARD_DATABASE", "")
     try:
         known = conninfo_to_dict(dsn)
         if "connect_timeout" not in known and "PGCONNECT_TIMEOUT" not in os.environ:
             dsn = make_conninfo(dsn, connect_timeout=CONNECT_SECONDS_MAX)
     except Exception as error:
-        raise UsageError(f"the DSN cannot be read: {one_line(error)}") from error
+        raise UsageError(f"the DSN cannot be read ({meant_by(given, option)}): {one_line(error)}") from error
     return dsn
 
 
+def meant_by(given: str | None, option: str) -> str:
+    """Who named the database: what is to be corrected when it does not answer."""
+    if given:
+        return option
+    return (
+        "$ONCEWARD_DATABASE" if os.environ.get("ONCEWARD_DATABASE") else "neither --database nor $ONCEWARD_DATABASE is set"
+    )
+
+
 @contextmanager
-def connected(given: str | None, *, schema: str | None = None) -> Iterator[Connection[Any]]:
-    """A connection in autocommit mode, with a limit on every wait; with `schema`, only if that is as this code needs it."""
+def connected(given: str | None, *, schema: str | None = None, option: str = "--database") -> Iterator[Connection[Any]]:
+    """A connection in autocommit mode, with a limit on every wait; with `schema`, only if that is as this code needs it.
+
+    Where a command knows two databases, `option` is what this one was named by; psycopg's error carries it as a note.
+    """
     import psycopg  # noqa: PLC0415
 
     from onceward.schema import check_schema  # noqa: PLC0415
 
-    with psycopg.connect(dsn_of(given), autocommit=True, application_name="onceward") as conn:
+    dsn = dsn_of(given, option=option)
+    try:
+        opened = psycopg.connect(dsn, autocommit=True, application_name="onceward")
+    except psycopg.OperationalError as error:
+        error.add_note(meant_by(given, option))
+        raise
+    with opened as conn:
         conn.execute("SET lock_timeout TO '10s'; SET statement_timeout TO '60s'")
         if schema is not None:
             check_schema(conn, schema)
         yield conn
 
 
-def answering(given: str | None, *, schema: str | None = None) -> str:
+def answering(given: str | None, *, schema: str | None = None, option: str = "--database") -> str:
     """The DSN, once a database has answered on it: a pool would wait and log where one line says it."""
-    with connected(given, schema=schema):
-        return dsn_of(given)
+    with connected(given, schema=schema, option=option):
+        return dsn_of(given, option=option)
 
 
 def find(target: str, what: str) -> Any:
@@ -126,6 +147,36 @@ def whole(minimum: int, most: int = 1_000_000_000) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def written_file(text: str) -> Path:
+    """An argument type: a file that can be written, tried before the run whose result goes into it.
+
+    What is there stays as it is; what was not there is gone again.
+    """
+    path = Path(text)
+    if path.is_dir():
+        raise ArgumentTypeError(f"{path} is a folder: name a file in it")
+    if not path.absolute().parent.is_dir():
+        raise ArgumentTypeError(f"there is no folder {path.parent} to write {path.name} in")
+    if path.exists() and not path.is_file():
+        return path  # a pipe, or /dev/stdout: to open and close it would end it for its reader
+    try:
+        _try_to_write(path)
+    except OSError as error:
+        raise ArgumentTypeError(f"{path} cannot be written: {error.strerror}") from error
+    return path
+
+
+def _try_to_write(path: Path) -> None:
+    """Raises `OSError` as the writing would. Permissions are not looked up but tried: disks and mounts refuse as well."""
+    try:
+        made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
+        return
+    os.close(made)
+    path.unlink()
 
 
 def seconds(text: str) -> float:

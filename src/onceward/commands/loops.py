@@ -119,7 +119,7 @@ def _source(given: Any, dsn: str) -> Callable[[], Source]:
         return _function(given.source, "a function that gives a Source")
     from onceward.transports import pgmq  # noqa: PLC0415
 
-    queue_dsn = dsn if given.queue_database is None else answering(given.queue_database)
+    queue_dsn = answering(given.queue_database, option="--queue-database") if given.queue_database else dsn
     pgmq.check_queue(queue_dsn, given.queue)
     return lambda: pgmq.Source(given.queue, queue_dsn, visibility_seconds=given.visibility)
 
@@ -134,7 +134,8 @@ def relay(given: Any) -> int:
     else:
         queues = parse_queues(given.queues)
         dsn = answering(given.database, schema=given.schema)
-        sink = _pgmq_sink(queues, dsn if given.queue_database is None else answering(given.queue_database))
+        queue_dsn = answering(given.queue_database, option="--queue-database") if given.queue_database else dsn
+        sink = _pgmq_sink(queues, queue_dsn)
     listeners = _listeners(given.listeners)
     log_to_stderr(given.log_level, given.log_format)
     health = Health()

@@ -9,35 +9,47 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from onceward.commands.environment import duration, need, seconds, whole
+from onceward.commands.environment import duration, need, seconds, whole, written_file
 from onceward.errors import UsageError
 from onceward.proof.alongside import alongside
 
 PROVE: Final = """\
 examples:
-  onceward prove                                        1,000 orders, a fresh seed, naive beside hardened
+  onceward prove                        1,000 orders, a fresh seed, naive and
+                                        hardened: about a minute
   onceward prove --orders 200 --seed 7 --html report.html
-  onceward prove --schedule FILE.json                   the very same faults again (each run names its file)
+  onceward prove --schedule FILE.json   the very same faults again (each run
+                                        names its file)
   onceward prove --orders-from orders.csv --json result.json
-  onceward prove --every-syscall                        killed at each system call of one delivery and one relay pass
-  onceward prove --for 30m --html soak.html             orders and faults without end; Ctrl-C ends it with a report
-  onceward prove --variants naive,hardened,ack-first,select-then-act,textbook,no-key
-  onceward prove --ablate --orders 300                  hardened less one layer at a time: which layer holds what
+  onceward prove --every-syscall        killed at each system call of one
+                                        delivery and one relay pass
+  onceward prove --for 30m              orders and faults without end; Ctrl-C
+                                        ends it with a report
+  onceward prove --variants naive,hardened,textbook,no-key
+  onceward prove --ablate --orders 300  hardened less one layer at a time:
+                                        which layer holds what
 
-exit codes: 0 proven; 1 hardened broke; 2 usage or environment; 3 inconclusive (a planned fault did not fire, naive did
-not break, or naive was left out: nothing was proven). With --ablate: 0 every row as expected, else 1
+exit codes: 0 proven; 1 hardened broke; 2 usage or environment;
+3 inconclusive (a planned fault did not fire, naive did not break, or naive
+was left out: nothing was proven); 130 interrupted.
+--ablate: 0 every row as expected, else 1.
+--every-syscall: 0 held, 1 doubled or lost, 3 not every call was reached.
+--for: 0 held, 1 doubled, lost or grown, 3 nothing was killed.
 """
 DEV: Final = """\
 examples:
-  onceward dev                    our tables and pgmq in ./.onceward/pg; prints the DSN
+  onceward dev                    our tables and pgmq in ./.onceward/pg;
+                                  prints the DSN
   onceward dev --port 5433 --folder /tmp/pg
 
-Ctrl-C stops it and keeps the folder.
+Ctrl-C stops it and keeps the folder. A folder that holds something else is
+left alone.
 """
 PROVIDER: Final = """\
 examples:
   onceward provider --port 8420
-  onceward provider --window 5    keys are forgotten after 5 s: watch a late retry charge twice
+  onceward provider --window 5    keys are forgotten after 5 s: watch a late
+                                  retry charge twice
 """
 BENCH: Final = """\
 examples:
@@ -82,8 +94,8 @@ def _add_prove(commands: Any) -> None:
     parser.add_argument("--rate", type=seconds, metavar="N", help="soak: orders per second (default: 30)")
     parser.add_argument("--queue", choices=("pgmq",), default="pgmq", help="the queue between the hops (default: pgmq)")
     parser.add_argument("--schedule", type=Path, metavar="FILE", help="replay this schedule of faults")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result, for programs")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report, for people")
+    parser.add_argument("--json", type=written_file, metavar="FILE", help="write the result, for programs")
+    parser.add_argument("--html", type=written_file, metavar="FILE", help="write the report, for people")
     parser.add_argument("--keep", action="store_true", help="keep the cluster, the ledger and the logs")
     parser.set_defaults(perform=prove)
 
@@ -99,11 +111,6 @@ def prove(given: Any) -> int:
     for path in (given.orders_from, given.schedule):
         if path is not None and not path.is_file():
             raise UsageError(f"there is no file {path}")
-    for path in (given.json, given.html):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise UsageError(f"there is no folder {path.parent} to write {path.name} in")
-        if path is not None and path.is_dir():
-            raise UsageError(f"{path} is a folder: name a file in it")
     if given.schedule is not None and given.orders is not None:
         raise UsageError("--schedule brings its own orders: leave out --orders")
 
@@ -184,7 +191,11 @@ def _add_provider(commands: Any) -> None:
     )
     parser.add_argument("--port", type=whole(0, 65535), default=0, metavar="N", help="on loopback (default: a free one)")
     parser.add_argument(
-        "--database", type=Path, default=Path("provider.sqlite"), metavar="FILE", help="its ledger (SQLite)"
+        "--database",
+        type=written_file,
+        default="provider.sqlite",
+        metavar="FILE",
+        help="its ledger, SQLite (./provider.sqlite)",
     )
     parser.add_argument("--window", type=seconds, metavar="SECONDS", help="keys are forgotten after that (86400)")
     parser.set_defaults(perform=provider)
@@ -207,7 +218,7 @@ def _add_bench(commands: Any) -> None:
         epilog=BENCH,
     )
     local.add_argument("--seconds", type=seconds, default=5.0, metavar="SECONDS", help="how long each side runs (5)")
-    local.add_argument("--json", type=Path, metavar="FILE", help="write the result, for programs")
+    local.add_argument("--json", type=written_file, metavar="FILE", help="write the result, for programs")
     local.set_defaults(perform=bench_local)
 
 

@@ -31,7 +31,7 @@ from psycopg import sql
 from onceward.embedded.binaries import Binaries, copy_for_others, find_binaries, reachable_by_others
 from onceward.embedded.identity import LAUNCH, server_identity
 from onceward.embedded.launch import GO
-from onceward.embedded.owners import Entry, PidFile, Started, locked, sweep_leftovers
+from onceward.embedded.owners import Entry, PidFile, Started, locked, refuse_foreign, sweep_leftovers
 from onceward.errors import OncewardError, UsageError
 
 READY_SECONDS_MAX: Final = 20.0
@@ -96,15 +96,18 @@ class Cluster:
     ) -> Self:
         """A server answers on `dsn`: over `folder`, which is kept, or over a temporary one, which goes with the server.
 
-        A folder that holds no cluster gets one by `initdb`. Without `port`, a free one is chosen. `settings` overrule
-        the durable ones, but not where it listens. What killed owners have left is swept first.
-        Raises `UsageError` (no programs, or `port` is taken), `AlreadyRunning`, `ClusterFailed` (the log says why).
+        An empty or new folder gets a cluster by `initdb`; one that holds something else is refused, and left as it is.
+        Without `port`, a free one is chosen. `settings` overrule the durable ones, but not where it listens. What killed
+        owners have left is swept first. Raises `UsageError` (no programs, `port` is taken, `folder` is not ours),
+        `AlreadyRunning`, `ClusterFailed` (the log says why).
 
         Crash: on Linux, a server that the main thread started ends within milliseconds of this process. Any other, and
         the temporary folder, goes at the next start by the same user. A half-made cluster is made again.
         """
         sweep_leftovers()
         home = (folder or Path(tempfile.gettempdir()) / f"onceward-{name}-{uuid4().hex[:12]}").absolute()
+        if folder is not None:
+            refuse_foreign(home)
         entry = Entry.add(home, temporary=folder is None)
         try:
             home.mkdir(mode=0o700, parents=True, exist_ok=folder is not None)

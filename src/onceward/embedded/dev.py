@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from onceward.embedded.cluster import AlreadyRunning, Cluster
+from onceward.errors import UsageError
 
 
 def dev(port: int | None = None, folder: Path | None = None, prepare: Callable[[str], None] | None = None) -> int:
@@ -44,10 +45,13 @@ def dev(port: int | None = None, folder: Path | None = None, prepare: Callable[[
 def _default_folder() -> Path:
     """`./.onceward/pg`, with a note beside it that keeps git out."""
     home = Path.cwd() / ".onceward"
-    home.mkdir(exist_ok=True)
     ignore = home / ".gitignore"
-    if not ignore.exists():
-        ignore.write_text("*\n")
+    try:
+        home.mkdir(exist_ok=True)
+        if not ignore.exists():
+            ignore.write_text("*\n")
+    except OSError as error:
+        raise UsageError(f"{home} cannot be written ({error.strerror}): name a folder with --folder") from error
     return home / "pg"
 
 

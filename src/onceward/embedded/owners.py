@@ -29,6 +29,7 @@ from onceward.errors import OncewardError, UsageError
 
 _GONE_SECONDS_MAX: Final = 10.0
 _POLL_SECONDS: Final = 0.005
+_BEFORE_THE_CLUSTER: Final = frozenset({"lock", "log", "programs", "data.draft"})
 IPC_RMID: Final = 0  # linux/ipc.h, sys/ipc.h
 
 logger = logging.getLogger("onceward")
@@ -184,6 +185,21 @@ def registry() -> Path:
     if found.st_mode & 0o077:
         folder.chmod(0o700)
     return folder
+
+
+def refuse_foreign(home: Path) -> None:
+    """Raises `UsageError` if something is there that we have not made: nothing is ever written beside it.
+
+    Ours is what holds our lock and a cluster. One that was killed before `initdb` was done holds only what comes before it.
+    """
+    if not home.exists():
+        return
+    if not home.is_dir():
+        raise UsageError(f"{home} is not a folder: name an empty or a new one")
+    there = {entry.name for entry in home.iterdir()}
+    begun = there <= _BEFORE_THE_CLUSTER and "lock" in there
+    if there and not begun and not ("lock" in there and (home / "data" / "PG_VERSION").exists()):
+        raise UsageError(f"{home} is not empty, and no cluster of ours is in it: name an empty or a new folder")
 
 
 def sweep_leftovers() -> list[str]:

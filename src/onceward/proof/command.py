@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import shutil
-import tempfile
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,12 +21,13 @@ from onceward.proof.ablation import (
     make_ablation_schedule,
     run_row,
 )
+from onceward.proof.kept import keep_schedule
 from onceward.proof.options import ProveOptions
 from onceward.proof.outcome import EXIT_CODES, judge, to_json
 from onceward.proof.place import Place, place
 from onceward.proof.report import Live, print_ablation, print_plan, print_report, write_files
 from onceward.proof.run import Result, run_variant
-from onceward.proof.schedule import Schedule, make_schedule, read_schedule, write_schedule
+from onceward.proof.schedule import Schedule, make_schedule, read_schedule
 from onceward.proof.variants import CREWS
 from onceward.proof.workload import make_orders, read_orders
 
@@ -42,15 +43,15 @@ def prove(options: ProveOptions) -> int:
         return _ablate(options, schedule, choose_rows(options.ablate))
     console = Console()
     logging.getLogger("onceward").setLevel(logging.ERROR)
-    with _kept(options) as kept:
-        schedule_file = options.schedule or _written(schedule, kept)
-        print_plan(console, schedule, str(schedule_file))
+    kept = _kept(options)
+    schedule_file = options.schedule or keep_schedule(schedule, kept)
+    print_plan(console, schedule, str(schedule_file))
+    with _replayable(schedule_file):
         results = _run(options, schedule, schedule_file, console, kept)
-        print_report(console, schedule, results)
-        document = to_json(schedule, str(schedule_file), results)
-        write_files(options, console, document, "proof", schedule, results)
-        if options.keep:
-            console.print(f"kept: {kept}", highlight=False, soft_wrap=True)
+    print_report(console, schedule, results)
+    document = to_json(schedule, str(schedule_file), results)
+    write_files(options, console, document, "proof", schedule, results)
+    _print_kept(console, kept)
     return EXIT_CODES[judge(results)[0]]
 
 
@@ -77,63 +78,76 @@ def _schedule(options: ProveOptions) -> Schedule:
 
 
 @contextmanager
-def _kept(options: ProveOptions) -> Iterator[Path]:
-    """The folder that the schedule is written to: a new ./prove-1, ./prove-2, … with --keep, else the temporary folder."""
-    if options.keep:
-        number = 1
-        while (folder := Path(f"prove-{number}")).exists():
-            number += 1
-        folder.mkdir()
-        yield folder
-        return
-    yield Path(tempfile.gettempdir())
+def _replayable(file: Path) -> Iterator[None]:
+    """Who interrupts the run is told how to have the same faults again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write(f"onceward: interrupted; the same faults again: --schedule {file}\n")
+        raise
 
 
-def _written(schedule: Schedule, folder: Path) -> Path:
-    path = folder / f"onceward-schedule-{schedule.seed}-{len(schedule.orders)}.json"
-    write_schedule(schedule, path)
-    return path
+def _kept(options: ProveOptions) -> Path | None:
+    """With --keep, a new folder for all that a run leaves: ./prove-1, ./prove-2, …"""
+    if not options.keep:
+        return None
+    number = 1
+    while (folder := Path(f"prove-{number}")).exists():
+        number += 1
+    folder.mkdir()
+    return folder
 
 
-def _run(options: ProveOptions, schedule: Schedule, schedule_file: Path, console: Console, kept: Path) -> list[Result]:
+def _run(
+    options: ProveOptions, schedule: Schedule, schedule_file: Path, console: Console, kept: Path | None
+) -> list[Result]:
     results: list[Result] = []
     with place() as where, Live(console, len(schedule.orders)) as live:
         try:
             for variant in options.variants:
-                result = run_variant(where, schedule, schedule_file.resolve(), variant, live)
-                results.append(result)
+                results.append(run_variant(where, schedule, schedule_file.resolve(), variant, live))
+                live.end(results[-1])
         finally:
-            if options.keep:
-                _keep_files(where, kept)
+            _keep_files(where, kept)
     return results
 
 
 def _ablate(options: ProveOptions, schedule: Schedule, rows: Sequence[Row]) -> int:
     console = Console()
     logging.getLogger("onceward").setLevel(logging.ERROR)
-    with _kept(options) as kept:
-        schedule_file = options.schedule or _written(schedule, kept)
-        print_plan(console, schedule, str(schedule_file))
-        trials = _run_rows(options, schedule, schedule_file, rows, console, kept)
-        print_ablation(console, trials)
-        document = ablation_json(schedule, str(schedule_file), trials)
-        write_files(options, console, document, "ablation", schedule, trials)
-        if options.keep:
-            console.print(f"kept: {kept}", highlight=False, soft_wrap=True)
+    kept = _kept(options)
+    schedule_file = options.schedule or keep_schedule(schedule, kept)
+    print_plan(console, schedule, str(schedule_file))
+    with _replayable(schedule_file):
+        trials = _run_rows(schedule, schedule_file, rows, console, kept)
+    print_ablation(console, trials)
+    document = ablation_json(schedule, str(schedule_file), trials)
+    write_files(options, console, document, "ablation", schedule, trials)
+    _print_kept(console, kept)
     return 1 if document["reasons"] else 0
 
 
 def _run_rows(
-    options: ProveOptions, schedule: Schedule, schedule_file: Path, rows: Sequence[Row], console: Console, kept: Path
+    schedule: Schedule, schedule_file: Path, rows: Sequence[Row], console: Console, kept: Path | None
 ) -> list[Trial]:
+    trials: list[Trial] = []
     with place() as where, Live(console, len(schedule.orders)) as live:
         try:
-            return [run_row(where, schedule, schedule_file.resolve(), row, live) for row in rows]
+            for row in rows:
+                trials.append(run_row(where, schedule, schedule_file.resolve(), row, live))
+                live.end(trials[-1].result)
         finally:
-            if options.keep:
-                _keep_files(where, kept)
+            _keep_files(where, kept)
+    return trials
 
 
-def _keep_files(where: Place, kept: Path) -> None:
+def _keep_files(where: Place, kept: Path | None) -> None:
     """Logs, ledgers and server logs, for looking into a run afterwards; sockets are left out."""
+    if kept is None:
+        return
     shutil.copytree(where.folder, kept / "files", ignore=shutil.ignore_patterns("c"), dirs_exist_ok=True)
+
+
+def _print_kept(console: Console, kept: Path | None) -> None:
+    if kept is not None:
+        console.print(f"kept: {kept}", highlight=False, soft_wrap=True)

@@ -126,7 +126,7 @@ def soak_table(document: Document) -> str:
         ["redeliveries", soak["redeliveries"]],
         ["**doubled**", soak["doubled"]],
         ["**lost**", soak["lost"]],
-        ["held for a person, as predicted", f"{soak['parked']} of {soak['predicted_parked']}"],
+        ["parked for a person, as predicted", f"{soak['parked']} of {soak['predicted_parked']}"],
     ]
     rows += [_grown(found) for found in soak["drift"]]
     ended = "held" if document["ok"] else "broken: " + "; ".join(document["reasons"])

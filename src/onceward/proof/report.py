@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from types import TracebackType
@@ -10,13 +11,14 @@ from typing import Any, Final, Self
 
 from rich.box import HEAVY_HEAD, SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 from onceward.proof.ablation import Trial, publish_wait_ms, why_not_as_expected
-from onceward.proof.control import Controller
+from onceward.proof.control import Controller, Counts
 from onceward.proof.faults import STORIES
+from onceward.proof.lines import count_of, print_beside, print_verdict
 from onceward.proof.options import ProveOptions
 from onceward.proof.outcome import Verdict, judge, saying
 from onceward.proof.run import Result
@@ -28,36 +30,52 @@ SAYINGS: Final[dict[Verdict, str]] = {
     "inconclusive": "INCONCLUSIVE",
 }
 WIDE: Final = 120
+BAR_WIDTH_MAX: Final = 30
 FEW: Final = 3
 COLOURS: Final[dict[Verdict, str]] = {"proven": "green", "broken": "red", "inconclusive": "yellow"}
 
 
 class Live:
-    """One bar per variant: orders done, kills so far. On no terminal it prints nothing until the end."""
+    """One bar per variant: orders done, kills so far. Where there is no terminal, a line on standard error at its end.
+
+    Only the bar gives way when the terminal is narrow: names, counts and clock are never cut at 80 columns.
+    """
 
     def __init__(self, console: Console, orders: int) -> None:
         self._orders = orders
         self._tasks: dict[str, TaskID] = {}
+        self._told = not console.is_terminal
         self._progress = Progress(
             TextColumn("{task.description:>10}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=None, table_column=Column(max_width=BAR_WIDTH_MAX)),
             TextColumn("{task.fields[doing]}"),
-            TimeElapsedColumn(),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
             console=console,
             refresh_per_second=5,
             disable=not console.is_terminal,
         )
 
     def __call__(self, variant: str, controller: Controller) -> None:
+        counts, placed = controller.counts, controller.all_placed
+        done, verb = (counts.acked, "booked") if placed else (counts.placed, "placed")
+        doing = f"{done}/{self._orders} {verb}, {_struck(counts, again=placed)}"
+        self._progress.update(self._task(variant), completed=done, doing=doing)
+
+    def end(self, result: Result) -> None:
+        """This variant is over: its bar is full whatever it has lost on the way, and its clock stands."""
+        task, counts = self._task(result.variant), result.counts
+        doing = f"{counts.acked}/{self._orders} booked, {_struck(counts, again=True)}"
+        self._progress.update(task, completed=self._orders, doing=doing)
+        self._progress.stop_task(task)
+        if self._told:
+            sys.stderr.write(f"onceward: {result.variant}: over after {result.wall_seconds:.0f} s; {doing}\n")
+
+    def _task(self, variant: str) -> TaskID:
         if variant not in self._tasks:
             self._tasks[variant] = self._progress.add_task(variant, total=self._orders, doing="")
-        counts = controller.counts
-        if controller.all_placed:
-            doing = f"booked; {counts.kills} kills, {counts.redeliveries} redeliveries"
-            self._progress.update(self._tasks[variant], completed=counts.acked, doing=doing)
-        else:
-            self._progress.update(self._tasks[variant], completed=counts.placed, doing=f"placed; {counts.kills} kills")
+            if self._told:
+                sys.stderr.write(f"onceward: {variant}: begins, with {count_of(self._orders, 'order')}\n")
+        return self._tasks[variant]
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -65,6 +83,10 @@ class Live:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._progress.stop()
+
+
+def _struck(counts: Counts, *, again: bool) -> str:
+    return count_of(counts.kills, "kill") + (f", {counts.redeliveries:,} again" if again else "")
 
 
 def print_ablation(console: Console, trials: Sequence[Trial]) -> None:
@@ -75,10 +97,9 @@ def print_ablation(console: Console, trials: Sequence[Trial]) -> None:
         console.print(Text("NOT AS EXPECTED", style="bold red"))
     else:
         breaks = sum(trial.row.expected == "breaks" for trial in trials)
-        console.print(Text("AS EXPECTED", style="bold green"), end=" ")
-        console.print(f"rows that break: {breaks}; that hold: {len(trials) - breaks}.", highlight=False)
+        print_verdict(console, "AS EXPECTED", "green", f"rows that break: {breaks}; that hold: {len(trials) - breaks}.")
     for problem in problems:
-        console.print(f"  - {problem}", highlight=False)
+        print_beside(console, "  - ", problem)
 
 
 def matrix(trials: Sequence[Trial], width: int) -> Table:
@@ -121,10 +142,9 @@ def print_report(console: Console, schedule: Schedule, results: Sequence[Result]
     console.print(before_after(results))
     console.print(faults_table(results, console.width))
     verdict, reasons = judge(results)
-    console.print(Text(SAYINGS[verdict], style=f"bold {COLOURS[verdict]}"), end=" ")
-    console.print(saying(verdict, schedule, results), highlight=False)
+    print_verdict(console, SAYINGS[verdict], COLOURS[verdict], saying(verdict, schedule, results))
     for reason in reasons:
-        console.print(f"  - {reason}", highlight=False)
+        print_beside(console, "  - ", reason)
 
 
 ROWS: Final = (

@@ -123,13 +123,17 @@ def _time(orders: int, rng: random.Random) -> list[Timed]:
 
 
 def write_schedule(schedule: Schedule, path: Path) -> None:
+    path.write_text(schedule_text(schedule), encoding="utf-8")
+
+
+def schedule_text(schedule: Schedule) -> str:
     """One fault per line, so that people can read, compare and change it."""
     head = {"version": VERSION, "seed": schedule.seed, "queue": schedule.queue}
     lines = ["{", *(f"  {json.dumps(name)}: {json.dumps(value)}," for name, value in head.items())]
     lines += [*_list("orders", [{"id": order.id, "amount": order.amount} for order in schedule.orders]), ","]
     lines += [*_list("aimed", [{"fault": entry.fault, "order": entry.order} for entry in schedule.aimed]), ","]
     lines += [*_list("timed", [_timed_form(entry) for entry in schedule.timed]), "}"]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 def _list(name: str, entries: Sequence[dict[str, Any]]) -> list[str]:

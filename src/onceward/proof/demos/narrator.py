@@ -8,6 +8,9 @@ from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
+
+from onceward.proof.lines import print_beside
 
 PAUSE_SECONDS: Final = 1.0
 
@@ -31,7 +34,7 @@ class Narrator:
     quiet: bool
     fast: bool
     steps: list[Step] = field(default_factory=list)
-    _console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
+    _console: Console = field(default_factory=lambda: Console(highlight=False))
     _began: float = field(default_factory=time.monotonic)
     _scene_began: float = field(default_factory=time.monotonic)
     _scale: float = 1.0
@@ -41,7 +44,7 @@ class Narrator:
         self._print("")
         self._print(f"[bold]{title}[/bold]")
         for line in explanation:
-            self._print(f"  [dim]{line}[/dim]")
+            self._print_beside("  ", Text(line, style="dim"))
         self._print("")
         self.pause(PAUSE_SECONDS + 0.4 * len(explanation))
         self.start_clock()
@@ -56,11 +59,11 @@ class Narrator:
         moment = time.monotonic() if at is None else at
         self.steps.append(Step(max(0.0, moment - self._began), who, what))
         told = max(0.0, moment - self._scene_began) * self._scale
-        self._print(f"  T={told:<5.1f}s  [cyan]{who:<11}[/cyan] {what}")
+        self._print_beside(Text.assemble(f"  T={told:<5.1f}s  ", (f"{who:<11}", "cyan"), " "), what)
 
     def verdict(self, what: str, held: bool) -> None:
-        mark = "[green]as claimed[/green]" if held else "[red]NOT SO[/red]"
-        self._print(f"  {mark}  {what}")
+        mark = ("as claimed", "green") if held else ("NOT SO", "red")
+        self._print_beside(Text.assemble("  ", mark, "  "), what)
 
     def evidence(self, naive: dict[str, Any], hardened: dict[str, Any]) -> None:
         """Both sides' counts, side by side."""
@@ -83,6 +86,10 @@ class Narrator:
     def _print(self, text: str) -> None:
         if not self.quiet:
             self._console.print(text)
+
+    def _print_beside(self, head: str | Text, body: str | Text) -> None:
+        if not self.quiet:
+            print_beside(self._console, head, body)
 
 
 def _cell(value: Any) -> str:

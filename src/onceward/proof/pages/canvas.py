@@ -25,9 +25,10 @@ GOOD: Final = "#010207"
 WARN: Final = "#010208"
 HOLD: Final = "#010209"
 PAPER: Final = "#01020a"
+HELD: Final = "#01020b"
 _VARIABLES: Final = {
     INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", BAD: "var(--bad)", GOOD: "var(--good)",
-    WARN: "var(--warn)", HOLD: "var(--hold)", PAPER: "var(--paper)",
+    WARN: "var(--warn)", HOLD: "var(--hold)", PAPER: "var(--paper)", HELD: "var(--held)",
 }  # fmt: skip
 _SETTINGS: Final[Any] = {  # matplotlib types its keys one by one
     "svg.fonttype": "none",

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from onceward.proof.pages.canvas import (
     BAD,
     GOOD,
+    HELD,
     HOLD,
     INK,
     LINE,
@@ -187,7 +188,7 @@ OUTCOMES: Final = (  # the worst first: an order has the worst that happened to 
     ("charged twice", BAD),
     ("lost", INK),
     ("booked twice", WARN),
-    ("held", HOLD),
+    ("held", HELD),
     ("paid once", GOOD),
 )
 

@@ -9,7 +9,7 @@ from typing import Any
 from onceward.proof.faults import LEG_OF
 from onceward.proof.pages.page import render_template
 from onceward.proof.pages.pictures import Series, draw_lines
-from onceward.proof.soak.measure import KINDS, MEGABYTE, in_words
+from onceward.proof.soak.measure import KINDS, MEGABYTE, SLOPE_BYTES_MIN, SLOPE_FACTOR_MAX, in_words
 from onceward.proof.soak.run import Soaked
 
 
@@ -30,6 +30,8 @@ def _content(soaked: Soaked) -> dict[str, Any]:
         "seed": soaked.seed,
         "orders": f"{document['orders']:,}",
         "findings": [(in_words(finding), finding.drifts) for finding in soaked.findings],
+        "cost_factor": f"{SLOPE_FACTOR_MAX:g}",
+        "cost_bytes": f"{SLOPE_BYTES_MIN:g}",
         "faults": document["faults"],
         "legs_of": LEG_OF,
         "lines": draw_lines(list(_series(soaked)), "What was measured over time"),
@@ -42,7 +44,7 @@ def _content(soaked: Soaked) -> dict[str, Any]:
             ("SIGKILLs per second", document["kills_per_second"]),
             ("redeliveries", f"{document['redeliveries']:,}"),
             ("charges", f"{document['charges']:,}"),
-            ("held, as predicted", f"{document['parked']} of {document['predicted_parked']}"),
+            ("parked, as predicted", f"{document['parked']} of {document['predicted_parked']}"),
             ("seed", document["seed"]),
         ],
     }

@@ -50,7 +50,7 @@ class Kind:
 
 
 KINDS: Final = (
-    Kind("nursery_bytes", "memory of the nursery", 10 * MEGABYTE),
+    Kind("nursery_bytes", "memory of the nursery (starts the workers)", 10 * MEGABYTE),
     Kind("worker_bytes", "memory of a worker, on average", 15 * MEGABYTE),
     Kind("provider_bytes", "memory of the provider", 20 * MEGABYTE),
     Kind("connections", "connections to both servers", 12),

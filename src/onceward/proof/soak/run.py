@@ -22,6 +22,7 @@ from rich.text import Text
 from onceward.proof import checker
 from onceward.proof.control import Counts
 from onceward.proof.crew import Crew
+from onceward.proof.lines import print_beside, print_verdict
 from onceward.proof.options import ProveOptions
 from onceward.proof.place import Place, place
 from onceward.proof.report import write_files
@@ -73,8 +74,8 @@ class Soaked:
         return [
             (self.doubled, "were charged or booked twice"),
             (self.lost, "were lost"),
-            (parked - self.predicted, "are held, and were not predicted to be"),
-            (self.predicted - parked, "were predicted to be held, and are not"),
+            (parked - self.predicted, "are parked, and were not predicted to be"),
+            (self.predicted - parked, "were predicted to be parked, and are not"),
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -179,9 +180,10 @@ class _Soak:
     async def _tell(self) -> None:
         while True:
             await asyncio.sleep(TELL_SECONDS)
-            self._console.print(self._evidence(), highlight=False, soft_wrap=True)
+            print_beside(self._console, *self._evidence())
 
-    def _evidence(self) -> Text:
+    def _evidence(self) -> tuple[str, Text]:
+        """The clock, and what was counted by then."""
         counts, found = self._controller.counts, self._look
         now, orders = time.monotonic(), len(self._controller.ordered)
         before, orders_before, kills_before = self._told
@@ -191,8 +193,8 @@ class _Soak:
         style = "bold red" if found and (found.doubled or self._soaked.lost) else "green"
         rates = f" ({(orders - orders_before) / seconds:.1f}/s)" if before else ""
         kills = f" ({(counts.kills - kills_before) / seconds:.1f}/s)" if before else ""
-        return Text.assemble(
-            f"{now - self._controller.started:5.0f} s  {orders:,} orders{rates}, {self._controller.backlog} under way; ",
+        return f"{now - self._controller.started:5.0f} s  ", Text.assemble(
+            f"{orders:,} orders{rates}, {self._controller.backlog} under way; ",
             f"{counts.kills:,} kills{kills}, {counts.redeliveries:,} redeliveries; ",
             f"{found.charges if found else 0:,} charges: ",
             (harm, style),
@@ -250,19 +252,16 @@ def _print(console: Console, soaked: Soaked) -> None:
     console.print(
         f"{document['orders']:,} orders in {soaked.seconds:,.0f} s ({document['orders_per_second']}/s), "
         f"{document['kills']:,} SIGKILLs ({document['kills_per_second']}/s), {document['redeliveries']:,} redeliveries, "
-        f"{document['parked']} held for a person, {document['predicted_parked']} predicted",
+        f"{document['parked']} parked for a person, {document['predicted_parked']} predicted",
         highlight=False,
     )
     for finding in soaked.findings:
-        console.print(f"  {'GROWS ' if finding.drifts else ''}{measure.in_words(finding)}", highlight=False)
+        print_beside(console, "  ", f"{'GROWS ' if finding.drifts else ''}{measure.in_words(finding)}")
     word, style = ("BROKEN", "red") if reasons else ("HELD", "green")
-    console.print(Text(word, style=f"bold {style}"), end=" ")
-    console.print(
-        f"{document['doubled']} doubled, {document['lost']} lost{'; ended early' if soaked.interrupted else ''}",
-        highlight=False,
-    )
+    early = "; ended early" if soaked.interrupted else ""
+    print_verdict(console, word, style, f"{document['doubled']} doubled, {document['lost']} lost{early}")
     for reason in reasons:
-        console.print(f"  - {reason}", highlight=False)
+        print_beside(console, "  - ", reason)
 
 
 def _some(names: frozenset[str], most: int = 5) -> str:

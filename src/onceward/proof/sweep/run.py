@@ -18,12 +18,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onceward.proof.lines import count_of, print_beside, print_verdict
 from onceward.proof.options import ProveOptions
 from onceward.proof.report import write_files
 from onceward.proof.run import ProofError
 from onceward.proof.sweep.ambiguous import Met, ambiguous_commits
 from onceward.proof.sweep.stand import Stand, deliver_one, stand
-from onceward.proof.sweep.trace import Ended, Gate, NoTrace, check_strace, killed_at, run_child
+from onceward.proof.sweep.trace import Ended, Gate, check_strace, killed_at, run_child
 
 CALLS_MAX: Final = 2000
 TRIES_MAX: Final = 6  # at one call: a run may make one or two fewer than another
@@ -85,15 +86,11 @@ class Sweep:
 
 
 def prove_syscalls(options: ProveOptions) -> int:
-    """Run it; returns 0 nothing doubled or lost, 1 something was, 3 nothing can be traced, or not each call was reached."""
+    """Run it; returns 0 nothing doubled or lost, 1 something was, 3 not each call was reached. Raises `NoTrace`."""
     console = Console()
     for name in ("onceward", "psycopg.pool"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        sweep = run_sweep(lambda text: console.print(text, highlight=False, soft_wrap=True))
-    except NoTrace as error:
-        console.print(f"nothing was proven: {error}", highlight=False, soft_wrap=True)
-        return 3
+    sweep = run_sweep(lambda text: console.print(text, highlight=False))
     _print(console, sweep)
     write_files(options, console, sweep.to_json())
     if not sweep.ok:
@@ -237,18 +234,12 @@ def _print(console: Console, sweep: Sweep) -> None:
             console.print(f"{each.subject}: {each.unreached} calls were not reached: run it again", highlight=False)
     kills = sum(len(each.kills) for each in sweep.swept)
     word, style = ("HELD", "green") if sweep.ok else ("BROKEN", "red")
-    console.print(Text(word, style=f"bold {style}"), end=" ")
-    console.print(
-        f"{kills} kills, each at a call of its own; {len(sweep.ambiguous)} ambiguous commits.",
-        highlight=False,
-        soft_wrap=True,
-    )
+    said = f"{count_of(kills, 'kill')}, each at a call of its own; {count_of(len(sweep.ambiguous), 'ambiguous commit')}."
+    print_verdict(console, word, style, said)
     for each in sweep.swept:
         for harm_name, names in (("doubled", each.doubled), ("lost", each.lost)):
             for order in names[:10]:
-                console.print(
-                    f"  - {each.subject}: {harm_name}: {order} ({_where(each, order)})", highlight=False, soft_wrap=True
-                )
+                print_beside(console, "  - ", f"{each.subject}: {harm_name}: {order} ({_where(each, order)})")
 
 
 def _where(swept: Swept, order: str) -> str:

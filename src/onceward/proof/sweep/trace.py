@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
-from onceward.errors import OncewardError
+from onceward.errors import OncewardError, UsageError
 from onceward.events import Event
 from onceward.proof.nursery import die_with_parent
 
@@ -41,7 +41,7 @@ HOW_TO_ALLOW: Final = (
 )
 
 
-class NoTrace(OncewardError):
+class NoTrace(UsageError):
     """Nothing can be traced here; the text says what is missing and how to get it."""
 
 
