@@ -63,7 +63,10 @@ def connected(given: str | None, *, schema: str | None = None) -> Iterator[Conne
     from onceward.schema import check_schema  # noqa: PLC0415
 
     with psycopg.connect(dsn_of(given), autocommit=True, application_name="onceward") as conn:
-        conn.execute("SET lock_timeout TO '10s'; SET statement_timeout TO '60s'")
+        # Times are read and shown the same wherever the database or the role says otherwise: psycopg reads ISO only.
+        conn.execute(
+            "SET lock_timeout TO '10s'; SET statement_timeout TO '60s'; SET datestyle TO ISO; SET timezone TO 'UTC'"
+        )
         if schema is not None:
             check_schema(conn, schema)
         yield conn
