@@ -14,9 +14,9 @@ LAYERS = (
     ("errors", "message"),
     ("transport", "protocol", "retry", "events", "statements"),
     ("state", "effect", "delivery", "dispatch", "provider"),
-    ("outbox", "inbox", "intent", "database", "once", "schema"),
-    ("rows", "perform", "lease", "nudge", "upkeep", "parked"),
-    ("consumer", "loop", "relay"),
+    ("outbox", "numbering", "inbox", "intent", "database", "once", "schema"),
+    ("rows", "perform", "outgoing", "lease", "nudge", "upkeep", "parked"),
+    ("consumer", "loop", "lane", "relay"),
 )
 CORE = tuple(name for layer in LAYERS for name in layer)
 PURE = (
