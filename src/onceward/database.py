@@ -22,9 +22,9 @@ from onceward.session import (
     RESTORE_BORROWED,
     LentLock,
     discard,
-    for_the_pool,
     left_open,
     lent,
+    our_work,
     putting_back,
     setting,
     settings,
@@ -165,7 +165,7 @@ class Database:
     def forget_broken(self) -> None:
         """After an outage: connections that died with the server are replaced now, not at their next use."""
         if self._pool is not None:
-            with for_the_pool():
+            with our_work():
                 self._pool.check()
 
     def close(self) -> None:

@@ -1,15 +1,31 @@
 """The protocol of one relay lane, as a pure function: `step(state, event) -> (state, command)`. No I/O.
 
     idle ─ Take ─▶ taking ─ Publish ─▶ publishing ─ Mark ─▶ marking ─▶ idle
+                                          └─ Publish ─┘  chunk by chunk
 
 What is deleted is what the sink confirmed, and nothing else. A row that could not be sent waits for its retry and, if it
 has a key, holds that key: no later row of the key counts as sent, even if the sink says so (sent twice is harmless,
 overtaking is not).
+
+A batch goes out in chunks, so that what is confirmed is marked in time however slow the sink is: the first chunk is one
+row, and the following ones are larger or smaller by how long the sink took. When the time of the batch is over, the rows
+that are left stay untouched, and come with a later batch.
+
+**Who is at fault when the sink is lost?** A sink that is away and a row that ends its connection look the same once. So a
+chunk at which the sink was lost is halved, at once, until one row stands alone; then the lane pauses, and tries the *other*
+rows first. If nothing goes through, it is the sink: nothing is postponed, every row keeps its place, and the pauses grow.
+If something goes through, the row is tried once more, alone. Only a row at which the sink is lost a second time, after
+others went through in between, is at fault: it alone is postponed with its error, and holds its key. A sink that went away
+at that very moment costs the row one pause, and nothing else. A row that is the only one to be sent is never blamed: nobody
+waits behind it, and to postpone it would make it late when the sink comes back.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+CHUNK_SECONDS: Final = 5.0  # what one chunk should take: a crash repeats at most a chunk, and a stop waits for one
+CHUNK_BYTES_MAX: Final = 8 * 1024 * 1024  # of payloads in one chunk; a larger row goes alone
 
 
 class Row(NamedTuple):
@@ -18,10 +34,13 @@ class Row(NamedTuple):
     position: int
     key: str | None
     attempts: int = 0
+    payload_bytes: int = 0
 
 
 class Take(NamedTuple):
-    """Lock a batch."""
+    """Lock a batch, of rows that are not among these positions."""
+
+    beside: tuple[int, ...] = ()
 
 
 class Publish(NamedTuple):
@@ -31,7 +50,7 @@ class Publish(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """Delete the confirmed rows, postpone the failed ones, and commit."""
+    """Delete the confirmed rows, postpone the failed ones, and commit. What is in neither is free again, as it was."""
 
     confirmed: tuple[int, ...]
     failed: tuple[tuple[Row, str], ...]
@@ -54,9 +73,15 @@ class Taken(NamedTuple):
 
 
 class Published(NamedTuple):
-    """The sink's answer, one per row: None = confirmed, else why not."""
+    """The sink's answer, one per row: None = confirmed, else why not. `late`: the time of the batch is over."""
 
     errors: tuple[str | None, ...]
+    seconds: float = 0.0
+    late: bool = False
+
+
+class Stopped(NamedTuple):
+    """The relay is to end: the chunk was not sent."""
 
 
 class Marked(NamedTuple):
@@ -64,7 +89,9 @@ class Marked(NamedTuple):
 
 
 class SinkLost(NamedTuple):
-    """The sink as a whole does not answer; some rows may have been stored."""
+    """The sink as a whole gave no answer for this chunk; some of its rows may have been stored."""
+
+    error: str = ""
 
 
 class DatabaseLost(NamedTuple):
@@ -72,14 +99,25 @@ class DatabaseLost(NamedTuple):
 
 
 Command = Take | Publish | Mark | Sleep
-Event = Woken | Taken | Published | Marked | SinkLost | DatabaseLost
+Event = Woken | Taken | Published | Stopped | Marked | SinkLost | DatabaseLost
 
 
 class State(NamedTuple):
-    """Where one lane is."""
+    """Where one lane is.
+
+    `rows`: locked and without an answer; the first `chunk` of them are with the sink. `reach`: how many rows the next chunk
+    may have. `suspects`: positions at which the sink was lost while they were alone (one more per pause, so a long outage
+    may suspect many); `answering`: something went through since the last of these losses.
+    """
 
     at: str = "idle"
     rows: tuple[Row, ...] = ()
+    chunk: int = 0
+    confirmed: tuple[int, ...] = ()
+    failed: tuple[tuple[Row, str], ...] = ()
+    reach: int = 1
+    suspects: tuple[int, ...] = ()
+    answering: bool = False
     failures: int = 0
 
 
@@ -88,34 +126,131 @@ Step = tuple[State, Command]
 
 def step(state: State, event: Event) -> Step:
     """The next state and what to do, given what happened."""
-    if isinstance(event, SinkLost | DatabaseLost):
+    if isinstance(event, DatabaseLost):
         # Nothing is marked: what was sent already is sent again, under the same id.
-        return State(failures=state.failures + 1), Sleep(state.failures + 1)
+        after = _at_rest(state, state.failures + 1)
+        return after, Sleep(after.failures)
     match state.at, event:
         case "idle", Woken():
-            return state._replace(at="taking"), Take()
+            return _take(state)
         case "taking", Taken(rows) if rows:
-            return state._replace(at="publishing", rows=rows), Publish(rows)
+            return _publish(state._replace(rows=rows, suspects=_still_suspected(state, rows)))
         case "taking", Taken():
-            return State(), Sleep(0)
-        case "publishing", Published(errors):
-            return state._replace(at="marking"), _mark(state.rows, errors)
+            return _nothing_taken(state)
+        case "publishing", Published(errors, seconds, late):
+            return _answered(state, errors, seconds, late=late)
+        case "publishing", Stopped():
+            return _mark(state)
+        case "publishing", SinkLost(error):
+            return _mark(_sink_lost(state, error))
         case "marking", Marked():
-            return State(at="taking"), Take()
+            after = _at_rest(state, state.failures)
+            return (after, Sleep(after.failures)) if after.failures else _take(after)
     raise AssertionError(f"{event!r} cannot follow in {state!r}")
 
 
-def _mark(rows: tuple[Row, ...], errors: tuple[str | None, ...]) -> Mark:
+def _at_rest(state: State, failures: int) -> State:
+    """Outside any batch: only what was learned is kept."""
+    return State(reach=state.reach, suspects=state.suspects, answering=state.answering, failures=failures)
+
+
+def _take(state: State) -> Step:
+    return state._replace(at="taking"), Take(_beside(state))
+
+
+def _beside(state: State) -> tuple[int, ...]:
+    """The suspects, until something else has gone through: they would only find out again that the sink is lost."""
+    return () if state.answering else state.suspects
+
+
+def _still_suspected(state: State, rows: tuple[Row, ...]) -> tuple[int, ...]:
+    """Taken with all the others, a suspect that is not there was sent, or is another lane's."""
+    if _beside(state):
+        return state.suspects
+    there = {row.position for row in rows}
+    return tuple(position for position in state.suspects if position in there)
+
+
+def _nothing_taken(state: State) -> Step:
+    # Beside the suspects there is nothing to send: the pause goes on growing, and then they themselves are tried again.
+    failures = state.failures if _beside(state) else 0
+    return State(reach=state.reach, failures=failures), Sleep(failures)
+
+
+def _publish(state: State) -> Step:
+    chunk = _chunk(state)
+    return state._replace(at="publishing", chunk=len(chunk)), Publish(chunk)
+
+
+def _chunk(state: State) -> tuple[Row, ...]:
+    """The next rows, as many as reach and bytes allow; at least one, and a suspect alone."""
+    chunk: list[Row] = []
+    payload_bytes = 0
+    for row in state.rows[: state.reach]:
+        payload_bytes += row.payload_bytes
+        suspect = row.position in state.suspects
+        if chunk and (suspect or payload_bytes > CHUNK_BYTES_MAX):
+            break
+        chunk.append(row)
+        if suspect:
+            break
+    return tuple(chunk)
+
+
+def _answered(state: State, errors: tuple[str | None, ...], seconds: float, *, late: bool) -> Step:
+    sent, left = state.rows[: state.chunk], state.rows[state.chunk :]
+    confirmed, failed, held = _sorted(sent, errors)
+    suspects = tuple(position for position in state.suspects if position not in {row.position for row in sent})
+    after = state._replace(
+        rows=tuple(row for row in left if row.key not in held),
+        confirmed=state.confirmed + confirmed,
+        failed=state.failed + failed,
+        reach=_reach(state, seconds),
+        suspects=suspects,
+        answering=bool(suspects) and (state.answering or bool(confirmed)),
+        failures=0,
+    )
+    return _publish(after) if after.rows and not late else _mark(after)
+
+
+def _sorted(
+    rows: tuple[Row, ...], errors: tuple[str | None, ...]
+) -> tuple[tuple[int, ...], tuple[tuple[Row, str], ...], set[str | None]]:
+    """What is confirmed, what has failed, and the keys that are held from now on."""
     confirmed: list[int] = []
     failed: list[tuple[Row, str]] = []
-    held: set[str] = set()
+    held: set[str | None] = set()
     for row, error in zip(rows, errors, strict=True):
-        if row.key is not None and row.key in held:
+        if row.key in held:
             continue
         if error is None:
             confirmed.append(row.position)
             continue
         failed.append((row, error))
-        if row.key is not None:
-            held.add(row.key)
-    return Mark(tuple(confirmed), tuple(failed))
+        held.update(() if row.key is None else (row.key,))
+    return tuple(confirmed), tuple(failed), held
+
+
+def _reach(state: State, seconds: float) -> int:
+    """How many rows the next chunk may have, so that it takes `CHUNK_SECONDS` at the most."""
+    if seconds > CHUNK_SECONDS:
+        return max(1, int(state.chunk * CHUNK_SECONDS / seconds))
+    if state.chunk == state.reach and seconds * 2 <= CHUNK_SECONDS:
+        return state.reach * 2
+    return state.reach
+
+
+def _sink_lost(state: State, error: str) -> State:
+    """Halve the chunk; a row alone is suspected; a suspect is at fault when others went through in between."""
+    row = state.rows[0]
+    if state.chunk > 1:
+        return state._replace(reach=state.chunk // 2, answering=False)
+    suspects = tuple(position for position in state.suspects if position != row.position)
+    if state.answering and row.position in state.suspects:
+        failed = (*state.failed, (row, error))
+        return state._replace(rows=state.rows[1:], failed=failed, suspects=suspects, answering=False, failures=0)
+    return state._replace(reach=1, suspects=(*suspects, row.position), answering=False, failures=state.failures + 1)
+
+
+def _mark(state: State) -> Step:
+    return state._replace(at="marking"), Mark(state.confirmed, state.failed)

@@ -93,13 +93,12 @@ class Message:
         if body is not None and data is not None:
             raise MalformedMessage("a message has data or a body, not both")
         content = body if body is not None else encode_json(data)
-        given = time or datetime.now(UTC)
         values = {
             "id": _attribute("id", str(id if id is not None else uuid7())),
             "type": _attribute("type", type),
             "source": _attribute("source", source),
             "subject": None if subject is None else _attribute("subject", str(subject)),
-            "time": given if given.tzinfo else given.replace(tzinfo=UTC),
+            "time": _moment(time or datetime.now(UTC)),
             "traceparent": None if traceparent is None else _attribute("traceparent", traceparent),
             "body": bytes(content),
         }
@@ -175,6 +174,16 @@ def _attribute(name: str, value: object) -> str:
     if len(value.encode()) > ATTRIBUTE_BYTES_MAX:
         raise MalformedMessage(f"{name} is longer than {ATTRIBUTE_BYTES_MAX} bytes in UTF-8")
     return value
+
+
+def _moment(given: datetime) -> datetime:
+    """The time, in UTC where it names no zone. One whose year in UTC is not between 1 and 9999 cannot travel."""
+    moment = given if given.tzinfo else given.replace(tzinfo=UTC)
+    try:
+        moment.astimezone(UTC)
+    except OverflowError:
+        raise MalformedMessage(f"time {given.isoformat()} is, in UTC, not between the years 1 and 9999") from None
+    return moment
 
 
 def _parse_time(text: str) -> datetime:

@@ -16,7 +16,7 @@ from onceward import protocol as p
 from onceward.callables import check_done, check_plain, is_awaitable
 from onceward.database import is_lost
 from onceward.delivery import start, step
-from onceward.errors import ConflictError, Defer, LeaseLost, Refused, Reject, UnknownOutcome, UsageError
+from onceward.errors import ConflictError, Defer, LeaseLost, Refused, Reject, Signal, UnknownOutcome, UsageError
 from onceward.inbox import storable
 from onceward.intent import request_fingerprint
 from onceward.message import Message, canonical_json
@@ -31,7 +31,7 @@ from onceward.transport import Delivery, Settlement
 ANSWER_CHARS_MAX: Final = 100_000
 
 
-class NoHandler(Exception):
+class NoHandler(Signal):
     """The message's type has no handler in this process: another version of the code may have one."""
 
 

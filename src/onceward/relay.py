@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any, Final
 
-import psycopg
 from psycopg import Connection
-from psycopg.rows import dict_row
 
-from onceward import dispatch as d
 from onceward.database import Database, DatabaseSource
-from onceward.errors import TransportError, UsageError
+from onceward.errors import UsageError
 from onceward.events import Listener, Listeners
-from onceward.inbox import storable
+from onceward.lane import IDLE_SECONDS_MAX, Lane, Shared
 from onceward.loop import _signals
-from onceward.message import MalformedMessage, Message
 from onceward.nudge import channel
 from onceward.retry import Backoff
 from onceward.schema import check_schema
@@ -26,7 +22,7 @@ from onceward.statements import SCHEMA_DEFAULT
 from onceward.transport import Sink
 
 logger = logging.getLogger("onceward")
-PUBLISH_SECONDS_MAX: Final = 60.0
+LAST_SECONDS: Final = 30.0  # what the other lanes get to end, when one has died
 
 
 def relay(
@@ -48,6 +44,12 @@ def relay(
     `lanes`: while one batch is being published, the next is taken. Per key, order is the order of commits (as far as the
     application serialises the writers of a key), also with several relays.
 
+    An outage of the database or of the sink is waited out, however long. Raises `UsageError` for what waiting cannot mend
+    (also later: a sequence of positions that was reset), and whatever else ended a lane.
+
+    Payloads in this process: at most 64 MiB at once, over all lanes, or one larger payload. What the sink makes of them
+    comes on top: pgmq's, about six times the chunk that it is sending (at most 8 MiB, or one payload).
+
     Crash anywhere: rows that were not deleted are sent again, under the same message id.
     """
     if batch < 1 or lanes < 1 or poll_seconds <= 0:
@@ -57,14 +59,16 @@ def relay(
         database,
         size=lanes + 1,
         schema=schema,
-        handler_seconds_max=PUBLISH_SECONDS_MAX,
+        handler_seconds_max=IDLE_SECONDS_MAX,
         application_name="onceward relay",
     )
+    limit = min(batch, opened_sink.traits.publish_max)
+    shared = Shared(opened, opened_sink, limit, poll_seconds, backoff, Listeners(listeners), until_empty)
     try:
         with opened.connection() as conn:
             check_schema(conn, schema)
-        limit = min(batch, opened_sink.traits.publish_max)
-        loop = _Relay(opened, opened_sink, limit, poll_seconds, backoff, Listeners(listeners), until_empty)
+            shared.look_at_numbering(conn)
+        loop = _Relay(shared)
         with _signals(loop.stop, stop):
             loop.run(lanes)
     finally:
@@ -75,228 +79,56 @@ def relay(
 class _Relay:
     """The lanes of one process, and the ear that wakes them."""
 
-    def __init__(
-        self,
-        database: Database,
-        sink: Sink,
-        limit: int,
-        poll_seconds: float,
-        backoff: Backoff,
-        listeners: Listeners,
-        until_empty: bool,
-    ) -> None:
-        self.database = database
-        self.sink = sink
-        self.limit = limit
-        self.poll_seconds = poll_seconds
-        self.backoff = backoff
-        self.listeners = listeners
-        self.until_empty = until_empty
-        self._stop = threading.Event()
-        self._woken = threading.Condition()
-        self._nudges = 0
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._died: list[BaseException] = []
 
     def stop(self) -> None:
-        self._stop.set()
-
-    @property
-    def stopping(self) -> bool:
-        return self._stop.is_set()
+        self._shared.stopped.set()
 
     def run(self, lanes: int) -> None:
-        threads = [threading.Thread(target=Lane(self).run, name=f"onceward-relay-{n}", daemon=True) for n in range(lanes)]
+        """Until all lanes have ended. Raises what one of them died of: a relay with fewer lanes than it was given, or
+        with none, would look healthy from outside."""
+        threads = [threading.Thread(target=self._carry, name=f"onceward-relay-{n}", daemon=True) for n in range(lanes)]
         for thread in threads:
             thread.start()
-        if not self.until_empty:
+        if not self._shared.until_empty:
             threading.Thread(target=self._listen, name="onceward-relay-ear", daemon=True).start()
-        while any(thread.is_alive() for thread in threads):
-            for thread in threads:
-                thread.join(timeout=0.1)
+        while (alive := [thread for thread in threads if thread.is_alive()]) and not self._died:
+            alive[0].join(timeout=0.1)
+        if self._died:
+            self._end(threads)
+
+    def _carry(self) -> None:
+        try:
+            Lane(self._shared).run()
+        except BaseException as error:  # noqa: BLE001 - whatever it is: raised again where relay() was called
+            self._died.append(error)
+            self.stop()
+
+    def _end(self, threads: list[threading.Thread]) -> None:
+        deadline = time.monotonic() + LAST_SECONDS
+        for thread in threads:
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+        error = self._died[0]
+        if isinstance(error, Exception):
+            raise error
+        # An exit that was asked for in a lane (by a sink, say) must not become this process's own, successful, exit.
+        raise RuntimeError(f"a lane of the relay was ended by {type(error).__name__}: {error}") from error
 
     def _listen(self) -> None:
         """Turn NOTIFY into wake-ups; when it fails, polling covers, and it is tried again."""
-        while not self.stopping:
+        while not self._shared.stopped.is_set():
             try:
-                with self.database.connection() as conn:
-                    conn.execute(f"LISTEN {channel(self.database.schema)}")
+                with self._shared.database.connection() as conn:
+                    conn.execute(f"LISTEN {channel(self._shared.database.schema)}")
                     self._hear(conn)
                     conn.execute("UNLISTEN *")
-            except psycopg.Error as error:
+            except Exception as error:  # noqa: BLE001 - of whatever class a `database` callable raises
                 logger.info("nudges are not heard for now, polling goes on: %s", error)
-                self._stop.wait(self.poll_seconds)
+                self._shared.stopped.wait(self._shared.poll_seconds)
 
     def _hear(self, conn: Connection[Any]) -> None:
-        while not self.stopping:
+        while not self._shared.stopped.is_set():
             for _ in conn.notifies(timeout=0.5, stop_after=1):
-                self.wake()
-
-    def wake(self) -> None:
-        with self._woken:
-            self._nudges += 1
-            self._woken.notify_all()
-
-    def sleep(self, seconds: float, nudges_seen: int | None) -> None:
-        """Until a nudge that came after `nudges_seen` (None: whatever nudges come), the time, or the stop."""
-        self.listeners.emit("relay.looked", "", failing=nudges_seen is None)
-        with self._woken:
-            waited = 0.0
-            while waited < seconds and nudges_seen in (None, self._nudges) and not self.stopping:
-                slice_seconds = min(0.2, seconds - waited)
-                self._woken.wait(slice_seconds)
-                waited += slice_seconds
-
-    @property
-    def nudges(self) -> int:
-        return self._nudges
-
-
-class Lane:
-    """One connection and one batch at a time; every decision is `dispatch.step`'s."""
-
-    def __init__(self, relay: _Relay) -> None:
-        self._relay = relay
-        self._rows: list[dict[str, Any]] = []
-        self._conn: Connection[Any] | None = None
-        self._held = ExitStack()
-
-    def run(self) -> None:
-        state = d.State()
-        event: d.Event = d.Woken()
-        nudges = self._relay.nudges
-        while True:
-            state, command = d.step(state, event)
-            if self._relay.stopping and isinstance(command, d.Take | d.Sleep):
-                self._close()
-                return
-            if isinstance(command, d.Sleep):
-                if self._relay.until_empty and not command.failures:
-                    return
-                self._sleep(command, nudges)
-                event = d.Woken()
-            else:
-                nudges = self._relay.nudges if isinstance(command, d.Take) else nudges
-                event = self._perform(command)
-
-    def _sleep(self, command: d.Sleep, nudges: int) -> None:
-        self._close()
-        if command.failures:
-            self._relay.sleep(min(self._relay.backoff.delay_seconds(command.failures), 5.0), None)
-        else:
-            self._relay.sleep(self._relay.poll_seconds, nudges)
-
-    def _perform(self, command: d.Take | d.Publish | d.Mark) -> d.Event:
-        try:
-            match command:
-                case d.Take():
-                    return self._take()
-                case d.Publish():
-                    return self._publish()
-                case d.Mark():
-                    return self._mark(command)
-        except psycopg.Error as error:
-            logger.warning("the relay lost the database, what it held is free again: %s", error)
-            self._close()
-            return d.DatabaseLost()
-
-    def _take(self) -> d.Event:
-        conn = self._open()
-        conn.execute("BEGIN")
-        statements = self._relay.database.statements
-        with conn.cursor(row_factory=dict_row) as cursor:
-            rows = cursor.execute(statements["outbox_take_heads"], {"limit": self._relay.limit}).fetchall()
-            keys = [row["aggregateid"] for row in rows if row["aggregateid"] is not None]
-            room = self._relay.limit - len(rows)
-            if keys and room:
-                followers = {"keys": keys, "positions": [row["position"] for row in rows], "limit": room}
-                rows += cursor.execute(statements["outbox_take_followers"], followers).fetchall()
-        if not rows:
-            conn.execute("ROLLBACK")
-            self._close()
-        self._rows = rows
-        self._emit("relay.taken", rows)
-        return d.Taken(tuple(d.Row(row["position"], row["aggregateid"], row["attempts"]) for row in rows))
-
-    def _publish(self) -> d.Event:
-        """Nothing is decided here: what is confirmed now and not deleted later is sent twice, under one id."""
-        try:
-            errors = publish_rows(self._relay.sink, self._rows)
-        except Exception as error:  # noqa: BLE001 - the sink as a whole: its rows stay, and are sent again
-            logger.warning("the sink does not answer, %d messages stay in the outbox: %s", len(self._rows), error)
-            self._close()
-            return d.SinkLost()
-        self._emit("relay.published", self._rows)
-        return d.Published(tuple(errors))
-
-    def _mark(self, command: d.Mark) -> d.Event:
-        conn = self._open()
-        statements = self._relay.database.statements
-        if command.confirmed:
-            conn.execute(statements["outbox_delete"], {"positions": list(command.confirmed)})
-        for row, error in command.failed:
-            delay = self._relay.backoff.delay_seconds(row.attempts + 1)
-            params = {"position": row.position, "error": storable(error), "delay_seconds": delay}
-            conn.execute(statements["outbox_postpone"], params)
-            logger.warning("outbox row %d could not be sent, tried again in %.1f s: %s", row.position, delay, error)
-        conn.execute("COMMIT")
-        self._emit("relay.deleted", [row for row in self._rows if row["position"] in set(command.confirmed)])
-        if command.failed:
-            failed = {row.position for row, _ in command.failed}
-            self._emit("relay.postponed", [row for row in self._rows if row["position"] in failed])
-        return d.Marked()
-
-    def _open(self) -> Connection[Any]:
-        if self._conn is None:
-            self._conn = self._held.enter_context(self._relay.database.connection())
-        return self._conn
-
-    def _close(self) -> None:
-        conn, self._conn = self._conn, None
-        if conn is not None and not conn.closed and not conn.broken:
-            try:
-                if conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-                    conn.execute("ROLLBACK")
-            except psycopg.Error as error:
-                logger.info("the relay's connection was lost while rolling back: %s", error)
-        self._held.close()
-
-    def _emit(self, point: str, rows: list[dict[str, Any]]) -> None:
-        if self._relay.listeners:
-            for row in rows:
-                self._relay.listeners.emit(point, "", row["id"], position=row["position"])
-
-
-def publish_rows(sink: Sink, rows: list[dict[str, Any]]) -> list[str | None]:
-    """Why each row could not be sent, or None. A row that is no message is an error of its own, and holds what is behind
-    it of its key; the rest still go."""
-    errors: list[str | None] = [None] * len(rows)
-    wanted: list[tuple[int, Message]] = []
-    held: set[str] = set()
-    for index, row in enumerate(rows):
-        key = row["aggregateid"]
-        if key is not None and key in held:
-            errors[index] = "held by an earlier row of its key"
-            continue
-        try:
-            wanted.append((index, row_message(row)))
-        except MalformedMessage as error:
-            errors[index] = str(error)
-            held.update(() if key is None else (key,))
-    results = sink.publish([message for _, message in wanted]) if wanted else []
-    if len(results) != len(wanted):
-        raise TransportError(f"the sink answered for {len(results)} of {len(wanted)} messages")
-    for (index, _), result in zip(wanted, results, strict=True):
-        errors[index] = None if result is None else f"{type(result).__name__}: {result}"
-    return errors
-
-
-def row_message(row: dict[str, Any]) -> Message:
-    """The message in an outbox row."""
-    return Message(
-        id=row["id"],
-        type=row["type"],
-        source=row["source"],
-        subject=row["aggregateid"],
-        time=row["time"],
-        traceparent=row["traceparent"],
-        body=bytes(row["payload"]),
-    )
+                self._shared.wake()

@@ -162,7 +162,7 @@ class LentLock:
         return self._lock.locked()
 
     def acquire(self) -> bool:
-        if threading.get_ident() != self._thread and not (_pool_at_work.yes or self._closed):
+        if threading.get_ident() != self._thread and not (_our_work.here or self._closed):
             raise UsageError(
                 "this connection belongs to one handler, on its own thread, until that handler ends: use it nowhere else"
             )
@@ -178,23 +178,23 @@ class LentLock:
         self.release()
 
 
-class _PoolAtWork(threading.local):
-    """Whether this thread works for the pool just now: it may use connections that are lent to nobody."""
+class _OurWork(threading.local):
+    """Whether this thread is at our own work just now, with no code of a handler's on its stack."""
 
-    yes = False
+    here = False
 
 
-_pool_at_work: Final = _PoolAtWork()
+_our_work: Final = _OurWork()
 
 
 @contextmanager
-def for_the_pool() -> Iterator[None]:
-    """In this block the thread may speak on connections that wait in the pool."""
-    _pool_at_work.yes = True
+def our_work() -> Iterator[None]:
+    """In this block the thread may speak on connections that are lent to another thread of ours, or wait in the pool."""
+    _our_work.here = True
     try:
         yield
     finally:
-        _pool_at_work.yes = False
+        _our_work.here = False
 
 
 @contextmanager

@@ -171,7 +171,7 @@ def test_a_log_for_programs_is_one_json_object_a_line(dsn: str, db: Db, shop: Pa
     assert rows.state(db, message) == "done"
     assert lines[0]["message"] == "payments consumes orders with 8 threads; Ctrl-C drains and ends"
     assert {"time", "level", "logger", "message"} <= set.intersection(*(set(line) for line in lines))
-    assert "warning" in {line["level"] for line in lines}, "the park"
+    assert "error" in {line["level"] for line in lines}, "the park"
 
 
 def test_listeners_of_ones_own_see_every_event_of_both_loops(dsn: str, db: Db, shop: Path) -> None:

@@ -57,6 +57,14 @@ def test_the_list_is_a_table_with_the_reason_and_without_what_would_steer_a_term
     assert "\x1b" not in done.stdout
 
 
+@pytest.mark.parametrize("setting", ["datestyle TO 'German'", "timezone TO 'Asia/Tokyo'"])
+def test_another_datestyle_or_timezone_of_the_database_changes_nothing(setting: str, dsn: str, db: Db) -> None:
+    message = park(dsn, order())
+    before = onceward("parked", "show", message.id, "--database", dsn).stdout, shown(dsn, "list")
+    db.execute(f"ALTER DATABASE {db.info.dbname} SET {setting}".encode())
+    assert (onceward("parked", "show", message.id, "--database", dsn).stdout, shown(dsn, "list")) == before
+
+
 def test_the_list_as_json_is_newest_first_bounded_and_of_one_consumer(dsn: str) -> None:
     messages = [park(dsn, order()) for _ in range(3)]
     listed = shown(dsn, "list", "--limit", "2")

@@ -155,7 +155,7 @@ def test_scenario_1_a_killed_relay_loses_nothing_and_its_doubles_bear_the_same_i
     assert rows.outbox(db) == []
     sent = [row[0] for row in db.execute(f"SELECT headers->>'id' FROM pgmq.q_{crash.QUEUE} ORDER BY msg_id".encode())]
     assert set(sent) == {message.id for message in messages}
-    assert len(sent) == (12 if point == "relay.published" else 6)
+    assert len(sent) == (7 if point == "relay.published" else 6), "what is repeated is the chunk, and the first is one row"
 
 
 def test_scenario_1_a_relay_killed_while_a_row_is_postponed_sends_it_later(db: Db, dsn: str) -> None:

@@ -251,7 +251,7 @@ def test_a_lent_lock_is_its_threads_own() -> None:
     use()
     elsewhere()
     lock.take_back()
-    with session.for_the_pool():
+    with session.our_work():
         use()
     elsewhere()
     assert [text[:6] for text in told] == ["this c", "let in", "this c", "let in", "this c"]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
 from tests.support.waiting import Background, until
 
-from onceward.database import Database
+from onceward.database import Database, DatabaseSource
 from onceward.errors import TransportError
 from onceward.events import Listener, Listeners
+from onceward.lane import Shared
 from onceward.message import Message
 from onceward.relay import _Relay, relay
 from onceward.retry import Backoff
@@ -101,11 +103,13 @@ def drain(dsn: str, sink: Any, *listeners: Listener, **options: Any) -> None:
 
 
 @contextmanager
-def relaying(background: Background, dsn: str, sink: Any, *listeners: Listener, **options: Any) -> Iterator[None]:
+def relaying(
+    background: Background, database: DatabaseSource, sink: Any, *listeners: Listener, **options: Any
+) -> Iterator[None]:
     """A relay that runs beside the test; it has ended, without an error, when the block has."""
     stop = threading.Event()
     options = {"poll_seconds": 0.02, "backoff": SOON, **options}
-    running = background(relay, sink=lambda: sink, database=dsn, stop=stop, listeners=listeners, **options)
+    running = background(relay, sink=lambda: sink, database=database, stop=stop, listeners=listeners, **options)
     try:
         yield
     finally:
@@ -114,18 +118,30 @@ def relaying(background: Background, dsn: str, sink: Any, *listeners: Listener, 
 
 
 @contextmanager
-def relaying_weakened(background: Background, dsn: str, sink: Any, statements: Mapping[str, Any]) -> Iterator[None]:
-    """The same with other statements, for sabotage."""
-    database = Database(dsn, size=2)
+def relaying_weakened(
+    background: Background,
+    dsn: str,
+    sink: Any,
+    statements: Mapping[str, Any],
+    *,
+    idle_seconds_max: float = 60.0,
+    lanes: int = 1,
+    limit: int = 100,
+    **shared: Any,
+) -> Iterator[Future[None]]:
+    """The same with other statements, for sabotage, or with other limits."""
+    database = Database(dsn, size=lanes + 1, handler_seconds_max=idle_seconds_max)
     database.statements = {**database.statements, **statements}
-    loop = _Relay(database, sink, 100, 0.02, SOON, Listeners(), until_empty=False)
-    running = background(loop.run, 1)
+    loop = _Relay(Shared(database, sink, limit, 0.02, SOON, Listeners(), until_empty=False, **shared))
+    running = background(loop.run, lanes)
     try:
-        yield
+        yield running
     finally:
         loop.stop()
-        running.result(timeout=20)
-        database.close()
+        try:
+            running.result(timeout=20)
+        finally:
+            database.close()
 
 
 @contextmanager

@@ -14,10 +14,10 @@ LAYERS = (
     ("errors", "message", "callables"),
     ("transport", "protocol", "retry", "events", "statements"),
     ("state", "effect", "delivery", "dispatch", "provider"),
-    ("outbox", "inbox", "intent", "session", "database", "once", "schema", "logs"),
-    ("runtime", "rows", "perform", "lease", "nudge", "upkeep", "rights", "parked"),
+    ("outbox", "numbering", "inbox", "intent", "session", "database", "once", "schema", "logs"),
+    ("runtime", "rows", "perform", "outgoing", "lease", "nudge", "upkeep", "rights", "parked"),
     ("health", "signals"),
-    ("consumer", "loop", "relay"),
+    ("consumer", "loop", "lane", "relay"),
 )
 CORE = tuple(name for layer in LAYERS for name in layer)
 PURE = (

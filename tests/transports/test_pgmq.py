@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
-from itertools import count
+from itertools import count, groupby
 from typing import Any
 
 import psycopg
@@ -197,6 +197,53 @@ def test_behind_an_entry_that_was_refused_its_subject_waits(sink: pgmq.Sink, db:
     big = Message(type="order.placed", body=b"x" * 2000, subject="a")
     errors = sink.publish([order(subject="b"), big, order(subject="a"), order(subject="b"), order()])
     assert [error is None for error in errors] == [True, False, False, True, True]
+
+
+def test_behind_an_entry_that_one_queue_refused_its_subject_waits_for_every_queue(
+    dsn: str, db: Db, closing: Callable[[Any], Any]
+) -> None:
+    for name in ("placed", "paid"):
+        pgmq.create_queue(db, name)
+    db.execute("ALTER TABLE pgmq.q_placed ADD CONSTRAINT full_now CHECK (msg_id < 0) NOT VALID")
+    sink = closing(pgmq.Sink({"order.placed": "placed", "order.paid": "paid"}, dsn))
+    sent = [
+        Message(type=f"order.{what}", subject=subject)
+        for what, subject in (("paid", "a"), ("placed", "a"), ("paid", "a"), ("paid", "b"), ("placed", "c"), ("paid", "c"))
+    ]
+    errors = sink.publish(sent)
+    assert [error is None for error in errors] == [True, False, False, True, False, False]
+    stored = db.execute("SELECT headers->>'id' FROM pgmq.q_paid ORDER BY msg_id").fetchall()
+    assert stored == [(sent[0].id,), (sent[3].id,)]
+
+
+def test_a_large_batch_is_stored_in_parts_of_bounded_size_in_its_order(sink: pgmq.Sink, db: Db) -> None:
+    sizes = [1, pgmq.SEND_BYTES_MAX // 2, pgmq.SEND_BYTES_MAX // 2, 1, pgmq.SEND_BYTES_MAX + 1, 1]
+    sent = [Message(type="order.placed", body=b"x" * size) for size in sizes]
+    assert list(sink.publish(sent)) == [None] * len(sent)
+    stored = db.execute(f"SELECT headers->>'id', xmin::text FROM pgmq.q_{QUEUE} ORDER BY msg_id").fetchall()
+    assert [name for name, _ in stored] == [message.id for message in sent]
+    together = [len(list(part)) for _, part in groupby(stored, key=lambda row: row[1])]
+    assert together == [2, 2, 1, 1]
+
+
+# ---- what is looked at before it is used ---------------------------------------------------------------------------------
+
+
+def test_an_unlogged_queue_is_refused_with_what_mends_it(dsn: str, db: Db) -> None:
+    db.execute("SELECT pgmq.create_unlogged('Fast')")
+    with pytest.raises(UsageError, match="UNLOGGED") as refused:
+        pgmq.check_queue(dsn, "Fast")
+    db.execute(str(refused.value).partition("with ")[2].encode())
+    pgmq.check_queue(dsn, "Fast")
+
+
+def test_a_limit_on_idle_sessions_does_not_end_ours(dsn: str, db: Db, queue: str, closing: Callable[[Any], Any]) -> None:
+    db.execute(f"ALTER DATABASE {db.info.dbname} SET idle_session_timeout TO '100ms'".encode())
+    sink, source = closing(pgmq.Sink(queue, dsn)), closing(pgmq.Source(queue, dsn))
+    for _ in range(2):
+        assert list(sink.publish([order()])) == [None]
+        assert len(source.receive(10, 0).deliveries) == 1
+        db.execute("SELECT pg_sleep(0.3)")
 
 
 # ---- the server goes and comes -------------------------------------------------------------------------------------------

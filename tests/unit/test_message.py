@@ -112,6 +112,18 @@ def test_absent_attributes_are_left_out() -> None:
     assert set(headers) == {"specversion", "id", "source", "type", "time"}
 
 
+@pytest.mark.parametrize(
+    "at",
+    [
+        datetime.max.replace(tzinfo=timezone(timedelta(hours=-12))),
+        datetime.min.replace(tzinfo=timezone(timedelta(hours=1))),
+    ],
+)
+def test_a_time_that_no_year_holds_in_utc_is_refused_where_it_is_written(at: datetime) -> None:
+    with pytest.raises(MalformedMessage, match="between the years 1 and 9999"):
+        Message(type="t", time=at)
+
+
 def test_a_time_without_a_zone_is_utc_and_any_other_zone_is_kept() -> None:
     at = datetime(2026, 1, 1, 12)  # noqa: DTZ001 - that is the question
     assert Message(type="t", time=at).time == at.replace(tzinfo=UTC)

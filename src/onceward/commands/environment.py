@@ -84,7 +84,10 @@ def connected(given: str | None, *, schema: str | None = None, option: str = "--
         error.add_note(meant_by(given, option))
         raise
     with opened as conn:
-        conn.execute("SET lock_timeout TO '10s'; SET statement_timeout TO '60s'")
+        # Times are read and shown the same wherever the database or the role says otherwise: psycopg reads ISO only.
+        conn.execute(
+            "SET lock_timeout TO '10s'; SET statement_timeout TO '60s'; SET datestyle TO ISO; SET timezone TO 'UTC'"
+        )
         if schema is not None:
             check_schema(conn, schema)
         yield conn

@@ -9,12 +9,16 @@ RETURNING set_config('synchronous_commit', 'on', true)
 
 -- name: outbox_take_heads
 -- why: the first waiting row of each key, and rows without a key. The head's lock is the lock of its whole key: a row may
---      go only when no earlier row of its key is there, locked or not, so two relays cannot overtake each other.
+--      go only when no earlier row of its key is there, locked or not, so two relays cannot overtake each other. Without the
+--      payloads: what does not fit into this process is not fetched. A retry further ahead than any backoff puts it was
+--      written by a clock that was ahead, and is due.
 -- locks: the heads (SKIP LOCKED)
 -- index: outbox_pkey, outbox_key
-SELECT o.position, o.id, o.aggregateid, o.type, o.source, o.time, o.traceparent, o.payload, o.attempts
+SELECT o.position, o.id, o.aggregateid, o.type, o.attempts, octet_length(o.payload) AS payload_bytes
   FROM {schema}.outbox AS o
- WHERE (o.retry_at IS NULL OR o.retry_at <= clock_timestamp())
+ WHERE (o.retry_at IS NULL OR o.retry_at <= clock_timestamp()
+        OR o.retry_at > clock_timestamp() + make_interval(secs => %(delay_seconds_max)s))
+   AND o.position <> ALL (%(beside)s::bigint[])
    AND (o.aggregateid IS NULL
         OR NOT EXISTS (SELECT 1 FROM {schema}.outbox AS e
                         WHERE e.aggregateid = o.aggregateid AND e.position < o.position))
@@ -27,7 +31,7 @@ SELECT o.position, o.id, o.aggregateid, o.type, o.source, o.time, o.traceparent,
 --      `= ANY (keys) ORDER BY position` may be planned as a walk over the whole outbox that filters by key.
 -- locks: none (the heads are held)
 -- index: outbox_key
-SELECT o.position, o.id, o.aggregateid, o.type, o.source, o.time, o.traceparent, o.payload, o.attempts
+SELECT o.position, o.id, o.aggregateid, o.type, o.attempts, octet_length(o.payload) AS payload_bytes
   FROM unnest(%(keys)s::text[]) AS k (key), LATERAL (
        SELECT * FROM {schema}.outbox AS f
         WHERE f.aggregateid = k.key AND f.position <> ALL (%(positions)s)
@@ -35,6 +39,17 @@ SELECT o.position, o.id, o.aggregateid, o.type, o.source, o.time, o.traceparent,
         LIMIT %(limit)s) AS o
  ORDER BY o.position
  LIMIT %(limit)s
+
+-- name: outbox_read
+-- why: what is about to be sent, at most `piece_bytes` of each payload from `start` on: a connection's buffer grows with its
+--      largest row, and never shrinks. The time is a number, because its text depends on the session's DateStyle and TimeZone,
+--      and because Postgres knows years that Python does not.
+-- locks: none (the rows are held, or guarded by their head)
+-- index: outbox_pkey
+SELECT position, source, extract(epoch FROM time)::text AS time, traceparent,
+       substr(payload, %(start)s, %(piece_bytes)s) AS payload
+  FROM {schema}.outbox
+ WHERE position = ANY (%(positions)s)
 
 -- name: outbox_delete
 -- why: only what the sink confirmed leaves the outbox.
@@ -50,6 +65,20 @@ UPDATE {schema}.outbox
    SET attempts = attempts + 1, error = %(error)s,
        retry_at = clock_timestamp() + make_interval(secs => %(delay_seconds)s)
  WHERE position = %(position)s
+
+-- name: outbox_numbering
+-- why: is the sequence of positions behind a row that is there? A logical failover and a data-only restore bring rows, and
+--      leave the sequence at its beginning: what is written from then on would overtake them. The rows are of the
+--      statement's snapshot and the sequence is read after it, so a writer at work raises no false alarm. A role that may
+--      not read the sequence learns nothing.
+-- locks: none
+-- index: outbox_pkey
+SELECT newest.position AS newest, pg_sequence_last_value(numbers.sequence) AS last
+  FROM (SELECT max(position) AS position FROM {schema}.outbox) AS newest,
+       (SELECT pg_get_serial_sequence('{schema}.outbox', 'position')::regclass AS sequence) AS numbers
+ WHERE newest.position IS NOT NULL
+   AND has_sequence_privilege(numbers.sequence, 'USAGE, SELECT')
+   AND newest.position > coalesce(pg_sequence_last_value(numbers.sequence), 0)
 
 -- name: outbox_oldest_seconds
 -- why: a message that is older than the window is parked when it arrives; a consumer says so at its start.

@@ -25,6 +25,7 @@ from onceward.message import Message
 from onceward.transport import ACK, LEAVE, Delivery, Outcome, Sink, Source, Traits, release
 
 SECONDS_MAX: Final = 10.0
+LARGE_BYTES: Final = 3 * 1024 * 1024
 SETTLED: Final = Outcome.SETTLED
 TRACEPARENT: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 BODIES: Final = {
@@ -127,6 +128,14 @@ class TransportSuite(ABC):
         rig.publish(*sent)
         got = receive_all(rig.source(), many)
         check({d.headers["id"] for d in got} == {m.id for m in sent}, "what came is not what was sent")
+
+    def test_a_batch_of_large_entries_is_published_whole(self, rig: OpenRig) -> None:
+        """Together they are more than one request may hold: that is the adapter's affair."""
+        size = min(rig.sink.traits.body_bytes_max or LARGE_BYTES, LARGE_BYTES)
+        sent = [a_message(body=bytes([n]) * size) for n in range(min(rig.sink.traits.publish_max, 6))]
+        rig.publish(*sent)
+        got = receive_all(rig.source(), len(sent))
+        check({d.headers["id"]: d.body for d in got} == {m.id: m.body for m in sent}, "a large entry came back otherwise")
 
     def test_an_entry_that_is_too_large_is_refused_alone(self, rig: OpenRig) -> None:
         most = rig.sink.traits.body_bytes_max

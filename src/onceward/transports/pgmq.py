@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.resources import files
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from onceward.transport import Delivery, Outcome, Received, Settlement, Traits
 
 POLL_MILLISECONDS: Final = 50
 BODY_BYTES_MAX: Final = 64 * 1024 * 1024
+SEND_BYTES_MAX: Final = 8 * 1024 * 1024  # of bodies in one transaction
 _UNREADABLE: Final = object()
 _HELD: Final = TransportError("held by an earlier message of its subject")
 _MISSING: Final = "pgmq's SQL comes with its own package: pip install 'onceward[pgmq]'"
@@ -50,14 +52,23 @@ def create_queue(conn: Connection[Any], name: str) -> None:
 
 
 def check_queue(dsn: str, name: str) -> None:
-    """Raises `UsageError` when pgmq, or this queue, is not in that database: reading it would fail for ever."""
+    """Raises `UsageError` when pgmq, or this queue, is not in that database: reading it would fail for ever.
+
+    Also when the queue is UNLOGGED: what it has confirmed is gone after a crash of its server.
+    """
     with psycopg.connect(dsn, autocommit=True) as conn:
         row = conn.execute("SELECT to_regclass('pgmq.meta') IS NOT NULL").fetchone()
         if not (row and row[0]):
             raise UsageError("pgmq is not in this database (see onceward.transports.pgmq.install, or `onceward dev`)")
-        row = conn.execute("SELECT EXISTS (SELECT 1 FROM pgmq.meta WHERE queue_name = %s)", (name,)).fetchone()
-        if not (row and row[0]):
+        row = conn.execute(_QUEUE, (name,)).fetchone()
+        if row is None:
             raise UsageError(f"there is no pgmq queue {name!r} in this database: make it with SELECT pgmq.create('{name}')")
+        table, persistence = row
+        if persistence == "u":
+            raise UsageError(
+                f"the pgmq queue {name!r} is UNLOGGED, so a crash of its server empties it, and what it confirmed is lost: "
+                f"make it durable with ALTER TABLE {table} SET LOGGED"
+            )
 
 
 class Session:
@@ -70,10 +81,22 @@ class Session:
         self._lock = threading.Lock()
 
     def fetch(self, statement: str, params: Mapping[str, Any]) -> list[Any]:
+        with self._connected() as conn:
+            return conn.execute(statement.encode(), params).fetchall()
+
+    def send(self, by_queue: Mapping[str, Sequence[Message]]) -> None:
+        """Each queue has its messages, in one transaction. Their wire form is made while no other thread makes one."""
+        with self._connected() as conn, conn.transaction() if len(by_queue) > 1 else nullcontext():
+            for queue, messages in by_queue.items():
+                conn.execute(_SEND.encode(), {"queue": queue} | _wire(messages))
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection[Any]]:
+        """The connection, for one caller at a time. Raises `TransportError` when it was lost."""
         with self._lock:
             try:
-                return self._connection().execute(statement.encode(), params).fetchall()
-            except psycopg.OperationalError as error:
+                yield self._connection()
+            except psycopg.Error as error:
                 if self._conn is None or self._conn.closed or self._conn.broken:
                     self._conn = None
                     raise TransportError(f"the queue's database does not answer: {error}") from error
@@ -85,7 +108,7 @@ class Session:
                 self._dsn, autocommit=True, connect_timeout=5, application_name=self._application_name
             )
             set_json_loads(_undecoded, conn)
-            conn.execute("SET statement_timeout TO '30s'; SET lock_timeout TO '5s'; SET synchronous_commit TO on")
+            conn.execute(_SETTINGS)
             self._conn = conn
         return self._conn
 
@@ -184,44 +207,44 @@ class Sink:
         self._session = Session(dsn, "onceward publish")
 
     def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
-        """One `send_batch` per queue: stored together or not at all. A batch that is refused is sent one by one."""
-        errors = self._refuse_all(messages)
-        by_queue: dict[str, list[int]] = {}
-        for index, message in enumerate(messages):
-            if errors[index] is None:
-                for queue in self._targets(message.type):
-                    by_queue.setdefault(queue, []).append(index)
-        for queue, indexes in by_queue.items():
-            self._publish_to(queue, indexes, messages, errors)
+        """Stored together, in one transaction over all queues, or not at all; what is refused so is sent one by one.
+
+        Together in parts of at most `SEND_BYTES_MAX`: as base64 in JSON, a batch would otherwise grow past what a protocol
+        message holds, and the memory that a call takes with it.
+        """
+        errors: list[BaseException | None] = [None] * len(messages)
+        held: set[str] = set()  # over all parts and queues: what is behind an error waits, wherever it would go
+        for part in _parts(messages):
+            self._publish_part(part, messages, errors, held)
         return errors
 
-    def _publish_to(
-        self, queue: str, indexes: list[int], messages: Sequence[Message], errors: list[BaseException | None]
+    def _publish_part(
+        self, part: range, messages: Sequence[Message], errors: list[BaseException | None], held: set[str]
     ) -> None:
-        try:
-            self._send(queue, [messages[index] for index in indexes])
-        except psycopg.Error as error:
-            if len(indexes) == 1:
-                errors[indexes[0]] = error
-                return
-            held: set[str] = set()
-            for index in indexes:
-                subject = messages[index].subject
-                if subject is not None and subject in held:
-                    errors[index] = _HELD
-                    continue
-                self._publish_to(queue, [index], messages, errors)
-                if errors[index] is not None and subject is not None:
-                    held.add(subject)
+        good: list[int] = []
+        for index in part:
+            errors[index] = self._refuse(messages[index], held)
+            if errors[index] is None:
+                good.append(index)
+        if not good or self._send([messages[index] for index in good]) is None:
+            return
+        for index in good:
+            subject = messages[index].subject
+            errors[index] = _HELD if subject in held else self._send([messages[index]])
+            if errors[index] is not None and subject is not None:
+                held.add(subject)
 
-    def _send(self, queue: str, messages: Sequence[Message]) -> None:
-        wires = [message.to_wire() for message in messages]
-        params = {
-            "queue": queue,
-            "messages": [Jsonb({"data_base64": base64.b64encode(body).decode()}) for _, body in wires],
-            "headers": [Jsonb(headers) for headers, _ in wires],
-        }
-        self._session.fetch("SELECT pgmq.send_batch(%(queue)s, %(messages)s::jsonb[], %(headers)s::jsonb[])", params)
+    def _send(self, messages: Sequence[Message]) -> psycopg.Error | None:
+        """Why the queues did not take these, in one transaction; None: they did."""
+        by_queue: dict[str, list[Message]] = {}
+        for message in messages:
+            for queue in self._targets(message.type):
+                by_queue.setdefault(queue, []).append(message)
+        try:
+            self._session.send(by_queue)
+        except psycopg.Error as error:
+            return error
+        return None
 
     def _targets(self, message_type: str) -> Sequence[str]:
         if isinstance(self._queues, str):
@@ -229,18 +252,14 @@ class Sink:
         target = self._queues.get(message_type, ())
         return (target,) if isinstance(target, str) else target
 
-    def _refuse_all(self, messages: Sequence[Message]) -> list[BaseException | None]:
-        """What cannot be sent at all, and, of the same subject, what is behind it."""
-        errors: list[BaseException | None] = []
-        held: set[str | None] = set()
-        for message in messages:
-            error = _HELD if message.subject in held else self._refuse(message)
-            errors.append(error)
-            if error is not None and message.subject is not None:
-                held.add(message.subject)
-        return errors
+    def _refuse(self, message: Message, held: set[str]) -> BaseException | None:
+        """Why this cannot be sent at all, or not before an earlier one; its subject is held from then on."""
+        error = _HELD if message.subject in held else self._unsendable(message)
+        if error is not None and message.subject is not None:
+            held.add(message.subject)
+        return error
 
-    def _refuse(self, message: Message) -> BaseException | None:
+    def _unsendable(self, message: Message) -> BaseException | None:
         if not self._targets(message.type):
             return UsageError(f"no queue is named for messages of type {message.type!r}")
         if len(message.body) > BODY_BYTES_MAX:
@@ -251,6 +270,25 @@ class Sink:
 
     def close(self) -> None:
         self._session.close()
+
+
+def _parts(messages: Sequence[Message]) -> Iterator[range]:
+    """The indexes of the messages, in order, in parts of at most `SEND_BYTES_MAX`; one that is larger is a part alone."""
+    begin, body_bytes = 0, 0
+    for index, message in enumerate(messages):
+        body_bytes += len(message.body)
+        if index > begin and body_bytes > SEND_BYTES_MAX:
+            yield range(begin, index)
+            begin, body_bytes = index, len(message.body)
+    yield range(begin, len(messages))
+
+
+def _wire(messages: Sequence[Message]) -> dict[str, list[Jsonb]]:
+    wires = [message.to_wire() for message in messages]
+    return {
+        "messages": [Jsonb({"data_base64": base64.b64encode(body).decode()}) for _, body in wires],
+        "headers": [Jsonb(headers) for headers, _ in wires],
+    }
 
 
 def _undecoded(data: str | bytes) -> bytes:
@@ -289,6 +327,16 @@ def _read(text: bytes) -> Any:
         return _UNREADABLE
 
 
+_SETTINGS: Final = (
+    "SET statement_timeout TO '30s'; SET lock_timeout TO '5s'; SET synchronous_commit TO on; "
+    "SET idle_session_timeout TO 0"  # a queue that is quiet for long must not cost the first message after it a try
+)
+_QUEUE: Final = (
+    "SELECT c.oid::regclass::text, c.relpersistence FROM pgmq.meta AS m"
+    " JOIN pg_class AS c ON c.relnamespace = 'pgmq'::regnamespace AND c.relname = 'q_' || lower(m.queue_name)"
+    " WHERE m.queue_name = %s"
+)
+_SEND: Final = "SELECT pgmq.send_batch(%(queue)s, %(messages)s::jsonb[], %(headers)s::jsonb[])"
 _READ: Final = "SELECT msg_id, read_ct, message, headers FROM pgmq.read(%(queue)s, %(visibility)s, %(limit)s)"
 _READ_WAITING: Final = (
     "SELECT msg_id, read_ct, message, headers FROM pgmq.read_with_poll(%(queue)s, %(visibility)s, %(limit)s,"

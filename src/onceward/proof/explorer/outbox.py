@@ -14,6 +14,8 @@ from onceward.proof.explorer.rules import RELAY, RelayRules
 
 KINDS: Final = ("out", "in0", "in1")  # the handler's event; the message itself, redriven, by payload
 ERROR: Final = "x"
+REACHES: Final = (1, 2, 4)
+LATE: Final = (False, True)
 
 
 class OutRow(NamedTuple):
@@ -65,10 +67,17 @@ def key_of(post: Post, position: int) -> str | None:
     return "key" if post.keyed and kind_of(position) == "out" else None
 
 
+def locked(lane: Lane) -> set[int]:
+    """The positions of a lane's batch, whatever has become of them in it."""
+    state = lane.state
+    return {*state.confirmed, *(row.position for row in state.rows), *(row.position for row, _ in state.failed)}
+
+
 def added(post: Post, message: int, kinds: tuple[str, ...]) -> Post:
     """These rows were committed with something else."""
     for kind in kinds:
-        taken = {row.position for row in post.rows} | {row.position for lane in post.lanes for row in lane.state.rows}
+        taken = {row.position for row in post.rows}
+        taken |= {position for lane in post.lanes for position in (*locked(lane), *lane.state.suspects)}
         position = message * 4 + KINDS.index(kind)
         while position in taken:
             position += 8
@@ -84,19 +93,34 @@ def turned(post: Post) -> Post:
 
 
 def _turned_lane(lane: Lane) -> Lane:
-    state = lane.state._replace(rows=tuple(_turned_row(row) for row in lane.state.rows))
+    state = lane.state._replace(
+        rows=_turned_rows(lane.state.rows),
+        confirmed=_turned_positions(lane.state.confirmed),
+        failed=_turned_failed(lane.state.failed),
+        suspects=_turned_positions(lane.state.suspects),
+    )
     match lane.command:
+        case d.Take(beside):
+            command: d.Command | None = d.Take(_turned_positions(beside))
         case d.Publish(rows):
-            command: d.Command | None = d.Publish(tuple(_turned_row(row) for row in rows))
+            command = d.Publish(_turned_rows(rows))
         case d.Mark(confirmed, failed):
-            command = d.Mark(tuple(n ^ 4 for n in confirmed), tuple((_turned_row(row), error) for row, error in failed))
+            command = d.Mark(_turned_positions(confirmed), _turned_failed(failed))
         case _:
             command = lane.command
     return lane._replace(state=state, command=command)
 
 
-def _turned_row(row: d.Row) -> d.Row:
-    return row._replace(position=row.position ^ 4)
+def _turned_rows(rows: tuple[d.Row, ...]) -> tuple[d.Row, ...]:
+    return tuple(row._replace(position=row.position ^ 4) for row in rows)
+
+
+def _turned_positions(positions: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(position ^ 4 for position in positions)
+
+
+def _turned_failed(failed: tuple[tuple[d.Row, str], ...]) -> tuple[tuple[d.Row, str], ...]:
+    return tuple((row._replace(position=row.position ^ 4), error) for row, error in failed)
 
 
 def in_order(post: Post) -> Post:
@@ -115,13 +139,19 @@ def relay(post: Post) -> Iterator[PostMove]:
             yield PostMove(("retry due", str(message_of(row.position))), post._replace(rows=rows))
     for index, lane in enumerate(post.lanes):
         if lane.command is None:
-            if takeable(post):
-                yield _moved(("wake",), post, index, *_stepped(post, lane, d.Woken()))
+            yield from _wake(post, index, lane)
             continue
         yield _moved(("relay crash",), post, index, Lane(), 1)
         if lane.holds:
             yield _moved(("relay loses its locks",), post, index, lane._replace(holds=False), 1)
         yield from _perform(post, index, lane)
+
+
+def _wake(post: Post, index: int, lane: Lane) -> Iterator[PostMove]:
+    """How fast the sink was decides how many rows the first chunk may have: any number."""
+    for reach in REACHES[: len(takeable(post))]:
+        state = lane.state._replace(reach=reach)
+        yield _moved(("wake",), post, index, *_stepped(post, lane._replace(state=state), d.Woken()))
 
 
 def _moved(
@@ -134,23 +164,24 @@ def _moved(
 def _stepped(post: Post, lane: Lane, event: d.Event, *, holds: bool = False) -> tuple[Lane]:
     state, command = post.rules.step(lane.state, event)
     if isinstance(command, d.Sleep):
-        return (Lane(state._replace(failures=0)),)
+        return (Lane(state._replace(failures=0, reach=1)),)
     return (Lane(state, command, holds),)
 
 
-def takeable(post: Post) -> tuple[d.Row, ...]:
-    """The rows that a lane may lock now: heads that nobody holds and whose retry is due, and what is behind them."""
-    locked = {row.position for lane in post.lanes if lane.holds for row in lane.state.rows}
+def takeable(post: Post, beside: tuple[int, ...] = ()) -> tuple[d.Row, ...]:
+    """The rows that a lane may lock now: heads that nobody holds, that are not among `beside` and whose retry is due, and
+    what is behind them."""
+    held = {position for lane in post.lanes if lane.holds for position in locked(lane)}
     taken: list[d.Row] = []
     before: set[str] = set()
     mine: set[str] = set()
     for row in post.rows:
         key = key_of(post, row.position)
-        free = row.position not in locked
+        free = row.position not in held
         if key is not None and key in before and post.rules.heads_only:
             free = free and key in mine
         else:
-            free = free and not row.later
+            free = free and not row.later and row.position not in beside
         if free:
             taken.append(d.Row(row.position, key))
         before.update(() if key is None else (key,))
@@ -160,16 +191,16 @@ def takeable(post: Post) -> tuple[d.Row, ...]:
 
 def _perform(post: Post, index: int, lane: Lane) -> Iterator[PostMove]:
     match lane.command:
-        case d.Take():
-            yield from _take(post, index, lane)
+        case d.Take(beside):
+            yield from _take(post, index, lane, beside)
         case d.Publish(rows):
             yield from _publish(post, index, lane, rows)
         case d.Mark() as mark:
             yield from _mark(post, index, lane, mark)
 
 
-def _take(post: Post, index: int, lane: Lane) -> Iterator[PostMove]:
-    rows = takeable(post)
+def _take(post: Post, index: int, lane: Lane, beside: tuple[int, ...]) -> Iterator[PostMove]:
+    rows = takeable(post, beside)
     after = post
     if post.rules.delete_before_publish:
         after = _without(post, tuple(row.position for row in rows))
@@ -184,13 +215,19 @@ def _publish(post: Post, index: int, lane: Lane, rows: tuple[d.Row, ...]) -> Ite
         results = _held(rows, tried)
         if results is not None:
             errors = tuple(None if result == "stored" else ERROR for result in results)
-            words = ("relay publishes", *_named(rows, results))
+            named = _named(rows, results)
             stored = [row for row, result in zip(rows, results, strict=True) if result.startswith("stored")]
             faults = sum(result in ("refused", "stored, not confirmed") for result in results)
-            yield _stored(words, post, index, stored, *_stepped(post, lane, d.Published(errors), holds=lane.holds), faults)
+            for late in LATE if len(rows) < len(lane.state.rows) else (False,):
+                after = _stepped(post, lane, d.Published(errors, late=late), holds=lane.holds)
+                words = ("relay publishes, late" if late else "relay publishes", *named)
+                yield _stored(words, post, index, stored, *after, faults)
+    if lane.state.confirmed or lane.state.failed:
+        yield _moved(("relay is stopped",), post, index, *_stepped(post, lane, d.Stopped(), holds=lane.holds))
     for count in range(len(rows) + 1):
         words = ("sink lost", *_named(rows[:count], ("stored",) * count))
-        yield _stored(words, post, index, list(rows[:count]), *_stepped(post, lane, d.SinkLost()), 1)
+        after = _stepped(post, lane, d.SinkLost(ERROR), holds=lane.holds)
+        yield _stored(words, post, index, list(rows[:count]), *after, 1)
 
 
 def _held(rows: tuple[d.Row, ...], results: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -230,8 +267,8 @@ def _sent(post: Post, row: d.Row) -> Post:
     """The event is published. Overtaken: an earlier row of its key is there, and its event was never published."""
     overtaken = post.overtaken
     places = [place for place, there in enumerate(post.rows) if there.position == row.position]
-    if row.key is not None and places:
-        earlier = [other.position for other in post.rows[: places[0]] if key_of(post, other.position) == row.key]
+    if key_of(post, row.position) is not None and places:
+        earlier = [other.position for other in post.rows[: places[0]] if key_of(post, other.position) is not None]
         overtaken = overtaken or any(not post.sent[message_of(position)] for position in earlier)
     first, second = post.sent
     sent = (first or message_of(row.position) == 0, second or message_of(row.position) == 1)

@@ -65,6 +65,12 @@ def unconfirmed_is_deleted(state: dispatch.State, event: dispatch.Event) -> disp
     return after, command
 
 
+def keys_are_forgotten(state: dispatch.State, event: dispatch.Event) -> dispatch.Step:
+    if isinstance(event, dispatch.Taken):
+        event = dispatch.Taken(tuple(row._replace(key=None) for row in event.rows))
+    return dispatch.step(state, event)
+
+
 TRANSACTIONAL: Final = Rules(shape="transactional")
 PLANTED: Final = {
     "ack-before-commit": Planted(
@@ -147,6 +153,10 @@ PLANTED: Final = {
     "relay-deletes-unconfirmed": Planted(
         "the relay deletes all that it sent, confirmed or not",
         promises.EVENT_LOST, TRANSACTIONAL, RelayRules(step=unconfirmed_is_deleted), lanes=1,
+    ),
+    "relay-goes-on": Planted(
+        "the relay goes on, in its next chunk, behind a row that the sink has refused",
+        promises.OVERTAKEN, TRANSACTIONAL, RelayRules(step=keys_are_forgotten), messages=2, lanes=1, faults=1,
     ),
     "relay-overtakes": Planted(
         "a relay takes any row that nobody holds (SKIP LOCKED alone), also behind an earlier one of its key",

@@ -203,6 +203,7 @@ def _doing(cell: Cell, move: Move, command: str, event: str) -> str:
 _RELAYS: Final = {
     "wake": "{who} wakes",
     "relay crash": "{who} crashes",
+    "relay is stopped": "{who} is told to stop, and publishes nothing more",
     "relay loses its locks": "{who}'s session is ended by the server: it holds no locks any more, and does not know",
     "relay loses the database": "{who} loses the database",
     "relay cannot mark": "{who} cannot mark: its session is gone",
@@ -220,6 +221,8 @@ def post_words(move: PostMove, who: str) -> str:
             return f"{who} takes {rows or 'nothing'}"
         case "relay publishes":
             return f"{who} publishes: {_results_words(rest)}"
+        case "relay publishes, late":
+            return f"{who} publishes, and its time is over: {_results_words(rest)}"
         case "sink lost":
             return f"{who} loses the sink{' after it stored: ' if rest else ''}{_results_words(rest)}"
         case "relay marks":

@@ -18,12 +18,12 @@ from onceward.consumer import Consumer, OpenConsumer
 from onceward.embedded import Cluster
 from onceward.events import Listener
 from onceward.loop import Settler
+from onceward.outgoing import publish_rows
 from onceward.proof import checker
 from onceward.proof.alongside import service_folder
 from onceward.proof.provider import ProviderProcess
 from onceward.proof.roles import QUEUES, Setting, make_card
 from onceward.proof.run import ProofError
-from onceward.relay import publish_rows
 from onceward.relay import relay as send
 from onceward.schema import migrate
 from onceward.transport import Settlement
@@ -62,7 +62,8 @@ class Stand:
 
     def send_one(self, message_type: str) -> str:
         """The oldest event of this type goes to its queue; whose it was."""
-        statement = "SELECT * FROM onceward.outbox WHERE type = %s ORDER BY position LIMIT 1"
+        whole = "SELECT *, extract(epoch FROM time)::text AS time FROM onceward.outbox"
+        statement = f"{whole} WHERE type = %s ORDER BY position LIMIT 1".encode()
         rows = self.conn.cursor(row_factory=dict_row).execute(statement, [message_type]).fetchall()
         if not rows or publish_rows(self.sink, rows) != [None]:
             raise ProofError(f"there is no {message_type} to send")
