@@ -9,7 +9,8 @@ import psycopg
 import pytest
 from tests.support import rows
 from tests.support.deliveries import Provider, delivery, order
-from tests.support.shop import effectful
+from tests.support.points import At
+from tests.support.shop import charging, effectful
 
 from onceward.consumer import OpenConsumer
 from onceward.errors import UsageError
@@ -70,6 +71,16 @@ def test_effects_that_the_handler_does_not_visit_any_more_are_parked_at_the_fini
     assert opened(effectful(handle)).deliver(delivery(message)) == ACK
     assert provider.calls == 2
     assert rows.books(db, message) == rows.Books("parked", 2, 1, ["effects changed"], 0)
+
+
+def test_an_effect_whose_answer_is_gone_is_parked_at_the_finish(opened: Opened, db: Db) -> None:
+    """Somebody mended the intents by hand, while the handler was at work: what it charged is not recorded any more."""
+    forget = "UPDATE onceward.intents SET state = 'pending', answer = NULL"
+    message, provider = order(), Provider()
+    late = At("effect.recorded", lambda: db.execute(forget))
+    assert opened(charging(provider), late).deliver(delivery(message)) == ACK
+    assert rows.books(db, message) == rows.Books("parked", 1, 0, ["effects changed"], 0)
+    assert "1 without an answer" in rows.parked(db)[0].detail
 
 
 def test_one_more_effect_behind_the_recorded_ones_is_called(opened: Opened, db: Db) -> None:

@@ -58,6 +58,17 @@ def lost_park_is_acked(state: State, event: p.Event) -> Step:
     return delivery.step(state, p.Parked() if lost else event)
 
 
+def failed_call_goes_on(state: State, event: p.Event) -> Step:
+    """The handler of a call that failed is not unwound: it may swallow the error and ask for its finish."""
+    if state.at == "calling" and isinstance(event, p.Failed):
+        return state._replace(at="handling"), p.Interrupt("call failed", event.detail)
+    return delivery.step(state, event)
+
+
+def open_effect_is_finished(state: State, event: p.Event) -> Step:
+    return failed_call_goes_on(state, p.Begun(event.intents, 0) if isinstance(event, p.Begun) else event)
+
+
 def unconfirmed_is_deleted(state: dispatch.State, event: dispatch.Event) -> dispatch.Step:
     after, command = dispatch.step(state, event)
     if isinstance(command, dispatch.Mark):
@@ -138,6 +149,10 @@ PLANTED: Final = {
     ),
     "in-flight-acked": Planted(
         "a message in another worker's hands is acknowledged", promises.LOST, Rules(step=in_flight_is_acked)
+    ),
+    "open-effect-finished": Planted(
+        "a handler may go on after a call that failed, and the finish does not look whether all effects have an answer",
+        promises.UNANSWERED, Rules(step=open_effect_is_finished),
     ),
     "lost-park-acked": Planted(
         "a park that was not written is acknowledged", promises.LOST, TRANSACTIONAL._replace(step=lost_park_is_acked)
