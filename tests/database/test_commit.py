@@ -16,6 +16,7 @@ from tests.support.points import At, Recorder
 from tests.support.shop import SHAPES, effectful, of_shape, transactional
 from tests.support.waiting import until
 
+from onceward import protocol as p
 from onceward.consumer import Consumer, OpenConsumer
 from onceward.embedded import Cluster
 from onceward.errors import LeaseLost
@@ -24,6 +25,7 @@ from onceward.once import Once
 from onceward.parked import redrive
 from onceward.proof.sweep.proxy import Proxy
 from onceward.schema import migrate
+from onceward.session import commit_guarded
 from onceward.transport import ACK, LEAVE
 
 Db = psycopg.Connection[Any]
@@ -89,6 +91,19 @@ def test_a_deferred_constraint_that_fails_at_commit_is_a_failed_attempt(shape: s
     assert (rows.attempts(db, message), rows.effects(db, message)) == (1, 0)
     assert consumer.deliver(delivery(message, times=2)) == ACK
     assert (rows.state(db, message), rows.effects(db, message)) == ("done", 1)
+
+
+def test_a_commit_that_is_answered_with_rollback_is_not_taken_for_committed(db: Db, connect: Callable[[], Db]) -> None:
+    """So COMMIT answers in a transaction that failed inside, without an error. The guard before it fails there, and COMMIT
+    is not reached; the reply is looked at all the same, should anything between the two end the transaction. As here,
+    where the last word that the server hears is ROLLBACK: COMMIT stands in a comment.
+    """
+    message, conn = order(), connect()
+    conn.execute("BEGIN")
+    rows.write_effect(conn, message)
+    transaction = rows.scalar(conn, "SELECT pg_current_xact_id()::text")
+    assert isinstance(commit_guarded(conn, transaction, "ROLLBACK --"), p.Aborted)
+    assert rows.effects(db, message) == 0
 
 
 # ---- a transaction that the handler ended ------------------------------------------------------------------------------
