@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import threading
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -20,7 +17,6 @@ from tests.support.queues import ListSource, consuming
 from tests.support.shop import effectful, of_shape
 from tests.support.waiting import Background, until
 
-import onceward
 from onceward.consumer import OpenConsumer
 from onceward.inbox import Inbox, TakeResult
 from onceward.loop import run
@@ -287,81 +283,3 @@ def test_the_callers_pool_may_give_dictionaries(opened: Opened, db: Db, dsn: str
         gate.release()
         assert running.result() == ACK
         consumer.close()
-
-
-# ---- whose clock ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("minutes", [-30, 30])
-def test_scenario_21_the_clock_of_a_worker_plays_no_part_in_its_leases(
-    minutes: int, opened: Opened, db: Db, monkeypatch: pytest.MonkeyPatch, background: Background
-) -> None:
-    """Ids that it makes are off by half an hour; its claims last as long as anybody's, by the database's clock."""
-    wall, wall_ns = time.time, time.time_ns
-    monkeypatch.setattr(time, "time", lambda: wall() + 60 * minutes)
-    monkeypatch.setattr(time, "time_ns", lambda: wall_ns() + 60 * minutes * 1_000_000_000)
-    message = order()
-    with Gate("consumer.claimed") as gate:
-        running = background(opened(effectful(lease_seconds=20), gate).deliver, delivery(message))
-        gate.wait()
-        assert 15 < rows.inbox_row(db, message).lease_left.total_seconds() <= 20
-        assert Inbox(rows.CONSUMER).claim(db, message).result is TakeResult.IN_FLIGHT
-    assert running.result() == ACK
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
-
-
-WALL_CLOCK = re.compile(
-    r"time\.time(_ns)?\b|\bfrom time import (\([^)]*|[^(\n]*)\btime(_ns)?\b"
-    r"|\b(clock_gettime|localtime|gmtime|ctime|utcnow)\(|\bdate(time)?\.(now|today)\b"
-)
-NOT_THE_CORE = ("proof", "embedded", "testing", "commands")
-
-
-def core_files() -> dict[str, str]:
-    """The text of every module that takes part in a decision, or brings messages to it, by its place."""
-    package = Path(onceward.__file__).parent
-    places = {path.relative_to(package): path for path in package.rglob("*.py")}
-    return {
-        place.as_posix(): path.read_text(encoding="utf-8")
-        for place, path in places.items()
-        if place.parts[0] not in NOT_THE_CORE
-    }
-
-
-def test_scenario_21_only_a_message_reads_the_wall_clock() -> None:
-    """Its id and its time are the producer's; nothing else in the core may ask this machine what time it is.
-
-    Upkeep does, but only to refuse: it retires nothing while the database's clock is an hour or more from this one.
-    """
-    files = core_files()
-    assert {"lease.py", "inbox.py", "transports/pgmq.py"} <= files.keys()
-    assert {place for place, text in files.items() if WALL_CLOCK.search(text)} == {"message.py", "upkeep.py"}
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "now = time.time()",
-        "now = _time.time_ns() // 1_000_000",
-        "field(default_factory=time.time)",
-        "from time import time",
-        "from time import monotonic, time_ns as now",
-        "from time import (\n    monotonic,\n    time,\n)",
-        "datetime.now(UTC)",
-        "datetime.datetime.today()",
-        "date.today()",
-        "datetime.utcnow()",
-        "time.localtime()",
-        "time.gmtime()",
-        "time.clock_gettime(time.CLOCK_REALTIME)",
-    ],
-)
-def test_the_search_for_the_wall_clock_can_fail(line: str) -> None:
-    assert WALL_CLOCK.search(line)
-
-
-@pytest.mark.parametrize(
-    "line", ["import time", "time.monotonic()", "from time import monotonic\nimport time", "datetime.fromtimestamp(0, UTC)"]
-)
-def test_a_clock_that_only_measures_is_no_wall_clock(line: str) -> None:
-    assert not WALL_CLOCK.search(line)

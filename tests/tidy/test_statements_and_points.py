@@ -31,7 +31,7 @@ NOT_THE_CORE = ("proof/", "testing/")
 # Only the named ones may replace something: never our code, psycopg or a client.
 REPLACES = {
     "tests/acceptance/conftest.py": "tempfile's folder: where clusters are made, and looked for",
-    "tests/database/test_leases.py": "this process's clock, which must decide nothing",
+    "tests/database/test_clocks.py": "this process's clock, which must decide nothing",
     "tests/database/test_sabotage.py": "one guarantee at a time is broken on purpose, to see a test fail",
     "tests/database/test_retired.py": "how soon the first upkeep comes: a limit, not a behaviour",
     "tests/database/test_sessions.py": "what puts a session back, to see the test of it fail",
