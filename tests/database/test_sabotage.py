@@ -69,6 +69,18 @@ def test_without_state_and_token_a_take_over_has_two_winners(
 
 
 @pytest.mark.parametrize("shape", ["transactional", "effectful"])
+def test_without_the_lease_in_the_take_over_a_living_one_is_taken_over(
+    shape: str, opened: Opened, db: Db, connect: Callable[..., Db], background: Background
+) -> None:
+    holder = connect(autocommit=False)
+    weakened = {"inbox_take_over": (" AND (lease_until IS NULL OR lease_until <= clock_timestamp())", "")}
+    with fails:
+        checks.check_a_lease_extended_meanwhile_is_not_taken_over(
+            opened, db, holder, background, shape, statements=weakened
+        )
+
+
+@pytest.mark.parametrize("shape", ["transactional", "effectful"])
 def test_with_the_textbooks_zero_rows_so_skip_a_crashed_claim_is_lost(shape: str, opened: Opened, db: Db) -> None:
     weakened = {"inbox_read": ("i.state, ", "'done' AS state, ")}
     with fails:

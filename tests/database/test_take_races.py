@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 from tests.support import rows
-from tests.support.checks import check_a_take_over_has_one_winner
+from tests.support.checks import check_a_lease_extended_meanwhile_is_not_taken_over, check_a_take_over_has_one_winner
 from tests.support.deliveries import delivery, order
 from tests.support.points import Gate
 from tests.support.shop import SHAPES, of_shape, transactional
@@ -119,6 +119,32 @@ def test_a_take_over_has_exactly_one_winner(
     shape: str, opened: Opened, db: Db, connect: Connect, background: Background
 ) -> None:
     check_a_take_over_has_one_winner(opened, db, connect(autocommit=False), background, shape)
+
+
+@both_shapes
+def test_a_take_over_that_races_with_a_heartbeat_finds_the_lease_alive(
+    shape: str, opened: Opened, db: Db, connect: Connect, background: Background
+) -> None:
+    check_a_lease_extended_meanwhile_is_not_taken_over(opened, db, connect(autocommit=False), background, shape)
+
+
+def test_a_row_that_changes_again_and_again_is_in_flight(db: Db, connect: Connect) -> None:
+    """Whoever changes it, between each look and the take-over, is at work on the message: it is no duplicate."""
+
+    class Contended(Inbox):
+        def read(self, conn: Db, params: dict[str, Any]) -> tuple[Any, ...]:
+            found = super().read(conn, params)
+            other.execute("UPDATE onceward.inbox SET token = token + 1")
+            return found
+
+    message, other = order(), connect()
+    Inbox(rows.CONSUMER).claim(db, message)
+    rows.lapse(db, message)
+    taking = Contended(rows.CONSUMER).claim(db, message)
+    assert (taking.result, taking.retry_after_seconds) == (TakeResult.IN_FLIGHT, 0.1)
+    assert rows.inbox_row(db, message).token > 2
+    rows.lapse(db, message)
+    assert Inbox(rows.CONSUMER).claim(db, message).result is TakeResult.TAKEN
 
 
 def test_a_take_over_that_races_with_a_finish_is_a_duplicate(opened: Opened, db: Db, background: Background) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from uuid import UUID
 
 from psycopg import Connection
 from tests.support import rows
@@ -119,6 +120,30 @@ def check_a_take_over_has_one_winner(
     assert rows.books(db, message) == rows.Books("done", 2, 0, [], 1)
     assert seen.count("consumer.committed") == 1
     assert actions <= {"ack", "release"}
+
+
+def check_a_lease_extended_meanwhile_is_not_taken_over(
+    opened: Opened, db: Conn, holder: Conn, background: Background, shape: str, *, statements: Statements = NONE
+) -> None:
+    """The take finds the lease lapsed; its take-over waits for the row, and gets it when the heartbeat has been there.
+
+    `holder`: the heartbeat's session. It locks the row first: behind an UPDATE, the INSERT of the take would wait already,
+    and the look that follows would find the lease alive.
+    """
+    message, inbox = order(), Inbox(rows.CONSUMER, lease_seconds=40, worker="holder")
+    token = inbox.claim(db, message).token
+    rows.lapse(db, message)
+    mine = {"consumer": rows.CONSUMER, "message_ids": [UUID(message.id)], "tokens": [token], "lease_seconds": 40}
+    holder.execute("SELECT 1 FROM onceward.inbox FOR UPDATE")
+    consumer = weaken(opened(of_shape(shape)), **statements)
+    taking_over = background(consumer.deliver, delivery(message, times=2))
+    until_any_blocked(db)
+    assert holder.execute(inbox.statements["inbox_extend"], mine).fetchall()
+    holder.commit()
+    settlement = taking_over.result()
+    assert settlement.action == "release"
+    assert settlement.delay_seconds > 30
+    assert rows.books(db, message) == rows.Books("pending", token, 0, [], 0)
 
 
 def check_a_crashed_claim_is_taken_over(opened: Opened, db: Conn, shape: str, *, statements: Statements = NONE) -> None:
