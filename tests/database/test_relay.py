@@ -51,6 +51,16 @@ def test_what_is_in_the_outbox_is_sent_whole_and_deleted(dsn: str, db: Db) -> No
     assert rows.outbox(db) == []
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_keys_with_more_rows_than_a_batch_are_sent_in_their_order(lanes: int, dsn: str, db: Db) -> None:
+    """No batch can hold a whole key: what goes next is always its oldest row."""
+    sent, sink = [order(subject=f"key-{n % 2}") for n in range(70)], ListSink(publish_max=10)
+    put(db, *sent)
+    drain(dsn, sink, lanes=lanes)
+    assert [of_key(sink, f"key-{n}") for n in range(2)] == [ids(sent[n::2]) for n in range(2)]
+    assert rows.outbox(db) == []
+
+
 def test_a_rolled_back_row_is_never_sent(dsn: str, db: Db, connect: Connect) -> None:
     conn, sink = connect(autocommit=False), ListSink()
     publish(conn, order())

@@ -12,6 +12,7 @@ from tests.support import rows
 from tests.support.checks import check_a_crashed_claim_is_taken_over
 from tests.support.deliveries import delivery, order, order_aged
 from tests.support.points import Recorder
+from tests.support.queues import ListSink, drain
 from tests.support.shop import SHAPES, effectful, of_shape
 from tests.support.waiting import until
 
@@ -19,6 +20,7 @@ from onceward.consumer import OpenConsumer
 from onceward.errors import Reject
 from onceward.inbox import FUTURE_SECONDS, Inbox, TakeResult
 from onceward.message import Message
+from onceward.outbox import publish
 from onceward.parked import redrive
 from onceward.schema import make_partition_for
 from onceward.transport import ACK
@@ -142,6 +144,22 @@ def test_a_redriven_message_is_taken_over_at_once(shape: str, opened: Opened, db
     assert consumer.deliver(delivery(message, times=2)) == ACK
     assert rows.books(db, message) == rows.Books("done", 3, 0, [], 1)
     assert [row.id for row in rows.outbox(db)] == [message.id]
+
+
+def test_a_redriven_message_is_sent_although_its_first_row_is_still_to_be_sent(opened: Opened, db: Db, dsn: str) -> None:
+    """Its relay died behind the sink's answer, say. Were an id unique in the outbox, the redrive would send nothing."""
+
+    def reject(_: Message) -> None:
+        raise Reject("not today")
+
+    message, sink = order(), ListSink()
+    with db.transaction():
+        publish(db, message)
+    opened(of_shape("transactional", reject)).deliver(delivery(message))
+    assert not redrive(db, "onceward", rows.CONSUMER, message.id).refused
+    assert [row.id for row in rows.outbox(db)] == [message.id] * 2
+    drain(dsn, sink)
+    assert sink.ids == [message.id] * 2
 
 
 @both_shapes
