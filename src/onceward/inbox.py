@@ -30,6 +30,7 @@ from onceward.statements import SCHEMA_DEFAULT, statements
 WINDOW_DEFAULT: Final = timedelta(days=30)
 WINDOW_MAX: Final = timedelta(days=36_525)  # a century: far below what Postgres and Python can count
 FUTURE_SECONDS: Final = 3600.0  # a producer whose clock runs ahead by less than this is served like any other
+LEASE_BELIEVED_SECONDS: Final = 3600.0  # one that reaches further was made by a clock that was ahead
 TAKES_AGAIN_MAX: Final = 8
 UNDECIDED_SECONDS: Final = 30.0  # upkeep is between detaching a day and dropping it; if it died there, the next one goes on
 DETAIL_CHARS_MAX: Final = 200_000  # a second answer that was met is kept here, and nowhere else
@@ -227,6 +228,7 @@ class Inbox:
             "fingerprint": message.fingerprint(),
             "state": state,
             "lease_seconds": self.lease_seconds if state == "pending" else None,
+            "lease_believed_seconds": max(LEASE_BELIEVED_SECONDS, 10 * self.lease_seconds),
             "worker": self.worker,
             "id_seconds": (message_id.int >> 80) / 1000,
             "window_seconds": self.window.total_seconds(),

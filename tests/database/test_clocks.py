@@ -130,6 +130,23 @@ def core_files() -> dict[str, str]:
     }
 
 
+@pytest.mark.parametrize("hours", [2, 24 * 30])
+def test_a_lease_of_a_database_clock_that_was_ahead_is_taken_over(hours: int, opened: Opened, db: Db) -> None:
+    """Else its message would wait until the calendar gets there."""
+    message = order()
+    Inbox(rows.CONSUMER).claim(db, message)
+    db.execute("UPDATE onceward.inbox SET lease_until = clock_timestamp() + make_interval(hours => %s)", (hours,))
+    assert opened(effectful()).deliver(delivery(message)) == ACK
+    assert rows.books(db, message) == rows.Books("done", 2, 0, [], 1)
+
+
+def test_a_lease_that_is_merely_longer_than_ours_is_believed(opened: Opened, db: Db) -> None:
+    """Another process of the consumer may have a longer one: a deploy that changes it."""
+    message = order()
+    Inbox(rows.CONSUMER, lease_seconds=1800).claim(db, message)
+    assert opened(effectful(lease_seconds=30)).deliver(delivery(message)).action == "release"
+
+
 def test_scenario_21_only_a_message_reads_the_wall_clock() -> None:
     """Its id and its time are the producer's; nothing else in the core may ask this machine what time it is.
 

@@ -73,7 +73,7 @@ def test_without_the_lease_in_the_take_over_a_living_one_is_taken_over(
     shape: str, opened: Opened, db: Db, connect: Callable[..., Db], background: Background
 ) -> None:
     holder = connect(autocommit=False)
-    weakened = {"inbox_take_over": (" AND (lease_until IS NULL OR lease_until <= clock_timestamp())", "")}
+    weakened = {"inbox_take_over": ("lease_until <= clock_timestamp()\n", "true\n")}
     with fails:
         checks.check_a_lease_extended_meanwhile_is_not_taken_over(
             opened, db, holder, background, shape, statements=weakened

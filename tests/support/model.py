@@ -49,9 +49,8 @@ PARKS: Final = (
 class Impatient(Database):
     """Does not wait long for a lock: what blocks in the model blocks here too, but nobody has a second for each."""
 
-    def _configure(self, conn: Conn) -> None:
-        super()._configure(conn)
-        conn.execute("SET lock_timeout TO '25ms'")
+    def _settings(self, conn: Conn) -> dict[str, str]:
+        return super()._settings(conn) | {"lock_timeout": "25ms"}
 
 
 class NoHeartbeat:

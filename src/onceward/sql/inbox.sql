@@ -23,21 +23,26 @@ SELECT CASE WHEN to_timestamp(%(id_seconds)s) < clock_timestamp() - make_interva
             WHEN to_timestamp(%(id_seconds)s) > clock_timestamp() + make_interval(secs => %(future_seconds)s) THEN 'future'
             ELSE 'current' END AS age,
        i.state, i.fingerprint = %(fingerprint)s AS same_payload, i.token,
-       (i.lease_until IS NULL OR i.lease_until <= clock_timestamp()) AS lapsed,
+       (i.lease_until IS NULL OR i.lease_until <= clock_timestamp()
+        OR i.lease_until > clock_timestamp() + make_interval(secs => %(lease_believed_seconds)s)) AS lapsed,
        greatest(extract(epoch FROM i.lease_until - clock_timestamp())::float8, 0) AS lease_left_seconds
   FROM (SELECT 1) AS one
   LEFT JOIN {schema}.inbox AS i ON i.consumer = %(consumer)s AND i.message_id = %(message_id)s
 
 -- name: inbox_take_over
 -- why: the holder of a pending row let its lease lapse, or a person redrove it. The expected state and token are
---      repeated, so that of two that try, one gets no row.
+--      repeated, so that of two that try, one gets no row. A lease that reaches further than any of ours was made by a
+--      clock that was ahead: it counts as lapsed, or its message would wait until the calendar gets there. The fence makes
+--      that as safe as any take-over.
 -- locks: the row
 -- index: inbox_pkey
 UPDATE {schema}.inbox
    SET state = %(state)s, token = token + 1, worker = %(worker)s, taken_at = clock_timestamp(),
        lease_until = clock_timestamp() + make_interval(secs => %(lease_seconds)s)
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND state = 'pending' AND token = %(token)s
-   AND fingerprint = %(fingerprint)s AND (lease_until IS NULL OR lease_until <= clock_timestamp())
+   AND fingerprint = %(fingerprint)s
+   AND (lease_until IS NULL OR lease_until <= clock_timestamp()
+        OR lease_until > clock_timestamp() + make_interval(secs => %(lease_believed_seconds)s))
 RETURNING token, pg_current_xact_id()::text AS transaction, token - forgiven AS takes,
           set_config('synchronous_commit', 'on', true), set_config('lock_timeout', %(lock_timeout)s, true)
 

@@ -14,7 +14,7 @@ WITH held AS (
     INSERT INTO {schema}.intents (consumer, message_id, n, name, request_fingerprint, key)
     SELECT consumer, message_id, %(n)s, %(name)s, %(request_fingerprint)s, %(key)s FROM held
     ON CONFLICT (consumer, message_id, n) DO NOTHING
-    RETURNING n, set_config('synchronous_commit', 'on', true)
+    RETURNING n
 )
 SELECT EXISTS (SELECT 1 FROM held) AS held, EXISTS (SELECT 1 FROM made) AS made,
        set_config('synchronous_commit', 'on', true)
