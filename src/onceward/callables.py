@@ -35,7 +35,7 @@ def check_plain(call: Any, what: str, arguments: int) -> None:
 
 def check_done(result: object, what: str) -> None:
     """Raises `UsageError` when what a function returned has still to be awaited or iterated: its work was not done."""
-    if not is_undone(result):
+    if result is None or not is_undone(result):
         return
     close = getattr(result, "close", None)
     if callable(close):

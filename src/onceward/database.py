@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 DatabaseSource = Union[str, "ConnectionPool[Connection]", Callable[[], Connection]]
 POOL_WAIT_SECONDS: Final = 10.0
 HANDLER_SECONDS_MAX: Final = 300.0
+PREPARE_THRESHOLD: Final = 5  # psycopg's own
 
 
 class Database:
@@ -84,18 +85,20 @@ class Database:
         )  # fmt: skip
 
     def _configure(self, conn: Connection) -> None:
-        conn.execute(setting(self._settings(conn)).encode())
+        conn.execute(b"SELECT " + setting(self._settings(conn)).encode())
 
     def _settings(self, conn: Connection) -> dict[str, str]:
         return settings(self._handler_seconds_max, conn.info.server_version)
 
     def _configure_own(self, conn: Connection) -> None:
+        back = putting_back(conn, self._settings(conn))
+        user = conn.pgconn.parameter_status(b"session_authorization")
         self._configure(conn)
-        conn.lock = cast("threading.Lock", LentLock())
+        conn.lock = cast("threading.Lock", LentLock(back, user))
 
     def putting_back(self, conn: Connection) -> str:
-        """The SQL that undoes what a handler did to the session of `conn`; '' for a borrowed one, whose owner's it is."""
-        return putting_back(self._settings(conn)) if self._own else ""
+        """What undoes what a handler did to the session of `conn` (see `session`); '' for a borrowed one: its owner's."""
+        return cast("LentLock", conn.lock).putting_back if self._own else ""
 
     @contextmanager
     def connection(self, wait_seconds: float | None = None) -> Iterator[Connection]:
@@ -109,8 +112,18 @@ class Database:
             return
         conn = self._pool.getconn(timeout=wait_seconds)
         try:
-            with lent(conn), self._own_session(conn) if self._own else self._borrowed(conn):
-                yield conn
+            if self._own:
+                lock = cast("LentLock", conn.lock)
+                lock.lend()
+                try:
+                    yield conn
+                finally:
+                    _leave(conn)
+                    _as_new(conn)
+                    lock.take_back()
+            else:
+                with lent(conn), self._borrowed(conn):
+                    yield conn
         finally:
             self._pool.putconn(conn)
 
@@ -135,16 +148,6 @@ class Database:
             raise
         except Exception as error:
             raise psycopg.OperationalError(f"the database callable raised {type(error).__name__}: {error}") from error
-
-    @contextmanager
-    def _own_session(self, conn: Connection) -> Iterator[None]:
-        """One of our own pool: what was changed on the Python side goes back, too."""
-        row_factory, cursor_factory, threshold = conn.row_factory, conn.cursor_factory, conn.prepare_threshold
-        try:
-            yield
-        finally:
-            _leave(conn)
-            conn.row_factory, conn.cursor_factory, conn.prepare_threshold = row_factory, cursor_factory, threshold
 
     @contextmanager
     def _borrowed(self, conn: Connection) -> Iterator[None]:
@@ -229,6 +232,13 @@ def is_lost(conn: Connection | None, error: BaseException | None = None) -> bool
     if conn is not None and (conn.closed or conn.broken):
         return True
     return isinstance(error, psycopg.OperationalError) and getattr(error, "sqlstate", None) is None
+
+
+def _as_new(conn: Connection) -> None:
+    """What a handler may have changed on the Python side of its connection."""
+    conn.row_factory = tuple_row
+    conn.cursor_factory = psycopg.Cursor
+    conn.prepare_threshold = PREPARE_THRESHOLD
 
 
 def _leave(conn: Connection) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
@@ -65,6 +66,7 @@ class Taking:
     fresh: bool = True  # the row did not exist before
     takes: int = 1  # claims that ended in nothing so far, this one included
     transaction: str = ""  # the id of the transaction that took it
+    cleaning: Sequence[str] = ()  # what takes away that an earlier handler left in this session
     retry_after_seconds: float = 0.0
     detail: str = ""
     early: bool = False  # outside the window because its time is still to come: a later copy would be inside it
@@ -240,14 +242,14 @@ class Inbox:
         """INSERT, and where that gives no row: read, decide, perhaps take over; again when the row changed meanwhile."""
         row = one_tuple(conn, self.statements["inbox_insert"], params)
         if row is not None:
-            return Taking(TakeResult.TAKEN, token=row[0], transaction=row[1])
+            return Taking(TakeResult.TAKEN, token=row[0], transaction=row[1], cleaning=row[2])
         for _ in range(TAKES_AGAIN_MAX):
             taking = self.take_existing(conn, params)
             if taking is not None:
                 return taking
             row = one_tuple(conn, self.statements["inbox_insert"], params)
             if row is not None:
-                return Taking(TakeResult.TAKEN, token=row[0], transaction=row[1])
+                return Taking(TakeResult.TAKEN, token=row[0], transaction=row[1], cleaning=row[2])
         return Taking(TakeResult.IN_FLIGHT, retry_after_seconds=0.1, detail="the row changed again and again")
 
     def take_existing(self, conn: Connection[Any], params: dict[str, Any]) -> Taking | None:
@@ -264,7 +266,7 @@ class Inbox:
         row = one_tuple(conn, self.statements["inbox_take_over"], params | {"token": token})
         if row is None:
             return None
-        return Taking(TakeResult.TAKEN, token=row[0], fresh=False, takes=row[2], transaction=row[1])
+        return Taking(TakeResult.TAKEN, token=row[0], fresh=False, takes=row[3], transaction=row[1], cleaning=row[2])
 
     def read(self, conn: Connection[Any], params: dict[str, Any]) -> tuple[Any, ...]:
         """(age, state, same payload, token, lapsed, seconds of lease left) by the database's clock; state None: no row."""

@@ -171,7 +171,7 @@ def _attribute(name: str, value: object) -> str:
         raise MalformedMessage(f"{name} must be a text that is not empty, not {value!r}")
     if not value.isprintable():
         raise MalformedMessage(f"{name} has a character that headers cannot carry: {value!r}")
-    if len(value.encode()) > ATTRIBUTE_BYTES_MAX:
+    if len(value) > ATTRIBUTE_BYTES_MAX // 4 and len(value.encode()) > ATTRIBUTE_BYTES_MAX:
         raise MalformedMessage(f"{name} is longer than {ATTRIBUTE_BYTES_MAX} bytes in UTF-8")
     return value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from onceward.transport import Delivery
 
 logger = logging.getLogger("onceward")
 
-IS_OURS: Final = "SELECT coalesce(pg_current_xact_id_if_assigned()::text = %(transaction)s, false)"
+LOOK: Final = "SELECT coalesce(pg_current_xact_id_if_assigned()::text = %(transaction)s, false)"
 Row = tuple[Any, ...]
 
 
@@ -41,6 +41,7 @@ class Rows:
         self.discarded = False  # the handler left something under way on its connection
         self.failure: BaseException | None = None  # what the handler, or its call, raised
         self._transaction = ""  # the id of the one that holds the handler's writes
+        self._cleaning: Sequence[str] = ()
         self._handed_out = False  # a handler has had the connection: its session is to be put back
         self._held = ExitStack()
 
@@ -59,6 +60,7 @@ class Rows:
             return self.database_lost("not taken", error)
         self.taking = taking
         self._transaction = taking.transaction if shape == "transactional" else ""
+        self._cleaning = taking.cleaning
         return self._taken(state, taking)
 
     def _take_on_a_live_session(self, params: dict[str, Any], *, in_transaction: bool) -> Taking:
@@ -136,7 +138,7 @@ class Rows:
             self.close()
             self.emit("consumer.lease_lost")
             return p.Lost()
-        self._transaction = row[2]
+        self._transaction, self._cleaning = row[2], row[3]
         self.emit("consumer.finishing", token=self.taking.token)
         return p.Begun(row[0], row[1])
 
@@ -170,7 +172,7 @@ class Rows:
         if conn.info.transaction_status == TransactionStatus.IDLE:
             return False
         try:
-            row = one_tuple(conn, IS_OURS, {"transaction": self._transaction})
+            row = one_tuple(conn, LOOK, {"transaction": self._transaction})
         except psycopg.Error as error:  # also the server's own limit on idling: no OperationalError
             self.say(logging.WARNING, "the connection was lost while its transaction was looked at: %s", error)
             return not self._is_committed()
@@ -346,6 +348,8 @@ class Rows:
         if self.conn is None:
             raise AssertionError("no transaction is open")
         self._handed_out = True
+        if self._cleaning and self.runtime.database.putting_back(self.conn):
+            self.conn.execute("; ".join(self._cleaning).encode())
         return self.conn
 
     def roll_back(self) -> None:
@@ -362,7 +366,7 @@ class Rows:
         conn = self.conn
         if conn is None:
             return
-        if left_open(conn):
+        if self._handed_out and left_open(conn):
             discard(conn)
         self.roll_back()
         if self._handed_out and not is_lost(conn):

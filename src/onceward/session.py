@@ -22,12 +22,15 @@ from onceward.errors import UsageError
 logger = logging.getLogger("onceward")
 
 # The commit guard: is this still the transaction that we opened? One string is one round trip: when the division fails, the
-# server does not go on to COMMIT. A handler may have switched durable commits off for its session; this commit is durable
-# all the same. What the handler did to its session is undone on the way.
-COMMIT_GUARDED: Final = (
-    "SELECT 1 / coalesce((pg_current_xact_id_if_assigned()::text = '{transaction}')::int, 0),"
-    " set_config('synchronous_commit', 'on', true); {putting_back}COMMIT"
-)
+# server does not go on to COMMIT. What the handler did to its session is undone on the way, so that this commit is durable,
+# too, although it may have switched that off. What is deferred fires before, under the handler's own role and settings.
+# COMMIT is the last word: its reply is the one that libpq hands out.
+COMMIT_GUARDED: Final = "{before}SELECT 1 / coalesce(({is_ours})::int, 0), {settings}; COMMIT"
+IS_OURS: Final = "pg_current_xact_id_if_assigned()::text = '{transaction}'"
+DURABLE: Final = "set_config('synchronous_commit', 'on', true)"
+# Not DISCARD ALL: it cannot run in a transaction, and would throw away what psycopg has prepared. What else a handler may
+# leave in its session (statements prepared by hand, cursors, temporary tables) the next take looks for.
+RESET: Final = "SET CONSTRAINTS ALL IMMEDIATE; RESET ALL; "
 DIVISION_BY_ZERO: Final = "22012"
 CONNECTION_CLASSES: Final = ("08", "57P")  # connection exceptions; the server was told to stop, or starts
 TAKE_LOCK_SECONDS: Final = 1.0
@@ -41,9 +44,6 @@ READ_BORROWED: Final = "SELECT " + ", ".join(f"current_setting('{name}')" for na
 RESTORE_BORROWED: Final = "SELECT " + ", ".join(f"set_config('{name}', %s, false)" for name in BORROWED)
 # Settings that newer servers have, and that would end a session of ours behind our back.
 _SINCE: Final = {"transaction_timeout": 170_000}
-# BEGIN, and in its round trip what a handler before this one has prepared by hand: the name would be taken already. What
-# psycopg itself has prepared stays: it is what makes the next message cheap.
-_BEGIN: Final = b"BEGIN; SELECT string_agg(format('DEALLOCATE %I', name), '; ') FROM pg_prepared_statements WHERE from_sql"
 
 
 def settings(handler_seconds_max: float, server_version: int) -> dict[str, str]:
@@ -64,21 +64,21 @@ def settings(handler_seconds_max: float, server_version: int) -> dict[str, str]:
 
 
 def setting(values: dict[str, str]) -> str:
-    """The SQL that sets these, for the session."""
-    return "SELECT " + ", ".join(f"set_config('{name}', '{value}', false)" for name, value in values.items())
+    """The list of calls that sets these, for the session."""
+    return ", ".join(f"set_config('{name}', '{value}', false)" for name, value in values.items())
 
 
-def putting_back(values: dict[str, str]) -> str:
-    """The SQL that makes a session what it was when it was new, and sets it to `values` again.
+def putting_back(conn: Connection[Any], values: dict[str, str]) -> str:
+    """The calls that, after RESET ALL, make the session of `conn` what it is now, and set it to `values` again.
 
-    For the end of a handler's transaction, before COMMIT: what is deferred fires first, under the handler's own role and
-    settings, and COMMIT is the last word of the string, so that its reply is the one that libpq hands out. Not DISCARD ALL:
-    it cannot run in a transaction, and would throw away what psycopg has prepared.
+    Only what the session would not have by itself; but durability always: the server's own default may change while the
+    session lasts. And the role, which RESET ALL leaves alone.
     """
-    return (
-        "SET CONSTRAINTS ALL IMMEDIATE; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; "
-        f"DISCARD TEMP; DISCARD SEQUENCES; {setting(values)}, pg_advisory_unlock_all()"
-    )
+    known = {**values, "role": "none"}
+    asking = "SELECT " + ", ".join(f"current_setting('{name}')" for name in known)
+    own = dict(zip(known, conn.execute(asking.encode()).fetchone() or (), strict=True))
+    again = {name: value for name, value in values.items() if own[name] != value or name == "synchronous_commit"}
+    return setting({"role": own["role"], **again}) + ", pg_advisory_unlock_all()"
 
 
 def begin(conn: Connection[Any]) -> bool:
@@ -88,13 +88,7 @@ def begin(conn: Connection[Any]) -> bool:
     half of a transaction's round trips.
     """
     with conn.lock:
-        result = conn.pgconn.exec_(_BEGIN)
-        if result.status != ExecStatus.TUPLES_OK:
-            return False
-        prepared_by_hand = result.get_value(0, 0)
-        if prepared_by_hand is not None:
-            result = conn.pgconn.exec_(prepared_by_hand)
-        return result.status in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
+        return conn.pgconn.exec_(b"BEGIN").status == ExecStatus.COMMAND_OK
 
 
 def put_back(conn: Connection[Any], putting_back: str) -> None:
@@ -102,10 +96,18 @@ def put_back(conn: Connection[Any], putting_back: str) -> None:
     if not putting_back:
         return
     with conn.lock:
-        result = conn.pgconn.exec_(putting_back.encode())
-    if result.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
+        result = conn.pgconn.exec_(f"{_before(conn)}SELECT {putting_back}".encode())
+    if result.status != ExecStatus.TUPLES_OK:
         logger.warning("a session could not be put back after a handler, it is closed: %s", result.get_error_message())
         discard(conn)
+
+
+def _before(conn: Connection[Any]) -> str:
+    """Whether the session is still the user's who opened it, the server reports by itself: it is hardly ever reset."""
+    lock: Any = conn.lock
+    if conn.pgconn.parameter_status(b"session_authorization") != lock.user:
+        return f"RESET SESSION AUTHORIZATION; {RESET}"
+    return RESET
 
 
 def commit_guarded(
@@ -114,11 +116,13 @@ def commit_guarded(
     """COMMIT, only if this session is still in this transaction, and only if the reply says COMMIT.
 
     A transaction that failed inside "commits" as ROLLBACK without an error; a handler that ended it by raw SQL leaves none,
-    or another one.
+    or another one. `putting_back`: see there; '' for a borrowed session, which is its owner's.
     """
     if conn.info.transaction_status == TransactionStatus.INERROR:
         return p.Aborted()
-    text = COMMIT_GUARDED.format(transaction=transaction, putting_back=f"{putting_back}; " if putting_back else "")
+    is_ours = IS_OURS.format(transaction=transaction)
+    before, settings = (_before(conn), putting_back) if putting_back else ("", DURABLE)
+    text = COMMIT_GUARDED.format(before=before, is_ours=is_ours, settings=settings)
     with conn.lock:
         result = conn.pgconn.exec_(text.encode())  # of several results, the last one
     if result.status == ExecStatus.COMMAND_OK:
@@ -143,8 +147,13 @@ class LentLock:
     this lock it is refused instead.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, putting_back: str = "", user: bytes | None = None) -> None:
+        """`putting_back` and `user`: of a session of ours, what `put_back` needs to know of it."""
+        self.putting_back = putting_back
+        self.user = user
         self._lock = threading.Lock()
+        self.release = self._lock.release
+        self.locked = self._lock.locked
         self._thread: int | None = None
         self._closed = False
 
@@ -158,9 +167,6 @@ class LentLock:
         """Its connection is closed: whoever still holds on to it may clean up, and hears from psycopg that it is gone."""
         self._closed = True
 
-    def locked(self) -> bool:
-        return self._lock.locked()
-
     def acquire(self) -> bool:
         if threading.get_ident() != self._thread and not (_our_work.here or self._closed):
             raise UsageError(
@@ -168,11 +174,7 @@ class LentLock:
             )
         return self._lock.acquire()
 
-    def release(self) -> None:
-        self._lock.release()
-
-    def __enter__(self) -> bool:
-        return self.acquire()
+    __enter__ = acquire
 
     def __exit__(self, *_: object) -> None:
         self.release()

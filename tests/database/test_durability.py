@@ -12,8 +12,10 @@ import psycopg
 import pytest
 from tests.conftest import in_memory
 from tests.support import rows
-from tests.support.deliveries import order
+from tests.support.deliveries import delivery, order
+from tests.support.shop import transactional
 
+from onceward import session
 from onceward.database import Database
 from onceward.embedded import Cluster
 from onceward.inbox import Inbox
@@ -21,6 +23,7 @@ from onceward.message import Message
 from onceward.outbox import outbox_row
 from onceward.schema import migrate
 from onceward.statements import statements
+from onceward.transport import ACK
 
 Db = psycopg.Connection[Any]
 SLOW_TO_FLUSH = {"wal_writer_delay": "10s", "bgwriter_lru_maxpages": "0", "autovacuum": "off"}
@@ -136,3 +139,27 @@ def test_a_session_of_ours_commits_durably_although_its_database_does_not(how: s
     with database.connection() as conn:
         assert rows.scalar(conn, "SHOW synchronous_commit") == "on"
     database.close()
+
+
+def commits(slow: Cluster, how: str) -> bool:
+    """A handler that switched durable commits off is committed; True: it was flushed before that was said."""
+
+    def handler(message: Message, tx: Db) -> None:
+        tx.execute("SET synchronous_commit TO off")
+        tx.execute("SELECT pg_logical_emit_message(true, 'test', %s)", (message.id,))
+
+    source: Any = slow.dsn if how == "dsn" else lambda: psycopg.connect(slow.dsn)
+    with psycopg.connect(slow.dsn, autocommit=True) as db, transactional(handler).open(source) as opened:
+        written = rows.scalar(db, "SELECT pg_current_wal_insert_lsn()::text")
+        assert opened.deliver(delivery(order())) == ACK
+        return bool(rows.scalar(db, "SELECT pg_current_wal_flush_lsn() > %s::pg_lsn", (written,)))
+
+
+@pytest.mark.parametrize("how", ["dsn", "callable"])
+def test_a_commit_is_durable_though_its_handler_switched_that_off(how: str, slow: Cluster) -> None:
+    assert all(commits(slow, how) for _ in TRIES)
+
+
+def test_a_plain_commit_is_as_lazy_as_its_handler_left_it(slow: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "COMMIT_GUARDED", "COMMIT")
+    assert not all(commits(slow, "dsn") for _ in TRIES)

@@ -35,7 +35,7 @@ LOOK = (
     " nullif(current_setting('app.tenant', true), ''),"
     " (SELECT count(*) FROM pg_cursors WHERE name <> ''), (SELECT count(*) FROM pg_prepared_statements WHERE from_sql),"
     " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),"
-    " (SELECT count(*) FROM pg_listening_channels()), to_regclass('pg_temp.scratch')"
+    " to_regclass('pg_temp.scratch')"
 )
 DOES = {
     "durability": "SET synchronous_commit TO off",
@@ -51,7 +51,6 @@ DOES = {
     "cursor": "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
     "prepared": "PREPARE again AS SELECT 1",
     "advisory lock": "SELECT pg_advisory_lock(7)",
-    "listen": "LISTEN somebody",
     "temporary table": "CREATE TEMP TABLE scratch (a integer)",
     "reset all": "RESET ALL",
 }

@@ -2,7 +2,9 @@
 -- why: INSERT-first. One row back = TAKEN; none = somebody was here, or the id's age forbids it: read the row next.
 --      The settings make the commit durable whatever the session says, and give the handler its own lock timeout; they ride
 --      on this statement because a round trip of their own would be the dearest part of a take. The transaction's id is
---      what the commit guard looks for, and tells later whether it was committed.
+--      what the commit guard looks for, and tells later whether it was committed. What an earlier handler left in this
+--      session (statements prepared by hand, cursors, temporary tables) comes with the SQL that takes it away: to
+--      look for it costs less than to take away what is hardly ever there.
 -- locks: the new row; waits (lock_timeout) for an uncommitted row of the same id
 -- index: inbox_pkey
 INSERT INTO {schema}.inbox (consumer, message_id, fingerprint, state, lease_until, worker)
@@ -12,6 +14,9 @@ SELECT %(consumer)s, %(message_id)s, %(fingerprint)s, %(state)s,
                                         AND clock_timestamp() + make_interval(secs => %(future_seconds)s)
 ON CONFLICT (consumer, message_id) DO NOTHING
 RETURNING token, pg_current_xact_id()::text AS transaction,
+          ARRAY (SELECT 'DEALLOCATE ' || quote_ident(s.name) FROM pg_prepared_statement() AS s WHERE s.from_sql
+                  UNION ALL SELECT 'CLOSE ALL' FROM pg_cursor() AS c WHERE c.is_holdable
+                  UNION ALL SELECT 'DISCARD TEMP' WHERE pg_my_temp_schema() <> 0) AS cleaning,
           set_config('synchronous_commit', 'on', true), set_config('lock_timeout', %(lock_timeout)s, true)
 
 -- name: inbox_read
@@ -43,7 +48,11 @@ UPDATE {schema}.inbox
    AND fingerprint = %(fingerprint)s
    AND (lease_until IS NULL OR lease_until <= clock_timestamp()
         OR lease_until > clock_timestamp() + make_interval(secs => %(lease_believed_seconds)s))
-RETURNING token, pg_current_xact_id()::text AS transaction, token - forgiven AS takes,
+RETURNING token, pg_current_xact_id()::text AS transaction,
+          ARRAY (SELECT 'DEALLOCATE ' || quote_ident(s.name) FROM pg_prepared_statement() AS s WHERE s.from_sql
+                  UNION ALL SELECT 'CLOSE ALL' FROM pg_cursor() AS c WHERE c.is_holdable
+                  UNION ALL SELECT 'DISCARD TEMP' WHERE pg_my_temp_schema() <> 0) AS cleaning,
+          token - forgiven AS takes,
           set_config('synchronous_commit', 'on', true), set_config('lock_timeout', %(lock_timeout)s, true)
 
 -- name: inbox_finish
@@ -59,6 +68,9 @@ RETURNING (SELECT count(*) FROM {schema}.intents AS t
           (SELECT count(*) FROM {schema}.intents AS t
             WHERE t.consumer = %(consumer)s AND t.message_id = %(message_id)s AND t.state <> 'done') AS intents_open,
           pg_current_xact_id()::text AS transaction,
+          ARRAY (SELECT 'DEALLOCATE ' || quote_ident(s.name) FROM pg_prepared_statement() AS s WHERE s.from_sql
+                  UNION ALL SELECT 'CLOSE ALL' FROM pg_cursor() AS c WHERE c.is_holdable
+                  UNION ALL SELECT 'DISCARD TEMP' WHERE pg_my_temp_schema() <> 0) AS cleaning,
           set_config('synchronous_commit', 'on', true), set_config('lock_timeout', %(lock_timeout)s, true)
 
 -- name: inbox_committed
