@@ -82,8 +82,8 @@ def _at_received(state: State, event: Event) -> Step:
 
 def _at_taking(state: State, event: Event) -> Step:
     match event:
-        case Taken(token, fresh, takes):
-            return _taken(state._replace(token=token, fresh=fresh), takes)
+        case Taken(token, fresh, takes, excused):
+            return _taken(state._replace(token=token, fresh=fresh), takes, excused)
         case Duplicate():
             return settle(state, ACK)
         case InFlight(seconds):
@@ -97,9 +97,9 @@ def _at_taking(state: State, event: Event) -> Step:
     raise impossible(state, event)
 
 
-def _taken(state: State, takes: int) -> Step:
+def _taken(state: State, takes: int, excused: int) -> Step:
     """Poison is looked for after the take, never before: a duplicate of a finished message is no poison."""
-    seen = takes if state.shape == "effectful" else state.deliveries
+    seen = takes if state.shape == "effectful" else state.deliveries - excused
     if seen > state.limits.deliveries_max:
         return park(state, Park("poison", f"delivered {seen} times without an outcome: it may crash its consumer"))
     return state._replace(at="handling", inside=True), Run()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from traceback import format_exception
 from typing import Final
 
 from onceward.errors import Refused, Signal
 from onceward.message import Message
+from onceward.protocol import Fail, Park
 
 logger = logging.getLogger("onceward")
 TRACE_CHARS_MAX: Final = 16_000
+SAID_CHARS_MAX: Final = 2000  # of a reason, in a line; the parked row has all of it
 
 
 def say(
@@ -23,6 +26,19 @@ def say(
         level, f"%s: %s %s: {text}", consumer, message.type, message.id, *args, exc_info=traced(failure),
         extra={"onceward": known},
     )  # fmt: skip
+
+
+def say_failed(tell: Callable[..., None], command: Fail, attempts: int, attempts_max: int, retry_seconds: float) -> None:
+    reason = command.error[:SAID_CHARS_MAX]
+    what = "lost its database session" if command.session_lost else f"attempt {attempts} of {attempts_max} failed"
+    known = {"attempt": attempts, "attempts_max": attempts_max, "retry_seconds": retry_seconds, "reason": reason}
+    text = "%s, tried again in %.1f s: %s"
+    tell(logging.WARNING, text, what, retry_seconds, reason, failed=True, next="retry", **known)
+
+
+def say_parked(tell: Callable[..., None], command: Park) -> None:
+    text, detail = "parked, it waits for a person: %s: %s", command.detail[:SAID_CHARS_MAX]
+    tell(logging.ERROR, text, command.reason, detail, failed=True, next="parked", reason=command.reason)
 
 
 def traced(failure: BaseException | None) -> BaseException | None:

@@ -124,6 +124,7 @@ class Performer:
             case Defer():
                 if self._state.at != "unwinding":
                     self._rows.say(logging.INFO, "deferred for %g s", error.delay_seconds, next="retry")
+                self._rows.excuse(self._state, str(error))
                 return p.Raised("deferred", str(error), error.delay_seconds)
         if self._lost_its_session():
             return p.Raised("session lost", f"the handler's database session was lost: {describe(error)}")

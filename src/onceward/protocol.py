@@ -108,11 +108,15 @@ class Received(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """The message is ours. `fresh`: its row did not exist before; `takes`: claims that ended in nothing, this included."""
+    """The message is ours. `fresh`: its row did not exist before; `takes`: claims that ended in nothing, this included.
+
+    `excused`: deliveries that the queue counted, and that ended in a deferral, or behind another worker's open transaction.
+    """
 
     token: int
     fresh: bool
     takes: int
+    excused: int = 0
 
 
 class Duplicate(NamedTuple):

@@ -14,7 +14,7 @@ from psycopg.pq import TransactionStatus
 from onceward import protocol as p
 from onceward.database import is_lost, one_tuple
 from onceward.inbox import TakeResult, Taking, locked_out, storable, untimed
-from onceward.logs import say, with_trace
+from onceward.logs import say, say_failed, say_parked, with_trace
 from onceward.message import Message
 from onceward.outbox import take_published
 from onceward.runtime import Runtime
@@ -56,12 +56,13 @@ class Rows:
             return p.OutsideWindow(untimed(self.message).detail)
         try:
             taking = self._take_on_a_live_session(params, in_transaction=shape == "transactional")
+            excused = self._excused(state)
         except psycopg.Error as error:
             return self.database_lost("not taken", error)
         self.taking = taking
         self._transaction = taking.transaction if shape == "transactional" else ""
         self._cleaning = taking.cleaning
-        return self._taken(state, taking)
+        return self._taken(state, taking, excused)
 
     def _take_on_a_live_session(self, params: dict[str, Any], *, in_transaction: bool) -> Taking:
         """The take; once more where its connection turned out to be gone: something on the way ended it while it was idle.
@@ -104,7 +105,7 @@ class Rows:
         self.runtime.partition_late(self.message)
         return Taking(TakeResult.IN_FLIGHT, retry_after_seconds=0.0)
 
-    def _taken(self, state: State, taking: Taking) -> p.Event:
+    def _taken(self, state: State, taking: Taking, excused: int) -> p.Event:
         match taking.result:
             case TakeResult.TAKEN:
                 if state.shape == "effectful":
@@ -112,17 +113,38 @@ class Rows:
                     self.emit("consumer.claimed", token=taking.token)
                 else:
                     self.emit("consumer.taken", token=taking.token)
-                return p.Taken(taking.token, taking.fresh, taking.takes)
+                return p.Taken(taking.token, taking.fresh, taking.takes, excused)
             case TakeResult.DUPLICATE:
                 self.emit("consumer.duplicate", state=taking.detail)
                 return p.Duplicate()
             case TakeResult.IN_FLIGHT:
                 self.emit("consumer.in_flight", seconds=taking.retry_after_seconds)
+                self.excuse(state, "it was in another worker's hands")
                 return p.InFlight(taking.retry_after_seconds)
             case TakeResult.CONFLICT:
                 return p.Conflict(taking.detail)
             case TakeResult.OUTSIDE_WINDOW:
                 return p.OutsideWindow(taking.detail)
+
+    def _excused(self, state: State) -> int:
+        """How many of the queue's deliveries were no crash; asked only where their number would make the message poison."""
+        if state.shape == "effectful" or self.delivery.count <= self.runtime.limits.deliveries_max or self.conn is None:
+            return 0
+        inbox = self.runtime.inbox
+        row = one_tuple(self.conn, inbox.statements["excused"], inbox.key(self.message))
+        return 0 if row is None else int(row[0])
+
+    def excuse(self, state: State, why: str) -> None:
+        """This delivery is counted as no crash. Crash before it, or no database: one too many counts as one."""
+        if state.shape == "effectful" or not self.delivery.count:
+            return  # its takes are counted in its row, and forgiven there; or the queue counts nothing
+        inbox = self.runtime.inbox
+        self.close()
+        try:
+            with self.runtime.database.connection() as conn:
+                conn.execute(inbox.statements["excuse"], inbox.key(self.message) | {"error": why})
+        except psycopg.Error as error:
+            self.database_lost("this delivery counts as a crash", error)
 
     # ---- the finish --------------------------------------------------------------------------------------------------
 
@@ -217,23 +239,20 @@ class Rows:
             if row is None:
                 return p.Lost()
             counted[:] = row[:2]
-            if self._may_retry(*counted):
+            if counted[0] < limits.attempts_max and counted[1] < limits.deliveries_max:
                 return p.Counted(self.runtime.backoff.delay_seconds(sum(counted)))
             return p.Parked() if self._fenced(conn, state, "park", self._park_params(park)) else p.Lost()
 
+        limits = self.runtime.limits
         park = p.Park("sessions lost" if command.session_lost else "attempts ran out", command.error)
         event = self._write(write)
         if isinstance(event, p.Counted | p.Parked):
             self.emit("consumer.failed", error=command.error)
         if isinstance(event, p.Counted):
-            self._say_failed(command, counted[0], event.delay_seconds)
+            say_failed(self.say, command, counted[0], limits.attempts_max, event.delay_seconds)
         if isinstance(event, p.Parked):
             self._say_parked(park)
         return event
-
-    def _may_retry(self, attempts: int, sessions_lost: int) -> bool:
-        limits = self.runtime.limits
-        return attempts < limits.attempts_max and sessions_lost < limits.deliveries_max
 
     def park(self, state: State, command: p.Park) -> p.Event:
         def write(conn: Connection[Any]) -> p.Event:
@@ -316,18 +335,9 @@ class Rows:
 
     # ---- what is said ------------------------------------------------------------------------------------------------
 
-    def _say_failed(self, command: p.Fail, attempts: int, retry_seconds: float) -> None:
-        attempts_max = self.runtime.limits.attempts_max
-        what = "lost its database session" if command.session_lost else f"attempt {attempts} of {attempts_max} failed"
-        known = {"attempt": attempts, "attempts_max": attempts_max, "retry_seconds": retry_seconds, "reason": command.error}
-        text = "%s, tried again in %.1f s: %s"
-        self.say(logging.WARNING, text, what, retry_seconds, command.error, failed=True, next="retry", **known)
-
     def _say_parked(self, command: p.Park) -> None:
         self.emit("consumer.parked", reason=command.reason)
-        text = "parked, it waits for a person: %s: %s"
-        known = {"next": "parked", "reason": command.reason}
-        self.say(logging.ERROR, text, command.reason, command.detail[:2000], failed=True, **known)
+        say_parked(self.say, command)
 
     def say(self, level: int, text: str, *args: object, failed: bool = False, **fields: object) -> None:
         """One line about this message; `failed`: with the traceback of what its handler raised."""

@@ -287,6 +287,31 @@ def test_failed_attempts_are_no_takes(opened: Opened, db: Db) -> None:
     assert rows.books(db, message) == rows.Books("done", 5, 4, [], 1)
 
 
+@pytest.mark.parametrize("what", ["deferred", "in flight"])
+def test_deliveries_in_which_nothing_went_wrong_make_no_poison(
+    what: str, opened: Opened, db: Db, connect: Callable[..., Db]
+) -> None:
+    """The queue counts them like crashes: a transactional message leaves no row in which a take could be forgiven."""
+    message, deliveries_max = order(), 2
+    deferring = raising(*[Defer(7) for _ in range(5 if what == "deferred" else 0)])
+    consumer = opened(of_shape("transactional", deferring, deliveries_max=deliveries_max))
+    with connect(autocommit=False) as slow:
+        if what == "in flight":
+            Inbox(rows.CONSUMER).take(slow, message)
+        assert {consumer.deliver(delivery(message, times=n)).action for n in range(1, 6)} == {"release"}
+        slow.rollback()
+    assert consumer.deliver(delivery(message, times=6)) == ACK
+    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+
+
+def test_crashes_between_deferrals_are_poison_all_the_same(opened: Opened, db: Db) -> None:
+    message = order()
+    consumer = opened(of_shape("transactional", raising(Defer(7), Defer(7)), deliveries_max=2))
+    assert [consumer.deliver(delivery(message, times=n)).action for n in (1, 2)] == ["release", "release"]
+    assert consumer.deliver(delivery(message, times=5)) == ACK, "the third to fifth have left nothing: they were crashes"
+    assert rows.books(db, message).parked == ["poison"]
+
+
 # ---- redrive -----------------------------------------------------------------------------------------------------------
 
 

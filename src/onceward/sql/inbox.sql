@@ -151,6 +151,21 @@ ON CONFLICT (consumer, message_id) DO UPDATE
        failed_at = clock_timestamp()
 RETURNING n, sessions_lost, set_config('synchronous_commit', 'on', true)
 
+-- name: excuse
+-- why: a delivery of a transactional message ended well without an outcome, and left no row to forgive a take in; its queue
+--      counts it all the same, and too many counted deliveries are poison.
+-- locks: the attempts row
+-- index: attempts_pkey
+INSERT INTO {schema}.attempts AS a (consumer, message_id, n, excused, error)
+VALUES (%(consumer)s, %(message_id)s, 0, 1, %(error)s)
+ON CONFLICT (consumer, message_id) DO UPDATE SET excused = a.excused + 1
+
+-- name: excused
+-- why: asked only where a queue's count is beyond the limit: how many of these deliveries were no crash.
+-- locks: none
+-- index: attempts_pkey
+SELECT excused FROM {schema}.attempts WHERE consumer = %(consumer)s AND message_id = %(message_id)s
+
 -- name: park_held
 -- why: the holder parks its message: fenced by state and token; no row back = the lease was lost, nothing is written.
 --      The intent whose outcome nobody knows is named in the same statement.
