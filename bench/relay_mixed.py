@@ -35,7 +35,7 @@ from onceward.retry import Backoff
 from onceward.transport import Traits
 
 MB: Final = 1_000_000
-SUBJECTS: Final = 500
+SUBJECTS: Final = 500  # shared out among the lanes by the size of a batch: a lane that locks a subject has all of it
 LARGE_BYTES: Final = 32 * MB
 LANES: Final = 50
 POISON: Final = "poison"
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if child is not None:
         relay(
             sink=lambda: LogSink(Path(child["log"]), child["seconds"]), database=child["dsn"], lanes=child["lanes"],
-            backoff=Backoff(most_seconds=30), stop=threading.Event(),
+            batch=max(1, SUBJECTS // child["lanes"]), backoff=Backoff(most_seconds=30), stop=threading.Event(),
         )  # fmt: skip
         return 0
     with TemporaryDirectory() as folder:

@@ -29,8 +29,6 @@ PAUSE_SECONDS_MAX: Final = 5.0
 LOOK_SECONDS: Final = 0.25  # how soon a stop is seen while there is no room
 SOURCE_PARTS: Final = ("name", "traits", "receive", "settle", "extend", "close")
 
-_signals = stop_on_signals
-
 
 def run(
     consumer: Consumer,

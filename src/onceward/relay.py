@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, Final
 
 from psycopg import Connection
@@ -14,10 +15,10 @@ from onceward.database import Database, DatabaseSource
 from onceward.errors import UsageError
 from onceward.events import Listener, Listeners
 from onceward.lane import IDLE_SECONDS_MAX, Lane, Shared
-from onceward.loop import _signals
 from onceward.nudge import channel
 from onceward.retry import Backoff
 from onceward.schema import check_schema
+from onceward.signals import stop_on_signals
 from onceward.statements import SCHEMA_DEFAULT
 from onceward.transport import Sink
 
@@ -54,26 +55,25 @@ def relay(
     """
     if batch < 1 or lanes < 1 or poll_seconds <= 0:
         raise UsageError("batch and lanes must be at least 1, poll_seconds more than 0")
-    opened_sink = sink()
-    opened = Database(
-        database,
-        size=lanes + 1,
-        schema=schema,
-        handler_seconds_max=IDLE_SECONDS_MAX,
-        application_name="onceward relay",
-    )
-    limit = min(batch, opened_sink.traits.publish_max)
-    shared = Shared(opened, opened_sink, limit, poll_seconds, backoff, Listeners(listeners), until_empty)
-    try:
+    with ExitStack() as held:
+        opened_sink = sink()
+        held.callback(opened_sink.close)
+        opened = Database(
+            database,
+            size=lanes + 1,
+            schema=schema,
+            handler_seconds_max=IDLE_SECONDS_MAX,
+            application_name="onceward relay",
+        )
+        held.callback(opened.close)
+        limit = min(batch, opened_sink.traits.publish_max)
+        shared = Shared(opened, opened_sink, limit, poll_seconds, backoff, Listeners(listeners), until_empty)
         with opened.connection() as conn:
             check_schema(conn, schema)
             shared.look_at_numbering(conn)
         loop = _Relay(shared)
-        with _signals(loop.stop, stop):
+        with stop_on_signals(loop.stop, stop):
             loop.run(lanes)
-    finally:
-        opened_sink.close()
-        opened.close()
 
 
 class _Relay:

@@ -103,7 +103,7 @@ def put_back(conn: Connection[Any], putting_back: str) -> None:
 
 
 def _before(conn: Connection[Any]) -> str:
-    """Whether the session is still the user's who opened it, the server reports by itself: it is hardly ever reset."""
+    """The SQL that resets the session. Whether it is still the user's who opened it, the server reports by itself."""
     lock: Any = conn.lock
     if conn.pgconn.parameter_status(b"session_authorization") != lock.user:
         return f"RESET SESSION AUTHORIZATION; {RESET}"
@@ -192,11 +192,11 @@ _our_work: Final = _OurWork()
 @contextmanager
 def our_work() -> Iterator[None]:
     """In this block the thread may speak on connections that are lent to another thread of ours, or wait in the pool."""
-    _our_work.here = True
+    before, _our_work.here = _our_work.here, True
     try:
         yield
     finally:
-        _our_work.here = False
+        _our_work.here = before
 
 
 @contextmanager

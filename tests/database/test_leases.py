@@ -60,6 +60,35 @@ def test_a_claim_is_not_extended_once_it_is_over(opened: Opened, db: Db) -> None
     assert not consumer.keeper._claims
 
 
+def test_a_failed_attempt_gives_its_lease_back_for_good_although_its_handler_has_not_left(
+    opened: Opened, db: Db, background: Background
+) -> None:
+    """Else the heartbeat would take it back at once, and the retry wait for it to lapse."""
+    failing, other, leave = order("fails"), order("waits"), threading.Event()
+    leased: list[bool] = []
+
+    def fail(_request: object, _key: str) -> None:
+        raise ConnectionError("no answer")
+
+    def handle(message: Message, once: Once) -> None:
+        if message.json() == "waits":
+            leave.wait(20)
+            return
+        try:
+            once.effect("charge", fail, request=1, provider=STRIPE_V1)
+        finally:
+            for _ in range(2):
+                until(beats(db, other))
+            leased.append(bool(rows.inbox_row(db, failing).leased))
+
+    consumer = opened(effectful(handle, lease_seconds=0.4))
+    waiting = background(consumer.deliver, delivery(other))
+    until(lambda: rows.state(db, other) == "pending")
+    assert consumer.deliver(delivery(failing)).action == "release"
+    leave.set()
+    assert (leased, waiting.result()) == ([False], ACK)
+
+
 def test_a_row_that_is_locked_does_not_stall_the_others(
     opened: Opened, db: Db, connect: Callable[..., Db], background: Background
 ) -> None:
