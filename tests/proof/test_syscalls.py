@@ -23,6 +23,8 @@ def _strace() -> None:
 @pytest.mark.usefixtures("_strace")
 def test_no_system_call_is_a_bad_moment_to_die_and_no_commit_is_one_to_be_cut_at(tmp_path: Path) -> None:
     proof = prove(tmp_path / "r.json", "--every-syscall")
+    if proof.code == 3:  # a run that made a call less than the one that was traced, by chance: it says "run it again"
+        proof = prove(tmp_path / "r.json", "--every-syscall")
     assert proof.code == 0, proof.out
     assert proof.document["ok"]
     swept = proof.document["syscalls"]
