@@ -49,48 +49,37 @@ def at_intending(state: State, event: Event) -> Step:
 
 def at_calling(state: State, event: Event) -> Step:
     match event:
-        case Answered(answer, refused):
-            return state._replace(at="recording"), Record(state.n, answer, refused)
-        case Unreadable(detail):
-            return _unreadable(state, detail)
-        case Cancelled(detail):
-            return _cut_off(state, detail)
         case Later(delay_seconds):
             return give_back(state, delay_seconds, "the provider is still busy with this key")
         case Replayed():
             return state._replace(at="looking"), LookUp(state.n)
         case Mismatch(detail):
             return park(state, _unknown(state, detail))
-        case Failed(detail):
-            return fail(state, detail)
-    raise impossible(state, event)
+    return _at_provider(state, event)
 
 
 def at_looking(state: State, event: Event) -> Step:
+    if isinstance(event, NotFound):
+        return park(state, _unknown(state, "the provider's answer is not known, and a look-up did not find it"))
+    return _at_provider(state, event)
+
+
+def _at_provider(state: State, event: Event) -> Step:
+    """What a call and a look-up have in common.
+
+    An answer that cannot be kept is parked at once, with what was answered: a retry would get the same, and a null in its
+    place would be believed. Its intent becomes unknown, so that a redrive, once the code is mended, looks the effect up.
+    """
     match event:
         case Answered(answer, refused):
             return state._replace(at="recording"), Record(state.n, answer, refused)
         case Unreadable(detail):
-            return _unreadable(state, detail)
+            return park(state, Park("answer is not JSON", detail, unknown_n=state.n), Interrupt("usage", detail))
         case Cancelled(detail):
-            return _cut_off(state, detail)
-        case NotFound():
-            return park(state, _unknown(state, "the provider's answer is not known, and a look-up did not find it"))
+            return end(state, LEAVE, Interrupt("call failed", detail))
         case Failed(detail):
             return fail(state, detail)
     raise impossible(state, event)
-
-
-def _unreadable(state: State, detail: str) -> Step:
-    """Parked at once, with what was answered: a retry would get the same, and a null in its place would be believed.
-
-    Its intent becomes unknown: once the code is mended, a redrive looks the effect up and gets an answer that can be kept.
-    """
-    return park(state, Park("answer is not JSON", detail, unknown_n=state.n), Interrupt("usage", detail))
-
-
-def _cut_off(state: State, detail: str) -> Step:
-    return end(state, LEAVE, Interrupt("call failed", detail))
 
 
 def _unknown(state: State, detail: str) -> Park:
