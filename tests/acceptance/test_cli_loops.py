@@ -224,7 +224,7 @@ def test_a_consumer_whose_standard_error_has_gone_goes_on(dsn: str, db: Db, shop
         until(lambda: rows.state(db, first) == "done", "the message being done")
         second = placed(dsn)
         onceward("relay", "--queues", "orders", "--until-empty", "--database", dsn)
-        until(lambda: len(rows.parked(db)) == 1, "a line that nobody reads having been logged")
+        until(lambda: len(rows.parked(db)) >= 1, "a line that nobody reads having been logged")
         until(lambda: rows.state(db, second) == "done", "the message behind it being done")
         run.send_signal(signal.SIGTERM)
         assert run.wait(30) == 0
