@@ -29,6 +29,7 @@ def say(
 
 
 def say_failed(tell: Callable[..., None], command: Fail, attempts: int, attempts_max: int, retry_seconds: float) -> None:
+    """One line about a failed attempt, or a lost session, that is tried again."""
     reason = command.error[:SAID_CHARS_MAX]
     what = "lost its database session" if command.session_lost else f"attempt {attempts} of {attempts_max} failed"
     known = {"attempt": attempts, "attempts_max": attempts_max, "retry_seconds": retry_seconds, "reason": reason}
@@ -37,6 +38,7 @@ def say_failed(tell: Callable[..., None], command: Fail, attempts: int, attempts
 
 
 def say_parked(tell: Callable[..., None], command: Park) -> None:
+    """One line about a message that is parked."""
     text, detail = "parked, it waits for a person: %s: %s", command.detail[:SAID_CHARS_MAX]
     tell(logging.ERROR, text, command.reason, detail, failed=True, next="parked", reason=command.reason)
 
@@ -48,7 +50,8 @@ def traced(failure: BaseException | None) -> BaseException | None:
 
 def with_trace(text: str, failure: BaseException | None) -> str:
     """The text, and under it where the failure was raised: a log may be gone by the time that somebody looks."""
-    if traced(failure) is None or failure is None:
+    shown = traced(failure)
+    if shown is None:
         return text
-    trace = "".join(format_exception(failure))[-TRACE_CHARS_MAX:]
+    trace = "".join(format_exception(shown))[-TRACE_CHARS_MAX:]
     return f"{text}\n\n{trace.rstrip()}"

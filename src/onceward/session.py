@@ -91,12 +91,12 @@ def begin(conn: Connection[Any]) -> bool:
         return conn.pgconn.exec_(b"BEGIN").status == ExecStatus.COMMAND_OK
 
 
-def put_back(conn: Connection[Any], putting_back: str) -> None:
-    """The session is as it was before a handler had it; one that cannot be put back is closed."""
-    if not putting_back:
+def put_back(conn: Connection[Any], calls: str) -> None:
+    """The session is as it was before a handler had it, by these calls of `putting_back`; one that cannot be is closed."""
+    if not calls:
         return
     with conn.lock:
-        result = conn.pgconn.exec_(f"{_before(conn)}SELECT {putting_back}".encode())
+        result = conn.pgconn.exec_(f"{_before(conn)}SELECT {calls}".encode())
     if result.status != ExecStatus.TUPLES_OK:
         logger.warning("a session could not be put back after a handler, it is closed: %s", result.get_error_message())
         discard(conn)
@@ -111,18 +111,18 @@ def _before(conn: Connection[Any]) -> str:
 
 
 def commit_guarded(
-    conn: Connection[Any], transaction: str, putting_back: str
+    conn: Connection[Any], transaction: str, calls: str
 ) -> p.Committed | p.Aborted | p.ForeignCommit | p.Ambiguous:
     """COMMIT, only if this session is still in this transaction, and only if the reply says COMMIT.
 
     A transaction that failed inside "commits" as ROLLBACK without an error; a handler that ended it by raw SQL leaves none,
-    or another one. `putting_back`: see there; '' for a borrowed session, which is its owner's.
+    or another one. `calls`: those of `putting_back`; '' for a borrowed session, which is its owner's.
     """
     if conn.info.transaction_status == TransactionStatus.INERROR:
         return p.Aborted()
     is_ours = IS_OURS.format(transaction=transaction)
-    before, settings = (_before(conn), putting_back) if putting_back else ("", DURABLE)
-    text = COMMIT_GUARDED.format(before=before, is_ours=is_ours, settings=settings)
+    before, then = (_before(conn), calls) if calls else ("", DURABLE)
+    text = COMMIT_GUARDED.format(before=before, is_ours=is_ours, settings=then)
     with conn.lock:
         result = conn.pgconn.exec_(text.encode())  # of several results, the last one
     if result.status == ExecStatus.COMMAND_OK:
