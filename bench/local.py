@@ -23,8 +23,8 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from onceward import Consumer, Message, migrate, run
-from onceward.embedded import Cluster
 from onceward.message import uuid7
+from onceward.testing.postgres import Cluster
 from onceward.transport import Delivery, Outcome, Received, Settlement, Traits
 from onceward.transports import pgmq
 

@@ -27,11 +27,11 @@ from typing import Any, Final, NamedTuple
 import psycopg
 
 from onceward import Message, migrate, publish
-from onceward.embedded import Cluster
 from onceward.errors import TransportError
 from onceward.message import uuid7
-from onceward.relay import relay
+from onceward.relay_loop import relay
 from onceward.retry import Backoff
+from onceward.testing.postgres import Cluster
 from onceward.transport import Traits
 
 MB: Final = 1_000_000

@@ -17,11 +17,11 @@ import pytest
 from tests.support.waiting import Background
 
 from onceward.consumer import Consumer, OpenConsumer
-from onceward.embedded import Cluster
-from onceward.embedded.binaries import find_binaries
 from onceward.errors import UsageError
 from onceward.events import Listener
 from onceward.schema import migrate
+from onceward.testing.postgres import Cluster
+from onceward.testing.postgres.binaries import find_binaries
 from onceward.transport import Source
 from onceward.transports import pgmq
 

@@ -7,13 +7,12 @@ outbox   "this message is to be sent"                `publish`, and a relay that
 Each name is imported when it is first used: `import onceward` alone costs next to nothing, and needs no database driver.
 """
 
-import sys as _sys
 from importlib import import_module as _import_module
-from types import ModuleType as _ModuleType
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
     from onceward.consumer import Consumer
+    from onceward.consumer_loop import run
     from onceward.errors import (
         ConflictError,
         Defer,
@@ -28,13 +27,12 @@ if _TYPE_CHECKING:
         UsageError,
     )
     from onceward.inbox import Inbox, TakeResult, Taking
-    from onceward.intent import Intents
-    from onceward.loop import run
+    from onceward.intents import Intents
     from onceward.message import Message
-    from onceward.once import Once
     from onceward.outbox import publish
+    from onceward.perform import Once
     from onceward.provider import NO_KEYS, STRIPE_V1, ProviderProfile
-    from onceward.relay import relay
+    from onceward.relay_loop import relay
     from onceward.retry import Backoff
     from onceward.schema import migrate
     from onceward.transport import ACK, LEAVE, Delivery, Settlement, release
@@ -81,13 +79,13 @@ _HOMES = {
     "errors": "ConflictError Defer LeaseLost NotInTransaction OncewardError Refused Reject SchemaMismatch TransportError"
     " UnknownOutcome UsageError",
     "inbox": "Inbox TakeResult Taking",
-    "intent": "Intents",
-    "loop": "run",
+    "intents": "Intents",
+    "consumer_loop": "run",
     "message": "Message",
-    "once": "Once",
     "outbox": "publish",
+    "perform": "Once",
     "provider": "NO_KEYS STRIPE_V1 ProviderProfile",
-    "relay": "relay",
+    "relay_loop": "relay",
     "retry": "Backoff",
     "schema": "migrate",
     "transport": "ACK LEAVE Delivery Settlement release",
@@ -106,14 +104,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(_ModuleType):
-    """`onceward.relay` is the function, whoever imports the module of the same name, and whenever."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name not in _HOME_OF or not isinstance(value, _ModuleType):
-            super().__setattr__(name, value)
-
-
-_sys.modules[__name__].__class__ = _Package

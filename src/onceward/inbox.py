@@ -25,11 +25,10 @@ from onceward.database import check_connection, one_tuple
 from onceward.errors import UsageError
 from onceward.message import ATTRIBUTE_BYTES_MAX, Message, canonical_id, parse_uuid7
 from onceward.outbox import check_in_transaction
-from onceward.schema import check_schema, day_of, make_partition_for, make_partitions, partition_name
+from onceward.partitions import WINDOW_DEFAULT, WINDOW_MAX, day_of, make_partition_for, make_partitions, partition_name
+from onceward.schema import check_schema
 from onceward.statements import SCHEMA_DEFAULT, statements
 
-WINDOW_DEFAULT: Final = timedelta(days=30)
-WINDOW_MAX: Final = timedelta(days=36_525)  # a century: far below what Postgres and Python can count
 FUTURE_SECONDS: Final = 3600.0  # a producer whose clock runs ahead by less than this is served like any other
 LEASE_BELIEVED_SECONDS: Final = 3600.0  # one that reaches further was made by a clock that was ahead
 TAKES_AGAIN_MAX: Final = 8

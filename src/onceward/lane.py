@@ -18,12 +18,12 @@ import psycopg
 from psycopg import Connection
 from psycopg.rows import dict_row
 
-from onceward import dispatch as d
 from onceward.database import Database
 from onceward.events import Listeners
 from onceward.inbox import storable
-from onceward.numbering import check_numbering
+from onceward.outbox import check_numbering
 from onceward.outgoing import one_line, publish_rows, read
+from onceward.protocol import relay as d
 from onceward.retry import Backoff
 from onceward.session import our_work
 from onceward.transport import Sink

@@ -9,7 +9,7 @@ from typing import Final
 
 from onceward.errors import Refused, Signal
 from onceward.message import Message
-from onceward.protocol import Fail, Park
+from onceward.protocol.words import Fail, Park
 
 logger = logging.getLogger("onceward")
 TRACE_CHARS_MAX: Final = 16_000

@@ -1,17 +1,42 @@
-"""The outbox row: "this message is to be sent", in the transaction of whoever wants it sent."""
+"""The outbox row: "this message is to be sent", in the transaction of whoever wants it sent; and the nudge to relays."""
 
 from __future__ import annotations
 
+import logging
+import threading
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, DecimalException
 from typing import Any, Final
 from weakref import WeakSet
 
 from psycopg import Connection
 from psycopg.pq import TransactionStatus
+from psycopg.rows import dict_row
 
-from onceward.database import check_connection
+from onceward.database import Database, check_connection
 from onceward.errors import NotInTransaction, UsageError
-from onceward.message import Message, parse_uuid7
+from onceward.message import MalformedMessage, Message, parse_uuid7
 from onceward.statements import SCHEMA_DEFAULT, statements
+
+logger = logging.getLogger("onceward")
+COALESCE_SECONDS: Final = 0.01
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_BEHIND: Final = """\
+{table} has a row at position {newest}, and its sequence is at {last} (a logical failover, or a restore of data only?):
+what is written now would overtake what waits. Nothing is sent until the rows are numbered anew, in the order in which they
+were written:
+{renumbering}"""
+_RENUMBERING: Final = """\
+BEGIN;
+LOCK TABLE {table} IN EXCLUSIVE MODE;
+SELECT setval(pg_get_serial_sequence('{table}', 'position'), max(position)) FROM {table};
+WITH moved AS (DELETE FROM {table} RETURNING *)
+INSERT INTO {table} ({columns})
+SELECT {columns} FROM moved ORDER BY created_at, position;
+COMMIT;"""
+_COLUMNS: Final = (
+    "id, aggregatetype, aggregateid, type, source, time, traceparent, payload, created_at, attempts, error, retry_at"
+)
 
 # Connections whose open transaction holds an outbox row: the runtime nudges the relay after their commit.
 _published: Final[WeakSet[Connection[Any]]] = WeakSet()
@@ -53,6 +78,29 @@ def outbox_row(message: Message) -> dict[str, Any]:
     }
 
 
+def row_message(row: dict[str, Any]) -> Message:
+    """The message in an outbox row. Raises `MalformedMessage` when there is none."""
+    if "unreadable" in row:
+        raise MalformedMessage(row["unreadable"])
+    return Message(
+        id=row["id"],
+        type=row["type"],
+        source=row["source"],
+        subject=row["aggregateid"],
+        time=_time(row["time"]),
+        traceparent=row["traceparent"],
+        body=row["payload"],
+    )
+
+
+def _time(seconds: str) -> datetime:
+    """The time at this many seconds (a decimal number as text) since 1970."""
+    try:
+        return _EPOCH + timedelta(microseconds=int(Decimal(seconds) * 1_000_000))
+    except (OverflowError, ValueError, DecimalException):
+        raise MalformedMessage(f"its time, {seconds} s since 1970, is not between the years 1 and 9999") from None
+
+
 def take_published(conn: Connection[Any]) -> bool:
     """Whether something was published on `conn` since the last time that this was asked."""
     if conn in _published:
@@ -69,3 +117,62 @@ def check_in_transaction(conn: Connection[Any]) -> None:
         raise NotInTransaction(
             "this connection is in autocommit mode and no transaction is open: use `with conn.transaction():`"
         )
+
+
+def check_numbering(conn: Connection[Any], schema: str = SCHEMA_DEFAULT) -> None:
+    """Raises `UsageError`, with the statements that mend it, when new rows would get positions below those that wait.
+
+    Not mended here: it locks the table and moves every row, and whoever failed over may want to look first.
+    """
+    with conn.cursor(row_factory=dict_row) as cursor:
+        row = cursor.execute(statements(schema)["outbox_numbering"]).fetchone()
+    if row is not None:
+        table = f"{schema}.outbox"
+        renumbering = _RENUMBERING.format(table=table, columns=_COLUMNS)
+        raise UsageError(_BEHIND.format(table=table, newest=row["newest"], last=row["last"] or 0, renumbering=renumbering))
+
+
+def channel(schema: str) -> str:
+    """The channel that relays of this schema listen on."""
+    return f"{schema}_outbox"
+
+
+class Nudge:
+    """Call it after a commit that published: at most one NOTIFY every `COALESCE_SECONDS`, from a thread of its own."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._wanted = threading.Event()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        if self._thread is None:
+            self._start()
+        self._wanted.set()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None and not self._stop.is_set():
+                self._thread = threading.Thread(target=self._run, name="onceward-nudge", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wanted.wait()
+            self._wanted.clear()
+            if self._stop.is_set():
+                return
+            try:
+                with self._database.connection() as conn:
+                    conn.execute("SELECT pg_notify(%s, '')", (channel(self._database.schema),))
+            except Exception as error:  # noqa: BLE001 - a caller's `database` may raise what it likes; relays poll behind it
+                logger.info("a nudge was lost, the relay finds the rows when it polls: %s", error)
+            self._stop.wait(COALESCE_SECONDS)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._wanted.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5.0)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal, DecimalException
 from typing import Any, Final, LiteralString
 
 import psycopg
@@ -14,11 +12,11 @@ from psycopg.rows import dict_row
 from onceward.database import is_lost
 from onceward.errors import TransportError
 from onceward.message import MalformedMessage, Message
+from onceward.outbox import row_message
 from onceward.transport import Sink
 
 PIECE_BYTES: Final = 1024 * 1024  # of a payload in one answer: a connection keeps a buffer as large as its largest row
 LINE_CHARS_MAX: Final = 500
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Row = dict[str, Any]
 Statements = Mapping[str, LiteralString]
@@ -85,29 +83,6 @@ def publish_rows(sink: Sink, rows: Sequence[Row]) -> list[str | None]:
     for (index, _), result in zip(wanted, results, strict=True):
         errors[index] = None if result is None else f"{type(result).__name__}: {result}"
     return errors
-
-
-def row_message(row: Row) -> Message:
-    """The message in an outbox row. Raises `MalformedMessage` when there is none."""
-    if "unreadable" in row:
-        raise MalformedMessage(row["unreadable"])
-    return Message(
-        id=row["id"],
-        type=row["type"],
-        source=row["source"],
-        subject=row["aggregateid"],
-        time=_time(row["time"]),
-        traceparent=row["traceparent"],
-        body=row["payload"],
-    )
-
-
-def _time(seconds: str) -> datetime:
-    """The time at this many seconds (a decimal number as text) since 1970."""
-    try:
-        return _EPOCH + timedelta(microseconds=int(Decimal(seconds) * 1_000_000))
-    except (OverflowError, ValueError, DecimalException):
-        raise MalformedMessage(f"its time, {seconds} s since 1970, is not between the years 1 and 9999") from None
 
 
 def one_line(error: object) -> str:

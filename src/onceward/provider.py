@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from onceward.errors import UsageError
 from onceward.message import canonical_json
-from onceward.protocol import Answered, Failed, Later, Mismatch, Replayed
+from onceward.protocol.words import Answered, Failed, Later, Mismatch, Replayed
 
 Replies = Answered | Failed | Later | Mismatch | Replayed
 REFUSALS: Final = frozenset({402})

@@ -11,7 +11,7 @@ from psycopg import Connection, sql
 
 from onceward.database import one_tuple
 from onceward.errors import UsageError
-from onceward.schema import PARTITIONED, attached, database_now, partition_name
+from onceward.partitions import PARTITIONED, attached, database_now, partition_name
 from onceward.statements import statements
 
 logger = logging.getLogger("onceward")

@@ -9,10 +9,10 @@ from typing import Protocol
 from onceward.database import Database
 from onceward.events import Listeners
 from onceward.inbox import Inbox
-from onceward.intent import Intents
+from onceward.intents import Intents
 from onceward.message import Message
+from onceward.protocol.delivery import Limits
 from onceward.retry import Backoff
-from onceward.state import Limits
 from onceward.transport import Delivery
 
 

@@ -16,8 +16,8 @@ from typing import Any, Final, cast
 from psycopg import Connection
 from psycopg.pq import DiagnosticField, ExecStatus, PipelineStatus, TransactionStatus
 
-from onceward import protocol as p
 from onceward.errors import UsageError
+from onceward.protocol import words as p
 
 logger = logging.getLogger("onceward")
 

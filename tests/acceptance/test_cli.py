@@ -18,7 +18,8 @@ import pytest
 from tests.acceptance.processes import SOURCES, environment, onceward, refused, running, without_privileges
 from tests.support.waiting import until, until_any_blocked
 
-from onceward.schema import LOCK_RETIRE, lock_key, migrations
+from onceward.partitions import LOCK_RETIRE, lock_key
+from onceward.schema import migrations
 
 NOBODY = "host=127.0.0.1 port=1 user=nobody"
 PARKED = ("parked list", "parked show", "parked redrive")
@@ -74,13 +75,6 @@ def test_importing_the_package_needs_no_driver_and_its_parts_no_pool() -> None:
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True, env=environment()
     )
     assert done.stdout.split() == ["onceward"]
-
-
-def test_whoever_imports_the_relays_module_first_the_name_is_the_function() -> None:
-    program = (
-        "import onceward; import onceward.relay; from onceward import relay; assert relay is onceward.relay; relay.__code__"
-    )
-    assert subprocess.run([sys.executable, "-c", program], env=environment(), check=False).returncode == 0
 
 
 # ---- usage -----------------------------------------------------------------------------------------------------------

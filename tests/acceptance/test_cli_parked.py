@@ -15,7 +15,7 @@ from tests.support.shop import effectful, transactional
 
 from onceward.errors import Refused, Reject
 from onceward.message import Message
-from onceward.once import Once
+from onceward.perform import Once
 from onceward.provider import STRIPE_V1
 
 Db = psycopg.Connection[Any]

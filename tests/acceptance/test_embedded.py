@@ -12,9 +12,9 @@ import psycopg
 import pytest
 from tests.support.clusters import WHEELS, backends, entries, rows, segment_of, shared_memory
 
-from onceward.embedded import AlreadyRunning, Cluster, ClusterFailed, find_binaries
-from onceward.embedded.owners import Started
 from onceward.errors import UsageError
+from onceward.testing.postgres import AlreadyRunning, Cluster, ClusterFailed, find_binaries
+from onceward.testing.postgres.owners import Started
 
 
 def test_a_cluster_survives_kill_and_restart_with_committed_rows(temp: Path, made: Path) -> None:

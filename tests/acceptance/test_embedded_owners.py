@@ -26,9 +26,9 @@ from tests.support.clusters import (
     watched,
 )
 
-from onceward.embedded import Cluster, sweep_leftovers
-from onceward.embedded.owners import Entry, Started, refuse_foreign
 from onceward.errors import UsageError
+from onceward.testing.postgres import Cluster, sweep_leftovers
+from onceward.testing.postgres.owners import Entry, Started, refuse_foreign
 
 
 @linux_only
@@ -95,7 +95,7 @@ def test_a_forked_child_does_not_stop_its_parents_cluster(temp: Path) -> None:
     code = script("""
         import os, sys
         import psycopg
-        from onceward.embedded import Cluster
+        from onceward.testing.postgres import Cluster
         from onceward.errors import UsageError
 
         with Cluster.start() as cluster:
@@ -124,7 +124,7 @@ def test_a_registry_of_another_user_is_refused(temp: Path) -> None:
 def test_dev_serves_until_it_is_told_to_stop_and_a_second_one_names_the_first(temp: Path) -> None:
     code = script("""
         import sys
-        from onceward.embedded import dev
+        from onceward.testing.postgres import dev
         sys.exit(dev(prepare=lambda dsn: print("prepared", dsn)))
     """)
     environment = os.environ | {"TMPDIR": str(temp), "PYTHONPATH": str(SOURCES)}

@@ -19,8 +19,8 @@ from tests.support.clusters import (
     script,
 )
 
-from onceward.embedded import Cluster
-from onceward.embedded.identity import LAUNCH
+from onceward.testing.postgres import Cluster
+from onceward.testing.postgres.identity import LAUNCH
 
 # Containers refuse user namespaces just so: a seccomp filter answers unshare(2) with EPERM. Inherited, like theirs.
 REFUSE_NAMESPACES = """
@@ -43,7 +43,7 @@ def test_root_without_namespaces_runs_the_server_as_nobody(temp: Path) -> None:
         import os, pwd, sys
         from pathlib import Path
         import psycopg
-        from onceward.embedded import Cluster
+        from onceward.testing.postgres import Cluster
         from onceward.errors import UsageError
 
         kept = Path(sys.argv[1]) / "kept"

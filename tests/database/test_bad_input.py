@@ -19,12 +19,12 @@ from tests.support.shop import SHAPES, effectful, of_shape, transactional
 from tests.support.waiting import Background, until
 
 from onceward.consumer import OpenConsumer
+from onceward.consumer_loop import run
 from onceward.errors import UsageError
-from onceward.loop import run
 from onceward.message import Message, uuid7
-from onceward.once import Once
 from onceward.outbox import publish
 from onceward.parked import redrive
+from onceward.perform import Once
 from onceward.provider import STRIPE_V1
 from onceward.transport import ACK
 from onceward.transports import pgmq

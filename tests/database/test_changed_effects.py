@@ -15,7 +15,7 @@ from tests.support.shop import charging, effectful
 from onceward.consumer import OpenConsumer
 from onceward.errors import UsageError
 from onceward.message import Message
-from onceward.once import Once
+from onceward.perform import Once
 from onceward.provider import STRIPE_V1
 from onceward.transport import ACK
 

@@ -16,16 +16,16 @@ from tests.support.points import At, Recorder
 from tests.support.shop import SHAPES, effectful, of_shape, transactional
 from tests.support.waiting import until
 
-from onceward import protocol as p
 from onceward.consumer import Consumer, OpenConsumer
-from onceward.embedded import Cluster
 from onceward.errors import LeaseLost
 from onceward.message import Message
-from onceward.once import Once
 from onceward.parked import redrive
-from onceward.proof.sweep.proxy import Proxy
+from onceward.perform import Once
+from onceward.protocol import words as p
 from onceward.schema import migrate
 from onceward.session import commit_guarded, lent
+from onceward.testing.postgres import Cluster
+from onceward.testing.proxy import Proxy
 from onceward.transport import ACK, LEAVE
 
 Db = psycopg.Connection[Any]

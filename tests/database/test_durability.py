@@ -17,12 +17,12 @@ from tests.support.shop import transactional
 
 from onceward import session
 from onceward.database import Database
-from onceward.embedded import Cluster
 from onceward.inbox import Inbox
 from onceward.message import Message
 from onceward.outbox import outbox_row
 from onceward.schema import migrate
 from onceward.statements import statements
+from onceward.testing.postgres import Cluster
 from onceward.transport import ACK
 
 Db = psycopg.Connection[Any]

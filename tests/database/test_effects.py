@@ -18,8 +18,8 @@ from tests.support.shop import charging, effectful
 from onceward.consumer import OpenConsumer
 from onceward.errors import ConflictError, LeaseLost, Refused, UnknownOutcome, UsageError
 from onceward.message import Message
-from onceward.once import Once
 from onceward.parked import redrive
+from onceward.perform import Once
 from onceward.provider import NO_KEYS, STRIPE_V1, idempotency_key
 from onceward.transport import ACK, LEAVE
 

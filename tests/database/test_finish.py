@@ -17,8 +17,8 @@ from tests.support.waiting import Background, is_blocked, until
 from onceward.consumer import OpenConsumer
 from onceward.errors import LeaseLost, UsageError
 from onceward.message import Message
-from onceward.once import Once
 from onceward.outbox import publish
+from onceward.perform import Once
 from onceward.provider import STRIPE_V1
 from onceward.transport import ACK
 

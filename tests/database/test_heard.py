@@ -15,7 +15,7 @@ from tests.support.shop import SHAPES, charging, effectful, of_shape
 from onceward.consumer import OpenConsumer
 from onceward.errors import Defer, Refused, Reject
 from onceward.message import Message
-from onceward.once import Once
+from onceward.perform import Once
 from onceward.provider import STRIPE_V1
 
 Db = psycopg.Connection[Any]

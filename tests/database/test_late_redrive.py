@@ -16,9 +16,8 @@ from tests.support.shop import charging
 from onceward.consumer import OpenConsumer
 from onceward.message import Message
 from onceward.parked import redrive
-from onceward.schema import attached, make_partition_for, partition_name
+from onceward.partitions import attached, make_partition_for, partition_name, upkeep
 from onceward.transport import ACK
-from onceward.upkeep import upkeep
 
 Db = psycopg.Connection[Any]
 Opened = Callable[..., OpenConsumer]

@@ -18,12 +18,12 @@ from tests.support.shop import effectful, of_shape
 from tests.support.waiting import Background, until
 
 from onceward.consumer import OpenConsumer
+from onceward.consumer_loop import run
 from onceward.inbox import Inbox, TakeResult
-from onceward.loop import run
 from onceward.message import Message
-from onceward.once import Once
-from onceward.proof.sweep.proxy import Proxy
+from onceward.perform import Once
 from onceward.provider import STRIPE_V1
+from onceward.testing.proxy import Proxy
 from onceward.transport import ACK
 from onceward.transports import pgmq
 

@@ -19,10 +19,10 @@ from tests.support.queues import ListSink, ListSource, consuming
 from tests.support.shop import SHAPES, of_shape, transactional
 from tests.support.waiting import Background, until
 
+from onceward.consumer_loop import Settler, run
 from onceward.errors import TransportError, UsageError
 from onceward.events import Event
-from onceward.loop import Settler, run
-from onceward.proof.sweep.proxy import Proxy
+from onceward.testing.proxy import Proxy
 from onceward.transport import ACK, Delivery, Outcome, Received, Settlement, release
 
 Db = psycopg.Connection[Any]

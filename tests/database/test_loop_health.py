@@ -12,11 +12,11 @@ from tests.support.queues import ListSink, ListSource, consuming, relaying
 from tests.support.shop import transactional
 from tests.support.waiting import Background, until
 
+from onceward.consumer_loop import run
 from onceward.errors import TransportError
 from onceward.health import Health, of_relay
-from onceward.loop import run
 from onceward.outbox import publish
-from onceward.proof.sweep.proxy import Proxy
+from onceward.testing.proxy import Proxy
 from onceward.transport import Received
 
 Db = psycopg.Connection[Any]

@@ -14,8 +14,8 @@ from tests.support.waiting import until
 
 from onceward.consumer import Consumer, OpenConsumer
 from onceward.message import Message
-from onceward.once import Once
 from onceward.parked import redrive
+from onceward.perform import Once
 from onceward.transport import ACK
 
 Db = psycopg.Connection[Any]

@@ -21,9 +21,9 @@ from onceward.consumer import Consumer, OpenConsumer
 from onceward.errors import Reject
 from onceward.inbox import Inbox
 from onceward.message import Message
-from onceward.once import Once
 from onceward.outbox import publish
 from onceward.parked import redrive
+from onceward.perform import Once
 from onceward.provider import STRIPE_V1
 
 ATTEMPTS_MAX = 3

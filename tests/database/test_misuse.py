@@ -16,11 +16,11 @@ from tests.support.waiting import Background
 from onceward.consumer import Consumer, OpenConsumer
 from onceward.errors import UsageError
 from onceward.inbox import Inbox, TakeResult, Taking
-from onceward.intent import Intents
+from onceward.intents import Intents
 from onceward.message import Message
-from onceward.once import Once
 from onceward.outbox import publish
 from onceward.parked import redrive, show_parked
+from onceward.perform import Once
 from onceward.provider import STRIPE_V1
 from onceward.transport import ACK
 

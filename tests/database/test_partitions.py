@@ -17,8 +17,8 @@ from onceward.consumer import OpenConsumer
 from onceward.errors import UsageError
 from onceward.inbox import Inbox, TakeResult
 from onceward.message import Message, uuid7_at
+from onceward.partitions import attached, database_now, partition_bounds, partition_name
 from onceward.provider import idempotency_key
-from onceward.schema import attached, database_now, partition_bounds, partition_name
 from onceward.transport import ACK
 
 Db = psycopg.Connection[Any]

@@ -11,8 +11,8 @@ import pytest
 from tests.conftest import database
 from tests.support.plans import indexes_used, named_indexes, seed
 
-from onceward.embedded import Cluster
 from onceward.statements import statements
+from onceward.testing.postgres import Cluster
 
 Db = psycopg.Connection[Any]
 INDEXES = named_indexes()

@@ -20,7 +20,7 @@ from onceward.lane import Budget
 from onceward.message import Message
 from onceward.outbox import publish
 from onceward.outgoing import PIECE_BYTES
-from onceward.relay import relay
+from onceward.relay_loop import relay
 from onceward.retry import Backoff
 from onceward.statements import statements
 

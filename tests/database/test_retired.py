@@ -21,9 +21,19 @@ from tests.support.waiting import Background, until, until_blocked
 from onceward.consumer import OpenConsumer
 from onceward.inbox import Inbox, TakeResult
 from onceward.message import Message
-from onceward.schema import LOCK_RETIRE, database_now, day_of, lock_key, make_partition_for, migrate, partition_name
+from onceward.partitions import (
+    LOCK_RETIRE,
+    HeldBack,
+    UpkeepThread,
+    database_now,
+    day_of,
+    lock_key,
+    make_partition_for,
+    partition_name,
+    upkeep,
+)
+from onceward.schema import migrate
 from onceward.transport import ACK
-from onceward.upkeep import HeldBack, UpkeepThread, upkeep
 
 Db = psycopg.Connection[Any]
 Connect = Callable[..., Db]

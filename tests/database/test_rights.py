@@ -19,9 +19,9 @@ from tests.support.shop import transactional
 from onceward.consumer import OpenConsumer
 from onceward.errors import UsageError
 from onceward.outbox import publish
-from onceward.schema import check_schema, database_now, make_partition_for, partition_name
+from onceward.partitions import database_now, make_partition_for, partition_name, upkeep
+from onceward.schema import check_schema
 from onceward.transport import ACK, LEAVE
-from onceward.upkeep import upkeep
 
 Db = psycopg.Connection[Any]
 Opened = Callable[..., OpenConsumer]

@@ -19,17 +19,8 @@ from onceward.consumer import Consumer, OpenConsumer
 from onceward.database import Database
 from onceward.errors import SchemaMismatch, UsageError
 from onceward.outbox import publish
-from onceward.schema import (
-    attach,
-    attached,
-    check_schema,
-    database_now,
-    make_partition_for,
-    make_partitions,
-    migrate,
-    migrations,
-    partition_name,
-)
+from onceward.partitions import attach, attached, database_now, make_partition_for, make_partitions, partition_name
+from onceward.schema import check_schema, migrate, migrations
 from onceward.transport import ACK
 
 Db = psycopg.Connection[Any]

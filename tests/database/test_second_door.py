@@ -15,13 +15,12 @@ from tests.support.deliveries import order, order_aged
 
 from onceward.consumer import Consumer
 from onceward.errors import NotInTransaction, UsageError
-from onceward.inbox import WINDOW_MAX, Inbox, TakeResult
-from onceward.intent import Intents
+from onceward.inbox import Inbox, TakeResult
+from onceward.intents import Intents
 from onceward.outbox import publish
-from onceward.protocol import Changed, Expired, Intended, Lost, Recorded, TwoAnswers
+from onceward.partitions import WINDOW_MAX, attached, database_now, partition_name, upkeep
+from onceward.protocol.words import Changed, Expired, Intended, Lost, Recorded, TwoAnswers
 from onceward.provider import NO_KEYS, STRIPE_V1
-from onceward.schema import attached, database_now, partition_name
-from onceward.upkeep import upkeep
 
 Db = psycopg.Connection[Any]
 Connect = Callable[..., Db]

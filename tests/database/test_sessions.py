@@ -20,7 +20,7 @@ from onceward.consumer import Consumer, OpenConsumer
 from onceward.database import Database
 from onceward.errors import UsageError
 from onceward.message import Message
-from onceward.once import Once
+from onceward.perform import Once
 from onceward.transport import ACK
 
 Db = psycopg.Connection[Any]

@@ -22,7 +22,7 @@ from onceward.inbox import FUTURE_SECONDS, Inbox, TakeResult
 from onceward.message import Message
 from onceward.outbox import publish
 from onceward.parked import redrive
-from onceward.schema import make_partition_for
+from onceward.partitions import make_partition_for
 from onceward.transport import ACK
 
 Db = psycopg.Connection[Any]

@@ -18,10 +18,9 @@ from tests.support.shop import effectful, of_shape
 from tests.support.waiting import Background, until
 
 from onceward.database import Database
-from onceward.nudge import Nudge, channel
-from onceward.schema import attached, database_now, partition_name
+from onceward.outbox import Nudge, channel
+from onceward.partitions import UpkeepThread, attached, database_now, partition_name
 from onceward.transport import ACK
-from onceward.upkeep import UpkeepThread
 
 Db = psycopg.Connection[Any]
 

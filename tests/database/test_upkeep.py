@@ -14,8 +14,7 @@ from tests.support.deliveries import order_aged
 from tests.support.waiting import Background, until_blocked
 
 from onceward.inbox import Inbox
-from onceward.schema import attached, database_now, make_partitions, partition_bounds, partition_name
-from onceward.upkeep import HeldBack, upkeep
+from onceward.partitions import HeldBack, attached, database_now, make_partitions, partition_bounds, partition_name, upkeep
 
 Db = psycopg.Connection[Any]
 Connect = Callable[..., Db]
@@ -148,7 +147,7 @@ def _upkeep_quietly(conn: Db) -> None:
 def test_an_upkeep_whose_wait_runs_out_leaves_what_the_next_one_finishes(
     db: Db, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onceward.upkeep.TRIES", 1)
+    monkeypatch.setattr("onceward.partitions.TRIES", 1)
     old_message(db)
     handler = connect(autocommit=False)
     Inbox(rows.CONSUMER).take(handler, order_aged(db, 0))

@@ -15,15 +15,15 @@ from tests.proof.test_page import a_verdict
 from tests.support.browser import show_on_a_phone
 
 from onceward.errors import UsageError
-from onceward.proof.ablation import BY_NAME, ROWS, Trial, choose_rows, make_ablation_schedule, trial_json
-from onceward.proof.control import Counts, Moment
-from onceward.proof.layers import LAYERS, STATEMENTS
-from onceward.proof.pages.ablation import render
-from onceward.proof.pages.tiles import outcomes
-from onceward.proof.run import Result
-from onceward.proof.schedule import Aimed, Schedule, make_schedule, write_schedule
-from onceward.proof.workload import make_orders
 from onceward.statements import statements
+from onceward_proof.ablation import BY_NAME, ROWS, Trial, choose_rows, make_ablation_schedule, trial_json
+from onceward_proof.control import Counts, Moment
+from onceward_proof.layers import LAYERS, STATEMENTS
+from onceward_proof.pages.ablation import render
+from onceward_proof.pages.tiles import outcomes
+from onceward_proof.run import Result
+from onceward_proof.schedule import Aimed, Schedule, make_schedule, write_schedule
+from onceward_proof.workload import make_orders
 
 SCHEDULE = make_ablation_schedule(make_orders(120, 1), 1, "pgmq")
 
@@ -113,7 +113,7 @@ def test_what_is_cut_from_a_statement_is_in_it_once(layer: str) -> None:
 @pytest.mark.parametrize("layer", LAYERS)
 def test_every_layer_can_be_taken_away(layer: str) -> None:
     """In a process of its own: there is no way back."""
-    code = f"from onceward.proof.layers import take_away; take_away({layer!r}, None)"
+    code = f"from onceward_proof.layers import take_away; take_away({layer!r}, None)"
     if layer in STATEMENTS:
         name = STATEMENTS[layer].module.__name__
         code += f"; import {name} as m; assert m.statements() != __import__('onceward.statements').statements.statements()"

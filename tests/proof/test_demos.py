@@ -22,7 +22,7 @@ from tests.conftest import in_memory
 from tests.proof.prove_run import ROOT, sabotaged
 from tests.proof.test_sabotage import ALWAYS_TAKEN, FENCE, FINISH, TAKE
 
-from onceward.proof.demos import DEMOS
+from onceward_proof.demos import DEMOS
 
 SECONDS_MAX = 60
 POSTPONE = "UPDATE {schema}.outbox\n   SET attempts = attempts + 1, error = %(error)s,\n"
@@ -33,7 +33,7 @@ SABOTAGES = {
     "double-charge": (("sql/inbox.sql", TAKE, ALWAYS_TAKEN), "turned away before any code"),
     "crash-after-commit": (("sql/inbox.sql", TAKE, ALWAYS_TAKEN), "every account is booked once"),
     "dropped-publish": (("sql/outbox.sql", POSTPONE, "DELETE FROM {schema}.outbox\n"), "both orders were charged"),
-    "lost-ack": (("outgoing.py", '        id=row["id"],\n', ""), "the card charged once"),
+    "lost-ack": (("outbox.py", '        id=row["id"],\n', ""), "the card charged once"),
     "select-then-act": (("sql/inbox.sql", TAKE, ALWAYS_TAKEN), "of the two, one took the message"),
     "textbook": (("inbox.py", 'if state != "pending":', "if True:"), "resumed: charged once, paid"),
     "zombie": (("sql/inbox.sql", FINISH + FENCE, FINISH), "refused at the domain write"),

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from onceward.proof.alongside import alongside
-from onceward.proof.faults import LEG_OF
-from onceward.proof.pages.legs import HEADINGS, LEGS, Section, anchor, read_sections
-from onceward.proof.pages.sequence import Line, draw_sequence, parse, tell
-from onceward.proof.run import ProofError
+from onceward_proof.alongside import alongside
+from onceward_proof.faults import LEG_OF
+from onceward_proof.pages.legs import HEADINGS, LEGS, Section, anchor, read_sections
+from onceward_proof.pages.sequence import Line, draw_sequence, parse, tell
+from onceward_proof.run import ProofError
 
 DIAGRAM = """
 sequenceDiagram

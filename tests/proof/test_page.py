@@ -13,18 +13,18 @@ from typing import Any, Final
 import pytest
 from tests.support.browser import show_on_a_phone
 
-from onceward.proof.checker import Verdict
-from onceward.proof.control import Counts, Moment
-from onceward.proof.faults import LEG_OF
-from onceward.proof.pages import canvas
-from onceward.proof.pages.legs import LEGS, anchor
-from onceward.proof.pages.page import breakable, money
-from onceward.proof.pages.pictures import OUTCOMES
-from onceward.proof.pages.proof import heat_rows, leg_rows, render, run_again, tell_account
-from onceward.proof.pages.story import choose_story, tell
-from onceward.proof.run import Result
-from onceward.proof.schedule import Aimed, Schedule, Timed, make_schedule
-from onceward.proof.workload import Order, make_orders
+from onceward_proof.checker import Verdict
+from onceward_proof.control import Counts, Moment
+from onceward_proof.faults import LEG_OF
+from onceward_proof.pages import canvas
+from onceward_proof.pages.legs import LEGS, anchor
+from onceward_proof.pages.page import breakable, money
+from onceward_proof.pages.pictures import OUTCOMES
+from onceward_proof.pages.proof import heat_rows, leg_rows, render, run_again, tell_account
+from onceward_proof.pages.story import choose_story, tell
+from onceward_proof.run import Result
+from onceward_proof.schedule import Aimed, Schedule, Timed, make_schedule
+from onceward_proof.workload import Order, make_orders
 
 HOSTILE: Final = """<script>alert("1")</script>'&$x_1$"""
 FIRST, SECOND, ONLY = "ch_first0000000000000000000", "ch_second000000000000000000", "ch_only00000000000000000000"

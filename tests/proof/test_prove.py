@@ -10,9 +10,9 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from tests.proof.prove_run import alive, family, finish, prove, start
 
-from onceward.embedded import sweep_leftovers
-from onceward.proof.schedule import make_schedule, read_schedule, write_schedule
-from onceward.proof.workload import make_orders
+from onceward.testing.postgres import sweep_leftovers
+from onceward_proof.schedule import make_schedule, read_schedule, write_schedule
+from onceward_proof.workload import make_orders
 
 ORDERS = 45
 VARIANT_KEYS = {

@@ -13,7 +13,7 @@ import pytest
 import stripe
 from tests.proof.provider_client import Account, Background, until, until_held
 
-from onceward.proof.provider import ProviderProcess
+from onceward_proof.provider import ProviderProcess
 
 DAY = 86_400
 

@@ -13,8 +13,8 @@ import pytest
 import stripe
 from tests.proof.provider_client import Account, Background, until, until_held
 
-from onceward.proof.provider import GO, Context, Kind, ProviderProcess, Verdict
-from onceward.proof.provider.hook import Hooks
+from onceward_proof.provider import GO, Context, Kind, ProviderProcess, Verdict
+from onceward_proof.provider.hook import Hooks
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onceward.errors import UsageError
-from onceward.proof.faults import AIMED, GLOBAL, PASSAGES
-from onceward.proof.schedule import Schedule, make_schedule, read_schedule, write_schedule
-from onceward.proof.workload import make_orders, read_orders
+from onceward_proof.faults import AIMED, GLOBAL, PASSAGES
+from onceward_proof.schedule import Schedule, make_schedule, read_schedule, write_schedule
+from onceward_proof.workload import make_orders, read_orders
 
 ONE_ORDER = """{"version": 1, "seed": 1, "queue": "pgmq", "orders": [{"id": "A", "amount": 1}],
  "aimed": [{"fault": "%s", "order": "%s"}], "timed": []}"""

@@ -16,13 +16,13 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from tests.proof.prove_run import ROOT, alive, family, prove, sabotaged, start
 
-from onceward.commands.environment import duration
-from onceward.proof.faults import AIMED
-from onceward.proof.pages.soak import render
-from onceward.proof.passage import armed_places
-from onceward.proof.soak.endless import BATCH, EndlessController, make_batch
-from onceward.proof.soak.measure import KINDS, SLOPE_BYTES_MIN, SLOPE_FACTOR_MAX, WAL_BYTES_MAX, Sample, judge, level, slope
-from onceward.proof.soak.run import Soaked
+from onceward.commands.arguments import duration
+from onceward_proof.faults import AIMED
+from onceward_proof.pages.soak import render
+from onceward_proof.passage import armed_places
+from onceward_proof.soak.endless import BATCH, EndlessController, make_batch
+from onceward_proof.soak.measure import KINDS, SLOPE_BYTES_MIN, SLOPE_FACTOR_MAX, WAL_BYTES_MAX, Sample, judge, level, slope
+from onceward_proof.soak.run import Soaked
 
 LEVEL = next(kind for kind in KINDS if kind.name == "nursery_bytes")
 

@@ -51,7 +51,7 @@ def test_the_sweep_finds_a_key_that_is_made_anew_and_an_id_that_is_made_anew(tmp
         "call(effect.request, self.runtime.intents.key(self.message, effect.name))",
         "call(effect.request, None)",
     )  # fmt: skip
-    outgoing = source / "src" / "onceward" / "outgoing.py"
+    outgoing = source / "src" / "onceward" / "outbox.py"
     text = outgoing.read_text(encoding="utf-8")
     assert text.count('        id=row["id"],\n') == 1
     outgoing.write_text(text.replace('        id=row["id"],\n', ""), encoding="utf-8")

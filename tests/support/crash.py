@@ -17,12 +17,12 @@ from tests.support.shop import AT_ONCE
 from tests.support.waiting import until
 
 from onceward.consumer import Consumer, OpenConsumer
-from onceward.loop import run
+from onceward.consumer_loop import run
 from onceward.message import Message
-from onceward.once import Once
 from onceward.outbox import publish
+from onceward.perform import Once
 from onceward.provider import STRIPE_V1
-from onceward.relay import relay
+from onceward.relay_loop import relay
 from onceward.transport import Outcome
 from onceward.transports import pgmq
 
@@ -30,7 +30,9 @@ QUEUE = "orders"
 LEASE_SECONDS = 30.0
 CHARGES = "CREATE TABLE charges (key text PRIMARY KEY, requests int NOT NULL DEFAULT 1)"
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["onceward.loop", "onceward.relay", "onceward.transports.pgmq", "psycopg_pool"])
+_context.set_forkserver_preload(
+    ["onceward.consumer_loop", "onceward.relay_loop", "onceward.transports.pgmq", "psycopg_pool"]
+)
 
 
 def charge_at(dsn: str) -> Any:

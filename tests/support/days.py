@@ -10,7 +10,7 @@ from tests.support import rows
 from tests.support.deliveries import order_aged
 
 from onceward.message import Message
-from onceward.schema import attached, database_now, make_partition_for, partition_name
+from onceward.partitions import attached, database_now, make_partition_for, partition_name
 
 Db = psycopg.Connection[Any]
 SCHEMA: Final = "onceward"

@@ -16,7 +16,7 @@ from onceward.errors import TransportError
 from onceward.events import Listener, Listeners
 from onceward.lane import Shared
 from onceward.message import Message
-from onceward.relay import _Relay, relay
+from onceward.relay_loop import _Relay, relay
 from onceward.retry import Backoff
 from onceward.transport import Delivery, Outcome, Received, Settlement, Traits
 

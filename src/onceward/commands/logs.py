@@ -10,7 +10,7 @@ from argparse import ArgumentParser
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from onceward.commands.environment import printable
+from onceward.commands.arguments import printable
 
 if TYPE_CHECKING:
     from threading import ExceptHookArgs

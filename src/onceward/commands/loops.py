@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from onceward.commands.environment import add_database, add_schema, answering, connected, find, seconds, warn, whole
+from onceward.commands.arguments import add_database, add_schema, answering, connected, find, seconds, warn, whole
 from onceward.commands.logs import add_log, announce, log_to_stderr
 from onceward.errors import UsageError
 
@@ -91,8 +91,8 @@ def _add_watching(parser: ArgumentParser) -> None:
 
 def run(given: Any) -> int:
     from onceward.consumer import Consumer  # noqa: PLC0415
+    from onceward.consumer_loop import run as consume  # noqa: PLC0415
     from onceward.health import Health, shown  # noqa: PLC0415
-    from onceward.loop import run as consume  # noqa: PLC0415
 
     consumer = find(given.consumer, "a Consumer")
     if not isinstance(consumer, Consumer):
@@ -126,7 +126,7 @@ def _source(given: Any, dsn: str) -> Callable[[], Source]:
 
 def relay(given: Any) -> int:
     from onceward.health import Health, of_relay, shown  # noqa: PLC0415
-    from onceward.relay import relay as send  # noqa: PLC0415
+    from onceward.relay_loop import relay as send  # noqa: PLC0415
 
     if given.sink is not None:
         sink = _function(given.sink, "a function that gives a Sink")

@@ -8,17 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
-from onceward.commands.environment import (
-    add_database,
-    add_json,
-    add_schema,
-    connected,
-    printable,
-    say,
-    say_json,
-    warn,
-    whole,
-)
+from onceward.commands.arguments import add_database, add_json, add_schema, connected, printable, say, say_json, warn, whole
 from onceward.errors import UsageError
 
 if TYPE_CHECKING:

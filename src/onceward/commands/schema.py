@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from onceward.commands.environment import add_database, add_json, add_schema, connected, say, say_json
+from onceward.commands.arguments import add_database, add_json, add_schema, connected, say, say_json
 
 MIGRATE: Final = """\
 examples:
@@ -53,7 +53,7 @@ def migrate(given: Any) -> int:
 
 
 def upkeep(given: Any) -> int:
-    from onceward.upkeep import upkeep as keep_up  # noqa: PLC0415
+    from onceward.partitions import upkeep as keep_up  # noqa: PLC0415
 
     with connected(given.database, schema=given.schema) as conn:
         kept_up = keep_up(conn, given.schema)

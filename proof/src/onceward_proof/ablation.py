@@ -1,0 +1,216 @@
+"""The ablation: hardened less one layer at a time, all under one schedule. Which layer holds what, by taking each away.
+
+A row names its layer, the leg that the layer closes, the faults aimed at it, and what must show. Where the measurement
+disagreed with what was expected of a layer, the row says what is true, and `why`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from onceward.errors import UsageError
+from onceward_proof.crew import Changed
+from onceward_proof.place import Place
+from onceward_proof.run import Progress, Result, run_variant
+from onceward_proof.schedule import Aimed, Schedule, make_schedule
+from onceward_proof.workload import Order
+
+Expected = Literal["breaks", "holds"]
+Counter = Literal["double_charged_orders", "lost_events", "doubled_writes"]
+COUNTERS: Final[tuple[Counter, ...]] = ("double_charged_orders", "lost_events", "doubled_writes")
+WORDS: Final[dict[Counter, str]] = {
+    "double_charged_orders": "double charges",
+    "lost_events": "lost events",
+    "doubled_writes": "doubled writes",
+}
+# "25 h later", scaled: the provider forgets a key after this, and the profile says so. Shorter than the visibility timeout
+# (2 s), so that whatever is delivered again after a crash meets a key that has expired.
+WINDOW_SECONDS: Final = 1.5
+FAULTS_PER_KIND: Final = 50  # one of each aimed kind per so many orders, and never fewer than FAULTS_MIN
+FAULTS_MIN: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table. `late`: a redelivery comes when the provider has forgotten the key."""
+
+    without: str
+    leg: str
+    faults: tuple[str, ...]
+    expected: Expected
+    must_show: tuple[Counter, ...]
+    why: str
+    late: bool = False
+    layers: tuple[str, ...] | None = None  # None: the one that `without` names
+
+    @property
+    def changed(self) -> Changed:
+        layers = (self.without,) if self.layers is None else self.layers
+        return Changed(name=f"without-{self.without}", without=layers, window_seconds=WINDOW_SECONDS if self.late else None)
+
+
+ROWS: Final = (
+    Row("nothing", "all", (), "holds", (),
+        "the whole of hardened, under all faults of all rows: whatever a row below shows is the missing layer's doing",
+        layers=()),
+    Row("nothing-late", "all", (), "holds", (),
+        "the same when keys expire before a redelivery: a pending intent is looked up, never called again; what the"
+        " provider never saw is held for a person",
+        late=True, layers=()),
+    Row("inbox", "leg 3", ("lose-ack-charge", "lose-ack-ledger"), "breaks", ("doubled_writes",),
+        "each delivery is taken as new, so the booking is done again. The card is not charged again: the intent is a row of"
+        " its own, its recorded answer stands past the provider's window too",
+        late=True),
+    Row("inbox-and-intent", "leg 3", ("lose-ack-charge", "lose-ack-ledger"), "breaks",
+        ("doubled_writes", "double_charged_orders"),
+        "with the second row of memory gone as well, a redelivery charges again once the provider has forgotten the key",
+        late=True, layers=("inbox", "intent")),
+    Row("intent", "past the window", ("kill-after-charge",), "breaks", ("double_charged_orders",),
+        "nothing says that the call was begun, nor when: it is made again, under a key that the provider has forgotten",
+        late=True),
+    Row("window-guard", "past the window", ("kill-after-charge",), "breaks", ("double_charged_orders",),
+        "the pending intent is there, but its age is not looked at: the retry is blind, and the key forgotten",
+        late=True),
+    Row("idempotency-key", "outside effect", ("kill-after-charge",), "breaks", ("double_charged_orders",),
+        "a key made per attempt: the provider cannot tell the retry from a second order"),
+    Row("outbox", "dual write", ("kill-before-publish-placed", "kill-before-publish-paid"), "breaks", ("lost_events",),
+        "published after the commit: what dies in between is committed, and never sent"),
+    Row("fencing", "timeout", ("freeze-after-charge",), "breaks", ("doubled_writes",),
+        "the woken worker finishes too, and publishes a second event under an id of its own, which no inbox can know. The"
+        " card is safe: both sent the same key"),
+    Row("commit-guard", "leg 3", ("swallow-database-error",), "breaks", ("lost_events",),
+        "the failed transaction answers COMMIT with ROLLBACK and no error: acknowledged, and never booked"),
+    Row("heartbeat", "timeout", ("slow-charge",), "holds", (),
+        "a slow handler's message is delivered again; inbox, fence and key make that harmless"),
+    Row("nudge", "none: latency", (), "holds", (), "the relay polls: events leave later, none is lost"),
+    Row("backoff", "none: load", ("cut-after-charge", "drop-publish-paid"), "holds", (),
+        "retries come at once: more work, the same outcome"),
+)  # fmt: skip
+BY_NAME: Final = {row.without: row for row in ROWS}
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One row as it turned out."""
+
+    row: Row
+    result: Result
+
+    @property
+    def counted(self) -> dict[Counter, int]:
+        verdict = self.result.verdict
+        return {
+            "double_charged_orders": len(verdict.double_charged),
+            "lost_events": len(verdict.lost_first_hop) + len(verdict.lost_second_hop),
+            "doubled_writes": len(verdict.doubled_writes),
+        }
+
+    @property
+    def leg_shown(self) -> tuple[Counter, ...]:
+        return tuple(counter for counter, count in self.counted.items() if count)
+
+    def problems(self) -> list[str]:
+        """Every way in which this row is not as expected; empty when it is."""
+        row, result = self.row, self.result
+        what = "with nothing taken away" if row.layers == () else f"without {row.without}"
+        problems = [
+            f"{what}: {fault} never struck, of {result.planned.get(fault, 0)} planned"
+            for fault in row.faults
+            if not result.counts.fired[fault]
+        ]
+        if not result.finished:
+            problems.append(f"{what}: no progress for 20 s ({result.why_stalled})")
+        if row.expected == "breaks":
+            return problems + [f"{what}: no {WORDS[c]}, but it should break" for c in row.must_show if not self.counted[c]]
+        harm = [f"{count} {WORDS[counter]}" for counter, count in self.counted.items() if count]
+        harm += [f"{len(result.verdict.phantom)} charges without an order"] if result.verdict.phantom else []
+        return problems + ([f"{what}: {', '.join(harm)}, but it should hold"] if harm else [])
+
+
+def choose_rows(names: Sequence[str]) -> tuple[Row, ...]:
+    """The rows of these names, in the table's order; all of them for no names. Raises `UsageError` with the list."""
+    unknown = [name for name in names if name not in BY_NAME]
+    if unknown:
+        raise UsageError(f"--ablate: unknown {', '.join(unknown)}; there are: {', '.join(BY_NAME)}")
+    return tuple(row for row in ROWS if not names or row.without in names)
+
+
+def make_ablation_schedule(orders: Sequence[Order], seed: int, queue: str) -> Schedule:
+    """The schedule of this seed, and on orders that bear nothing yet, every row's own faults."""
+    plain = make_schedule(orders, seed, queue)
+    kinds = list(dict.fromkeys(fault for row in ROWS for fault in row.faults))
+    struck = {entry.order for entry in plain.aimed}
+    free = [order.id for order in orders if order.id not in struck]
+    each = max(FAULTS_MIN, len(orders) // FAULTS_PER_KIND)
+    if len(free) < each * len(kinds):
+        raise UsageError(f"--ablate needs at least {_orders_min(len(kinds))} orders, there are {len(orders)}")
+    random.Random(f"ablation {seed}").shuffle(free)
+    added = [Aimed(kind, order) for kind, order in zip(kinds * each, free, strict=False)]
+    return replace(plain, aimed=(*plain.aimed, *added))
+
+
+def _orders_min(kinds: int) -> int:
+    """Most schedules leave more than half of the orders free; one that is as small as can be strikes one per fault kind."""
+    return 10 * -(-(kinds * FAULTS_MIN + 21) // 10)
+
+
+def run_row(where: Place, schedule: Schedule, schedule_file: Path, row: Row, progress: Progress) -> Trial:
+    return Trial(row, run_variant(where, schedule, schedule_file, "hardened", progress, row.changed))
+
+
+def why_not_as_expected(trials: Sequence[Trial]) -> list[str]:
+    return [problem for trial in trials for problem in trial.problems()]
+
+
+def ablation_json(schedule: Schedule, schedule_file: str, trials: Sequence[Trial]) -> dict[str, Any]:
+    """The public form."""
+    problems = why_not_as_expected(trials)
+    return {
+        "seed": schedule.seed,
+        "orders": len(schedule.orders),
+        "queue": schedule.queue,
+        "schedule": schedule_file,
+        "verdict": "not as expected" if problems else "as expected",
+        "reasons": problems,
+        "ablation": [trial_json(trial) for trial in trials],
+    }
+
+
+def trial_json(trial: Trial) -> dict[str, Any]:
+    row, result = trial.row, trial.result
+    problems = trial.problems()
+    return {
+        "without": row.without,
+        "leg": row.leg,
+        "aimed": {
+            name: {"planned": result.planned.get(name, 0), "fired": result.counts.fired[name]} for name in row.faults
+        },
+        "provider_window_seconds": row.changed.window_seconds,
+        **{str(counter): count for counter, count in trial.counted.items()},
+        "redeliveries": result.counts.redeliveries,
+        "parked": len(result.verdict.parked),
+        "publish_wait_ms": publish_wait_ms(result),
+        "wall_seconds": round(result.wall_seconds, 2),
+        "expected": row.expected,
+        "must_show": list(row.must_show),
+        "ok": not problems,
+        "problems": problems,
+        "why": row.why,
+    }
+
+
+def publish_wait_ms(result: Result) -> int | None:
+    """From the ack of a payment, just after its commit, to its event in the queue: the median of orders without a fault."""
+    waits = []
+    for moments in result.moments.values():
+        if any(moment.who == "fault" for moment in moments):
+            continue
+        acked = [m.seconds for m in moments if m.what.endswith("acknowledges order.placed")]
+        sent = [m.seconds for m in moments if m.what == "publishes order.paid"]
+        if acked and sent:
+            waits.append(sent[0] - acked[0])
+    return round(1000 * sorted(waits)[len(waits) // 2]) if waits else None

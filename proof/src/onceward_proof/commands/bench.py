@@ -1,0 +1,48 @@
+"""`onceward bench`: measures, side by side in one run."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from onceward.commands.arguments import seconds, written_file
+from onceward.errors import UsageError
+from onceward_proof.alongside import alongside
+
+BENCH: Final = """\
+examples:
+  onceward bench local
+  onceward bench local --seconds 10 --json bench.json
+"""
+
+
+def add_commands(commands: Any) -> None:
+    parser = commands.add_parser("bench", help="measure", description="Measure Onceward on this machine.", epilog=BENCH)
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    local = kinds.add_parser(
+        "local",
+        help="ours beside the raw psycopg loop",
+        description="A transactional handler beside the raw psycopg loop of the same statements, in one run.",
+        epilog=BENCH,
+    )
+    local.add_argument("--seconds", type=seconds, default=5.0, metavar="SECONDS", help="how long each side runs (5)")
+    local.add_argument("--json", type=written_file, metavar="FILE", help="write the result, for programs")
+    local.set_defaults(perform=bench_local)
+
+
+def bench_local(given: Any) -> int:
+    return int(_load(alongside("bench") / "local.py").main(given.json, given.seconds))
+
+
+def _load(file: Path) -> ModuleType:
+    sys.path.insert(0, str(file.parent))
+    spec = importlib.util.spec_from_file_location(f"onceward_bench_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{file} cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

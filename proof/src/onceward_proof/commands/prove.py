@@ -1,0 +1,123 @@
+"""`onceward prove`: the payment service under a schedule of faults, and the counts."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from pathlib import Path
+from typing import Any, Final
+
+from onceward.commands.arguments import duration, need, seconds, whole, written_file
+from onceward.errors import UsageError
+
+PROVE: Final = """\
+examples:
+  onceward prove                        1,000 orders, a fresh seed, naive and
+                                        hardened: about a minute
+  onceward prove --orders 200 --seed 7 --html report.html
+  onceward prove --schedule FILE.json   the very same faults again (each run
+                                        names its file)
+  onceward prove --orders-from orders.csv --json result.json
+  onceward prove --every-syscall        killed at each system call of one
+                                        delivery and one relay pass
+  onceward prove --for 30m              orders and faults without end; Ctrl-C
+                                        ends it with a report
+  onceward prove --variants naive,hardened,textbook,no-key
+  onceward prove --ablate --orders 300  hardened less one layer at a time:
+                                        which layer holds what
+
+exit codes: 0 proven; 1 hardened broke; 2 usage or environment;
+3 inconclusive (a planned fault did not fire, naive did not break, or naive
+was left out: nothing was proven); 130 interrupted.
+--ablate: 0 every row as expected, else 1.
+--every-syscall: 0 held, 1 doubled or lost, 3 not every call was reached.
+--for: 0 held, 1 doubled, lost or grown, 3 nothing was killed.
+"""
+
+
+def add_commands(commands: Any) -> None:
+    parser = commands.add_parser(
+        "prove",
+        help="break a payment service under a schedule of faults, and count",
+        description="Run the payment service, naive and hardened, under one schedule of faults, and count the difference.",
+        epilog=PROVE,
+    )
+    orders = parser.add_mutually_exclusive_group()
+    orders.add_argument("--orders", type=whole(1), metavar="N", help="how many orders (default: 1000)")
+    orders.add_argument("--orders-from", type=Path, metavar="FILE.csv", help="your own orders")
+    parser.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="N", help="makes the schedule (default: a fresh one)")
+    parser.add_argument(
+        "--variants", type=_names, metavar="A,B",
+        help="of naive,hardened,ack-first,select-then-act,textbook,no-key (default: naive,hardened)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ablate", type=_names, nargs="?", const=(), metavar="A,B",
+        help="hardened less one layer at a time: all of them, or these",
+    )  # fmt: skip
+    parser.add_argument(
+        "--every-syscall", action="store_true",
+        help="one delivery and one relay pass, killed at each of its system calls (needs strace)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--for", type=duration, dest="soak_seconds", metavar="TIME", help="soak: orders and faults without end, for 30m"
+    )
+    parser.add_argument("--rate", type=seconds, metavar="N", help="soak: orders per second (default: 30)")
+    parser.add_argument("--queue", choices=("pgmq",), default="pgmq", help="the queue between the hops (default: pgmq)")
+    parser.add_argument("--schedule", type=Path, metavar="FILE", help="replay this schedule of faults")
+    parser.add_argument("--json", type=written_file, metavar="FILE", help="write the result, for programs")
+    parser.add_argument("--html", type=written_file, metavar="FILE", help="write the report, for people")
+    parser.add_argument("--keep", action="store_true", help="keep the cluster, the ledger and the logs")
+    parser.set_defaults(perform=prove)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise ArgumentTypeError(f"{text!r} is no list of names with commas")
+    return names
+
+
+def prove(given: Any) -> int:
+    for path in (given.orders_from, given.schedule):
+        if path is not None and not path.is_file():
+            raise UsageError(f"there is no file {path}")
+    if given.schedule is not None and given.orders is not None:
+        raise UsageError("--schedule brings its own orders: leave out --orders")
+
+    if given.ablate is not None and given.variants is not None:
+        raise UsageError("--ablate runs hardened, less one layer at a time: leave out --variants")
+
+    _check_modes(given)
+    need("prove", "psutil", "pgmq", "rich", "starlette", "uvicorn", "stripe", "matplotlib", "jinja2", "markdown_it")
+    from onceward_proof.command import prove as perform  # noqa: PLC0415
+    from onceward_proof.options import ProveOptions  # noqa: PLC0415
+
+    options = ProveOptions(
+        orders=given.orders or 1000, seed=given.seed, variants=given.variants or ("naive", "hardened"), queue=given.queue,
+        orders_from=given.orders_from, schedule=given.schedule, json=given.json, html=given.html, keep=given.keep,
+        ablate=given.ablate, rate=given.rate or 30.0,
+    )  # fmt: skip
+    if given.every_syscall:
+        from onceward_proof.sweep.run import prove_syscalls  # noqa: PLC0415
+
+        return prove_syscalls(options)
+    if given.soak_seconds is not None:
+        from onceward_proof.soak.run import prove_soak  # noqa: PLC0415
+
+        return prove_soak(options, given.soak_seconds)
+    return int(perform(options))
+
+
+def _check_modes(given: Any) -> None:
+    """Raises `UsageError` for what the chosen mode would silently not do."""
+    others = {
+        "--orders": given.orders, "--orders-from": given.orders_from, "--variants": given.variants,
+        "--ablate": given.ablate, "--schedule": given.schedule, "--keep": given.keep or None,
+    }  # fmt: skip
+    mode = "--every-syscall" if given.every_syscall else "--for" if given.soak_seconds is not None else ""
+    if given.every_syscall:
+        others |= {"--for": given.soak_seconds, "--seed": given.seed, "--html": given.html}
+    if given.rate is not None and mode != "--for":
+        raise UsageError("--rate is for a soak: prove --for 30m --rate 30")
+    refused = [name for name, value in others.items() if value is not None]
+    if mode and refused:
+        raise UsageError(f"{mode} has its own orders and faults: leave out {', '.join(refused)}")

@@ -1,0 +1,49 @@
+"""Where the schedule of a run is kept, so that it can be replayed: a folder that only this user can write to."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from onceward.testing.postgres.owners import registry
+from onceward_proof.schedule import Schedule, schedule_text
+
+# Some 100 kB each. A run under way reads its schedule again for each worker that it starts: it must be among the latest.
+KEPT_MAX: Final = 100
+
+
+def keep_schedule(schedule: Schedule, folder: Path | None = None) -> Path:
+    """The schedule is in a file, in `folder` or in this user's own; there, only the latest are kept.
+
+    Its name is made of what is in it: two runs at once never write over each other's file with something else.
+    Crash: a draft is left, and goes when it is no longer among the latest.
+    """
+    text = schedule_text(schedule)
+    digest = sha256(text.encode()).hexdigest()[:8]
+    where = folder or _folder_of_this_user()
+    path = where / f"onceward-schedule-{schedule.seed}-{len(schedule.orders)}-{digest}.json"
+    draft = where / f"{path.name}.{uuid4().hex}"
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+    if folder is None:
+        _forget_oldest(where)
+    return path
+
+
+def _folder_of_this_user() -> Path:
+    folder = registry() / "schedules"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _forget_oldest(folder: Path) -> None:
+    written: list[tuple[float, str]] = []
+    for entry in os.scandir(folder):
+        with suppress(FileNotFoundError):  # another run has forgotten it meanwhile
+            written.append((entry.stat().st_mtime, entry.path))
+    for _, path in sorted(written, reverse=True)[KEPT_MAX:]:
+        Path(path).unlink(missing_ok=True)

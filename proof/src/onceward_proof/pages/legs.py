@@ -1,0 +1,79 @@
+"""The legs of a message's way, as docs/guarantees.md tells them; a report links each fault to the leg that it strikes.
+
+The text has one source: the file in the checkout, which travels with the wheel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, get_args
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from markupsafe import Markup
+
+from onceward_proof.alongside import alongside
+from onceward_proof.faults import Leg
+from onceward_proof.pages.sequence import draw_sequence, parse, tell
+from onceward_proof.run import ProofError
+
+# The section of docs/guarantees.md that a leg is told in.
+HEADINGS: Final[dict[Leg, str]] = {
+    "dual write": "Dual write",
+    "leg 1": "Leg 1: the producer and the queue",
+    "leg 2": "Leg 2: inside the queue",
+    "leg 3": "Leg 3: the queue and the consumer",
+    "timeout": "Timeout: two workers at once",
+    "outside effect": "Outside effects",
+    "past the window": "Past the window",
+}
+LEGS: Final[tuple[Leg, ...]] = get_args(Leg)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One leg: its name in reports, its anchor (here and in the file), its heading and its text."""
+
+    leg: Leg
+    anchor: str
+    heading: str
+    text: Markup
+
+
+def anchor(leg: str) -> str:
+    """The id of the leg's section; the same as a code forge gives to its heading. Empty for what is no leg."""
+    heading = HEADINGS.get(leg, "")  # type: ignore[call-overload]
+    return re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-"))
+
+
+def read_sections(file: Path | None = None) -> list[Section]:
+    """Every leg's section, in order. Raises `ProofError` when one is missing."""
+    text = (file or alongside("docs/guarantees.md")).read_text(encoding="utf-8")
+    split = [part.partition("\n") for part in re.split(r"^#{2,3} ", text, flags=re.MULTILINE)]
+    parts = {heading.strip(): rest for heading, _, rest in split}
+    missing = [heading for heading in HEADINGS.values() if heading not in parts]
+    if missing:
+        raise ProofError(f"docs/guarantees.md has no section {', '.join(missing)}")
+    return [Section(leg, anchor(leg), heading, _render(parts[heading], anchor(leg))) for leg, heading in HEADINGS.items()]
+
+
+def _render(text: str, name: str) -> Markup:
+    """The section as HTML: its diagrams drawn, no HTML of its own let through."""
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = list(_with_drawings(markdown.parse(text), name))
+    return Markup(markdown.renderer.render(tokens, markdown.options, {}))  # noqa: S704 - rendered with escapes
+
+
+def _with_drawings(tokens: list[Token], name: str) -> Iterator[Any]:
+    drawn = 0
+    for token in tokens:
+        if token.type != "fence" or token.info != "mermaid":
+            yield token
+            continue
+        drawn += 1
+        diagram = parse(token.content)
+        picture = draw_sequence(diagram, f"{name}-{drawn}", tell(diagram))
+        yield Token("html_block", "", 0, content=f"<figure>{picture.__html__()}</figure>\n")

@@ -1,0 +1,178 @@
+"""The schedule: which fault strikes where, made from a seed before anything runs, written to a readable file.
+
+Aimed faults are keyed to an order and its *first passage* of a boundary; random kills and server kills to a count of
+progress. Nothing is keyed to time, so that the same file strikes the same way on any machine.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from onceward.errors import UsageError
+from onceward_proof.faults import AIMED, BY_NAME, GLOBAL, KILL_RANDOM, PASSAGES, STORIES, Fault
+from onceward_proof.workload import Order
+
+VERSION: Final = 1
+AIMED_SHARE: Final = 0.42  # of the orders bear at least one aimed fault
+MORE_SHARE: Final = 0.25  # of those bear a second; of those again, a third
+RANDOM_SHARE: Final = 0.07  # random kills per order
+KILLS_PER_ORDER_MAX: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Aimed:
+    """`fault` strikes at this order's first passage of its boundary."""
+
+    fault: str
+    order: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """`fault` strikes when `progress` orders have been acknowledged; a random kill hits worker `slot` after `delay_ms`."""
+
+    fault: str
+    progress: int
+    slot: int = 0
+    delay_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """All faults of a run, and the orders that they were made for."""
+
+    seed: int
+    queue: str
+    orders: tuple[Order, ...]
+    aimed: tuple[Aimed, ...]
+    timed: tuple[Timed, ...]
+
+    def planned(self) -> dict[str, int]:
+        """How often each fault is to strike; all known names, in the order of the faults' list."""
+        counts = Counter([entry.fault for entry in self.aimed] + [entry.fault for entry in self.timed])
+        return {name: counts[name] for name in STORIES if counts[name]}
+
+    def predicted_parked(self) -> frozenset[str]:
+        """The orders that a correct consumer must hold: the provider saved a failure before its effect."""
+        return frozenset(entry.order for entry in self.aimed if BY_NAME[entry.fault].held)
+
+    def kills(self) -> int:
+        return sum(count for name, count in self.planned().items() if name.startswith("kill"))
+
+
+def make_schedule(orders: Sequence[Order], seed: int, queue: str) -> Schedule:
+    """The schedule of this seed: about half of the orders bear a fault, every kind at least once where there is room."""
+    rng = random.Random(f"schedule {seed}")
+    return Schedule(seed, queue, tuple(orders), tuple(aim(orders, rng)), tuple(_time(len(orders), rng)))
+
+
+def aim(orders: Sequence[Order], rng: random.Random, share: float = AIMED_SHARE) -> list[Aimed]:
+    """Chains of faults for this share of the orders, every kind at least once where there is room."""
+    shuffled = list(orders)
+    rng.shuffle(shuffled)
+    count = max(min(len(orders), len(AIMED)), round(len(orders) * share))
+    first = _spread(count, rng)
+    entries: list[Aimed] = []
+    for order, fault in zip(shuffled, first, strict=False):
+        entries += [Aimed(each.name, order.id) for each in _chain(fault, rng)]
+    return entries
+
+
+def _spread(count: int, rng: random.Random) -> list[Fault]:
+    """`count` faults: each kind once, then by weight."""
+    kinds = list(AIMED.values())
+    more = rng.choices(kinds, weights=[fault.weight for fault in kinds], k=max(0, count - len(kinds)))
+    return (kinds + more)[:count]
+
+
+def _chain(first: Fault, rng: random.Random) -> list[Fault]:
+    """The faults of one order, in the order in which it meets them: at most three kills, and nothing after a last one."""
+    chain = [first]
+    while len(chain) < KILLS_PER_ORDER_MAX and rng.random() < MORE_SHARE and not chain[-1].last:
+        later = [fault for fault in AIMED.values() if _may_follow(fault, chain)]
+        if not later:
+            break
+        chain.append(rng.choice(later))
+    return chain
+
+
+def _may_follow(fault: Fault, chain: Sequence[Fault]) -> bool:
+    """Later on the way, at a boundary where nothing waits yet: two faults at one passage would be one."""
+    taken = {(before.boundary, before.message_type) for before in chain}
+    return PASSAGES[fault.name] > PASSAGES[chain[-1].name] and (fault.boundary, fault.message_type) not in taken
+
+
+def _time(orders: int, rng: random.Random) -> list[Timed]:
+    kills = max(3, round(orders * RANDOM_SHARE))
+    first, last = max(1, round(orders * 0.03)), max(2, round(orders * 0.75))
+    entries = [
+        Timed(KILL_RANDOM, rng.randint(first, last), rng.randrange(1_000), round(rng.uniform(0, 30), 2))
+        for _ in range(kills)
+    ]
+    servers = [Timed(name, rng.randint(first, last)) for name in GLOBAL]
+    return sorted([*entries, *servers], key=lambda entry: entry.progress)
+
+
+# ---- the file --------------------------------------------------------------------------------------------------------
+
+
+def write_schedule(schedule: Schedule, path: Path) -> None:
+    path.write_text(schedule_text(schedule), encoding="utf-8")
+
+
+def schedule_text(schedule: Schedule) -> str:
+    """One fault per line, so that people can read, compare and change it."""
+    head = {"version": VERSION, "seed": schedule.seed, "queue": schedule.queue}
+    lines = ["{", *(f"  {json.dumps(name)}: {json.dumps(value)}," for name, value in head.items())]
+    lines += [*_list("orders", [{"id": order.id, "amount": order.amount} for order in schedule.orders]), ","]
+    lines += [*_list("aimed", [{"fault": entry.fault, "order": entry.order} for entry in schedule.aimed]), ","]
+    lines += [*_list("timed", [_timed_form(entry) for entry in schedule.timed]), "}"]
+    return "\n".join(lines) + "\n"
+
+
+def _list(name: str, entries: Sequence[dict[str, Any]]) -> list[str]:
+    return [f'  "{name}": [', ",\n".join(f"    {json.dumps(entry)}" for entry in entries), "  ]"]
+
+
+def _timed_form(entry: Timed) -> dict[str, Any]:
+    form: dict[str, Any] = {"fault": entry.fault, "progress": entry.progress}
+    return form | {"slot": entry.slot, "delay_ms": entry.delay_ms} if entry.fault == KILL_RANDOM else form
+
+
+def read_schedule(path: Path) -> Schedule:
+    """The schedule in this file. Raises `UsageError` naming what is wrong in it."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is no schedule: {error}") from error
+    if not isinstance(document, dict) or document.get("version") != VERSION:
+        found = document.get("version") if isinstance(document, dict) else None
+        raise UsageError(f"{path} is a schedule of version {found}; this code reads version {VERSION}")
+    try:
+        return _read(document)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} is no schedule: {type(error).__name__}: {error}") from error
+
+
+def _read(document: dict[str, Any]) -> Schedule:
+    orders = tuple(Order(str(entry["id"]), int(entry["amount"])) for entry in document["orders"])
+    known = {order.id for order in orders}
+    aimed = tuple(Aimed(entry["fault"], entry["order"]) for entry in document["aimed"])
+    timed = tuple(Timed(**entry) for entry in document["timed"])
+    for entry in aimed:
+        if entry.fault not in BY_NAME:
+            raise ValueError(f"unknown fault {entry.fault!r}")
+        if entry.order not in known:
+            raise ValueError(f"unknown order {entry.order!r}")
+    for entry_timed in timed:
+        if entry_timed.fault not in (KILL_RANDOM, *GLOBAL):
+            raise ValueError(f"unknown fault {entry_timed.fault!r}")
+    return Schedule(int(document["seed"]), str(document["queue"]), orders, aimed, timed)

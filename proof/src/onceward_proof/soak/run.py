@@ -1,0 +1,269 @@
+"""`onceward prove --for 30m`: the hardened crew under a schedule without end, with rolling evidence.
+
+It fails on any order that is doubled or lost, on any that is held without having been predicted, and on memory,
+connections, tables or WAL that grow without bound. Ctrl-C ends it early, with its report; a second one, without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import psycopg
+from rich.console import Console
+from rich.text import Text
+
+from onceward_proof import checker
+from onceward_proof.control import Counts
+from onceward_proof.crew import Crew
+from onceward_proof.lines import print_beside, print_verdict
+from onceward_proof.options import ProveOptions
+from onceward_proof.place import Place, place
+from onceward_proof.report import write_files
+from onceward_proof.soak import measure
+from onceward_proof.soak.endless import EndlessController
+from onceward_proof.soak.watch import OLD_SECONDS, Look, look
+from onceward_proof.variants import CREWS
+
+TELL_SECONDS: Final = 5.0
+LOOK_SECONDS: Final = 10.0
+LOOK_SHARE: Final = 20  # a look comes again after so many times its own time: it reads everything, and there is ever more
+SAMPLES: Final = 600  # at most, in a soak of the length that was asked for
+SAMPLE_SECONDS_MIN: Final = 1.0
+STALLED_SECONDS: Final = 30.0
+
+
+@dataclass(slots=True)
+class Soaked:
+    """What a soak came to."""
+
+    seed: int
+    asked_seconds: float
+    rate: float
+    seconds: float = 0.0  # in which orders were given
+    all_seconds: float = 0.0  # until the last of them was finished
+    interrupted: bool = False
+    finished: bool = False  # went quiet by itself at the end
+    counts: Counts = field(default_factory=Counts)
+    verdict: checker.Verdict | None = None
+    predicted: frozenset[str] = frozenset()
+    doubled: frozenset[str] = frozenset()
+    lost: frozenset[str] = frozenset()
+    planned: dict[str, int] = field(default_factory=dict)
+    samples: list[measure.Sample] = field(default_factory=list)
+    findings: list[measure.Finding] = field(default_factory=list)
+
+    def why_failed(self) -> list[str]:
+        """Every reason, in a sentence; none when it held."""
+        reasons = [f"{len(names)} orders {what} ({_some(names)})" for names, what in self._harms() if names]
+        if self.verdict is not None and len(set(self.verdict.money.values())) > 1:
+            reasons.append(f"the sums differ: {dict(self.verdict.money)}")
+        if not self.finished:
+            reasons.append(f"no progress for {STALLED_SECONDS:.0f} s at the end")
+        reasons += [f"grows without bound: {measure.in_words(f)}" for f in self.findings if f.drifts]
+        return reasons
+
+    def _harms(self) -> list[tuple[frozenset[str], str]]:
+        parked = frozenset(self.verdict.parked) if self.verdict else frozenset()
+        return [
+            (self.doubled, "were charged or booked twice"),
+            (self.lost, "were lost"),
+            (parked - self.predicted, "are parked, and were not predicted to be"),
+            (self.predicted - parked, "were predicted to be parked, and are not"),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        reasons, seconds = self.why_failed(), max(self.seconds, 0.001)
+        verdict = self.verdict
+        return {
+            "soak": {
+                "seed": self.seed, "asked_seconds": self.asked_seconds, "seconds": round(self.seconds, 1),
+                "all_seconds": round(self.all_seconds, 1),
+                "interrupted": self.interrupted, "orders": verdict.orders if verdict else 0,
+                "orders_per_second": round((verdict.orders if verdict else 0) / seconds, 2), "kills": self.counts.kills,
+                "kills_per_second": round(self.counts.kills / max(self.all_seconds, seconds), 2),
+                "charges": verdict.charges if verdict else 0,
+                "doubled": len(self.doubled), "lost": len(self.lost),
+                "parked": len(verdict.parked) if verdict else 0, "predicted_parked": len(self.predicted),
+                "deliveries": self.counts.deliveries, "redeliveries": self.counts.redeliveries,
+                "faults": {name: {"planned": self.planned.get(name, 0), "fired": fired}
+                           for name, fired in sorted(self.counts.fired.items())},
+                "money": dict(verdict.money) if verdict else {},
+                "drift": [finding.to_json() for finding in self.findings],
+                "samples": [sample.to_json() for sample in self.samples],
+            },
+            "reasons": reasons,
+            "ok": not reasons,
+        }  # fmt: skip
+
+
+def prove_soak(options: ProveOptions, seconds: float) -> int:
+    """Run it; returns 0 held, 1 doubled, lost or grown, 3 it ended before anything was killed."""
+    console = Console()
+    for name in ("onceward", "psycopg.pool"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
+    console.print(
+        f"seed {seed}: {options.rate:g} orders/s for {seconds:g} s; Ctrl-C ends it with a report", highlight=False
+    )
+    with place(measure.SETTINGS) as where:
+        soaked = asyncio.run(_Soak(where, seed, options.rate, seconds, console).run())
+    _print(console, soaked)
+    write_files(options, console, soaked.to_json(), "soak", soaked)
+    if soaked.why_failed():
+        return 1
+    return 0 if soaked.counts.kills else 3
+
+
+class _Soak:
+    """The crew, the controller, and the three clocks beside it: evidence, samples, looks."""
+
+    def __init__(self, where: Place, seed: int, rate: float, seconds: float, console: Console) -> None:
+        self._console = console
+        self._soaked = Soaked(seed, seconds, rate)
+        self._controller = EndlessController(seed, rate, CREWS["hardened"], where.servers())
+        self._crew = Crew(where, self._controller, "hardened")
+        self._stop = asyncio.Event()
+        self._gone: frozenset[str] = frozenset()
+        self._look: Look | None = None
+        self._told = (0.0, 0, 0)
+
+    async def run(self) -> Soaked:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self._interrupt)
+        try:
+            async with self._crew.at_work():
+                await self._go()
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+        self._conclude()
+        return self._soaked
+
+    def _interrupt(self) -> None:
+        """The first Ctrl-C ends the giving; the second is the usual one."""
+        self._soaked.interrupted = True
+        self._console.print("ending: what is under way goes to its end (Ctrl-C again: at once)", highlight=False)
+        self._stop.set()
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+
+    async def _go(self) -> None:
+        """Orders for as long as was asked for, then until everybody is quiet; the clocks run all the while."""
+        controller, started = self._controller, time.monotonic()
+        controller.start_roles("charge", "ledger")
+        clocks = [asyncio.create_task(clock) for clock in (self._tell(), self._measure(), self._keep_looking())]
+        stopped = asyncio.create_task(self._stop.wait())
+        ended, _ = await asyncio.wait(
+            {stopped, *clocks}, timeout=self._soaked.asked_seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        for clock in ended - {stopped}:
+            clock.result()  # a clock ends by an error only, and without it nothing is proven
+        stopped.cancel()
+        self._soaked.seconds = time.monotonic() - started
+        controller.stop_giving()
+        controller.last_progress = time.monotonic()
+        self._soaked.finished = await self._crew.until_quiet(STALLED_SECONDS)
+        self._soaked.all_seconds = time.monotonic() - started
+        for clock in clocks:
+            clock.cancel()
+        for outcome in await asyncio.gather(*clocks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    # ---- the clocks --------------------------------------------------------------------------------------------------
+
+    async def _tell(self) -> None:
+        while True:
+            await asyncio.sleep(TELL_SECONDS)
+            print_beside(self._console, *self._evidence())
+
+    def _evidence(self) -> tuple[str, Text]:
+        """The clock, and what was counted by then."""
+        counts, found = self._controller.counts, self._look
+        now, orders = time.monotonic(), len(self._controller.ordered)
+        before, orders_before, kills_before = self._told
+        self._told = (now, orders, counts.kills)
+        seconds = now - before
+        harm = f"{len(found.doubled)} doubled, {len(self._soaked.lost)} lost" if found else "not counted yet"
+        style = "bold red" if found and (found.doubled or self._soaked.lost) else "green"
+        rates = f" ({(orders - orders_before) / seconds:.1f}/s)" if before else ""
+        kills = f" ({(counts.kills - kills_before) / seconds:.1f}/s)" if before else ""
+        return f"{now - self._controller.started:5.0f} s  ", Text.assemble(
+            f"{orders:,} orders{rates}, {self._controller.backlog} under way; ",
+            f"{counts.kills:,} kills{kills}, {counts.redeliveries:,} redeliveries; ",
+            f"{found.charges if found else 0:,} charges: ",
+            (harm, style),
+            f"; {found.late} late" if found and found.late else "",
+        )
+
+    async def _measure(self) -> None:
+        meter = measure.Meter(self._crew.database, self._crew.queue_database, *self._crew.pids)
+        pause = max(SAMPLE_SECONDS_MIN, self._soaked.asked_seconds / SAMPLES)
+        while True:
+            await asyncio.sleep(pause)
+            sample = meter.measure(len(self._controller.ordered), self._controller.workers)
+            if sample is not None:
+                self._soaked.samples.append(sample)
+
+    async def _keep_looking(self) -> None:
+        pause = LOOK_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            begin = time.monotonic()
+            old = frozenset(order for order, at in self._controller.given_at.items() if at < begin - OLD_SECONDS)
+            ordered = dict(self._controller.ordered)
+            crew = self._crew
+            with suppress(psycopg.Error):
+                found = await asyncio.to_thread(look, ordered, old, crew.ledger, crew.database, crew.queue_database)
+                self._judge(found)
+            pause = max(LOOK_SECONDS, LOOK_SHARE * (time.monotonic() - begin))
+
+    def _judge(self, found: Look) -> None:
+        """The first harm ends the soak: there is nothing more to prove."""
+        self._look = found
+        self._soaked.doubled |= found.doubled
+        self._soaked.lost |= self._gone & found.gone
+        self._gone = found.gone
+        self._controller.forget(found.finished)
+        if self._soaked.doubled or self._soaked.lost:
+            self._stop.set()
+
+    # ---- the end -----------------------------------------------------------------------------------------------------
+
+    def _conclude(self) -> None:
+        soaked, controller = self._soaked, self._controller
+        verdict = checker.judge(checker.gather(controller.ordered, self._crew.ledger, self._crew.database))
+        soaked.verdict = verdict
+        soaked.counts = controller.counts
+        soaked.predicted = frozenset(controller.predicted)
+        soaked.planned = dict(controller.planned)
+        soaked.doubled |= {*verdict.double_charged, *verdict.doubled_writes, *verdict.phantom}
+        soaked.lost |= {*verdict.lost, *verdict.wrong_charge}
+        soaked.findings = measure.judge(soaked.samples)
+
+
+def _print(console: Console, soaked: Soaked) -> None:
+    document, reasons = soaked.to_json()["soak"], soaked.why_failed()
+    console.print(
+        f"{document['orders']:,} orders in {soaked.seconds:,.0f} s ({document['orders_per_second']}/s), "
+        f"{document['kills']:,} SIGKILLs ({document['kills_per_second']}/s), {document['redeliveries']:,} redeliveries, "
+        f"{document['parked']} parked for a person, {document['predicted_parked']} predicted",
+        highlight=False,
+    )
+    for finding in soaked.findings:
+        print_beside(console, "  ", f"{'GROWS ' if finding.drifts else ''}{measure.in_words(finding)}")
+    word, style = ("BROKEN", "red") if reasons else ("HELD", "green")
+    early = "; ended early" if soaked.interrupted else ""
+    print_verdict(console, word, style, f"{document['doubled']} doubled, {document['lost']} lost{early}")
+    for reason in reasons:
+        print_beside(console, "  - ", reason)
+
+
+def _some(names: frozenset[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(sorted(names)[:most]) + more

@@ -1,0 +1,194 @@
+"""The reference service at rest, for one order at a time: what the system-call sweep and the ambiguous commits run on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from onceward.consumer import Consumer, OpenConsumer
+from onceward.consumer_loop import Settler
+from onceward.events import Listener
+from onceward.outgoing import publish_rows
+from onceward.relay_loop import relay as send
+from onceward.schema import migrate
+from onceward.testing.postgres import Cluster
+from onceward.transport import Settlement
+from onceward.transports import pgmq
+from onceward_proof import checker
+from onceward_proof.alongside import service_folder
+from onceward_proof.provider import ProviderProcess
+from onceward_proof.roles import QUEUES, Setting, make_card
+from onceward_proof.run import ProofError
+
+VISIBILITY_SECONDS: Final = 30  # never runs out by itself: `make_due` ends it, so that nothing has to wait
+LEASE_SECONDS: Final = 60.0
+AMOUNT: Final = 1000
+SERVED: Final = {"charge": "charges", "ledger": "bookings"}  # consumer -> its queue
+RECOVERIES_MAX: Final = 40
+
+
+@dataclass(slots=True)
+class Stand:
+    """Two databases, the queues and the provider, with connections to look and to prepare with. One thread."""
+
+    folder: Path
+    database: str
+    queue_database: str
+    provider: ProviderProcess
+    ledger: Path
+    conn: psycopg.Connection[Any]
+    queue_conn: psycopg.Connection[Any]
+    sink: pgmq.Sink
+    setting: Setting
+    ordered: dict[str, int]
+
+    # ---- preparing ---------------------------------------------------------------------------------------------------
+
+    def place(self, order: str) -> None:
+        """The order is committed, with its event in the outbox."""
+        from payments import hardened  # noqa: PLC0415 - found on the service's own path
+
+        self.ordered[order] = AMOUNT
+        hardened.place(self.conn, {"id": order, "amount": AMOUNT})
+
+    def send_one(self, message_type: str) -> str:
+        """The oldest event of this type goes to its queue; whose it was."""
+        whole = "SELECT *, extract(epoch FROM time)::text AS time FROM onceward.outbox"
+        statement = f"{whole} WHERE type = %s ORDER BY position LIMIT 1".encode()
+        rows = self.conn.cursor(row_factory=dict_row).execute(statement, [message_type]).fetchall()
+        if not rows or publish_rows(self.sink, rows) != [None]:
+            raise ProofError(f"there is no {message_type} to send")
+        self.conn.execute("DELETE FROM onceward.outbox WHERE position = %s", [rows[0]["position"]])
+        return str(rows[0]["aggregateid"])
+
+    def make_due(self) -> None:
+        """Time passes: what a killed worker held is visible again in its queue, and its lease has lapsed."""
+        for queue in QUEUES.values():
+            table = sql.Identifier("pgmq", f"q_{queue}")
+            self.queue_conn.execute(sql.SQL("UPDATE {} SET vt = clock_timestamp()").format(table))
+        self.conn.execute("UPDATE onceward.inbox SET lease_until = clock_timestamp() WHERE state = 'pending'")
+        self.conn.execute("UPDATE onceward.outbox SET retry_at = NULL WHERE retry_at IS NOT NULL")
+
+    # ---- the parts under trial ---------------------------------------------------------------------------------------
+
+    def consumer(self, name: str) -> Consumer:
+        from payments import hardened  # noqa: PLC0415 - found on the service's own path
+
+        if name == "ledger":
+            return hardened.ledger(lease_seconds=LEASE_SECONDS)
+        return hardened.charges(make_card(self.setting, "stand")[0], lease_seconds=LEASE_SECONDS)
+
+    def source(self, name: str) -> pgmq.Source:
+        return pgmq.Source(SERVED[name], self.queue_database, visibility_seconds=VISIBILITY_SECONDS)
+
+    def consume(self, name: str) -> None:
+        """A fresh consumer takes what its queue has."""
+        source = self.source(name)
+        with self.consumer(name).open(self.database, source=source) as opened:
+            while deliver_one(opened, source) is not None:
+                pass
+        source.close()
+
+    def relay(self, connect: Callable[[], psycopg.Connection] | None = None, *listeners: Listener) -> None:
+        """One pass of a relay: until the outbox has nothing to take."""
+        send(
+            sink=lambda: pgmq.Sink(QUEUES, self.queue_database), database=connect or self.database, lanes=1, batch=10,
+            until_empty=True, listeners=listeners,
+        )  # fmt: skip
+
+    # ---- looking -----------------------------------------------------------------------------------------------------
+
+    def waiting(self, name: str) -> int:
+        """Messages in this consumer's queue; or, for the relay, rows in the outbox."""
+        table = sql.Identifier("onceward", "outbox") if name == "relay" else sql.Identifier("pgmq", f"q_{SERVED[name]}")
+        conn = self.conn if name == "relay" else self.queue_conn
+        row = conn.execute(sql.SQL("SELECT count(*) FROM {}").format(table)).fetchone()
+        return int(row[0]) if row else 0
+
+    def ids(self, queue: str) -> dict[str, list[str]]:
+        """The message ids in a queue, by order: two different ids would be two events."""
+        statement = sql.SQL("SELECT headers->>'subject', headers->>'id' FROM {}").format(
+            sql.Identifier("pgmq", f"q_{queue}")
+        )
+        found: dict[str, list[str]] = {}
+        for order, message_id in self.queue_conn.execute(statement):
+            found.setdefault(order, []).append(message_id)
+        return found
+
+    def judge(self) -> checker.Verdict:
+        return checker.judge(checker.gather(self.ordered, self.ledger, self.database))
+
+    def until_empty(self, name: str, work: Callable[[], None]) -> None:
+        """`work`, a fresh recovery, again and again until nothing waits; time passes before each."""
+        for _ in range(RECOVERIES_MAX):
+            self.make_due()
+            work()
+            if not self.waiting(name):
+                return
+            time.sleep(0.05)  # the server has not seen yet that a killed client is gone: its locks are still held
+        raise ProofError(f"{self.waiting(name)} messages stay with {name} after {RECOVERIES_MAX} recoveries")
+
+
+def deliver_one(opened: OpenConsumer, source: pgmq.Source) -> Settlement | None:
+    """What the loop does with one message, on this thread: receive, deliver, settle. None: there is no message."""
+    received = source.receive(1, 0)
+    if not received.deliveries:
+        return None
+    opened.keeper.received(received.deliveries)
+    (delivery,) = received.deliveries
+    settlement = opened.deliver(delivery)
+    Settler(opened, source).settle(delivery, settlement)
+    return settlement
+
+
+@contextmanager
+def stand() -> Iterator[Stand]:
+    """A cluster and a provider of our own, both gone afterwards."""
+    with Cluster.start(name="prove-calls") as cluster:
+        folder = cluster.folder / "proof"
+        folder.mkdir()
+        database, queue_database = cluster.create_database("app"), cluster.create_database("queue")
+        service = service_folder()
+        _prepare(service, database, queue_database)
+        ledger = folder / "ledger.sqlite"
+        with ProviderProcess.start(ledger, log=folder / "provider.log") as provider:
+            setting = Setting(
+                variant="hardened", database=database, queue_database=queue_database, provider_url=provider.url,
+                control_socket="", schedule="", service=str(service),
+            )  # fmt: skip
+            _warm_up(setting)
+            with (
+                psycopg.connect(database, autocommit=True) as conn,
+                psycopg.connect(queue_database, autocommit=True) as queue_conn,
+            ):
+                sink = pgmq.Sink(QUEUES, queue_database)
+                yield Stand(folder, database, queue_database, provider, ledger, conn, queue_conn, sink, setting, {})
+                sink.close()
+
+
+def _prepare(service: Path, database: str, queue_database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute((service / "payments" / "schema.sql").read_bytes())
+        migrate(conn)
+    with psycopg.connect(queue_database, autocommit=True) as conn:
+        pgmq.install(conn)
+        for queue in QUEUES.values():
+            pgmq.create_queue(conn, queue)
+
+
+def _warm_up(setting: Setting) -> None:
+    """What a fork would import anew is imported: the service, and the half of the SDK that its first call imports."""
+    if setting.service not in sys.path:
+        sys.path.insert(0, setting.service)
+    card, session = make_card(setting, "warm-up")
+    card.find({"transfer_group": "warm-up"}, "")
+    session.close()

@@ -1,0 +1,364 @@
+"""The explorer's model of Postgres and the real one, side by side: each operation is done on both, and both must agree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import psycopg
+from psycopg import Connection
+from tests.support import rows as books_of
+from tests.support.deliveries import delivery, order
+from tests.support.rows import CONSUMER
+from tests.support.shop import AT_ONCE
+
+from onceward.database import Database
+from onceward.events import Listeners
+from onceward.inbox import Inbox
+from onceward.intents import Intents
+from onceward.message import Message
+from onceward.parked import redrive
+from onceward.partitions import PARTITIONED, WINDOW_DEFAULT, day_of, make_partition_for, partition_name
+from onceward.protocol import words as p
+from onceward.protocol.delivery import Shape, State
+from onceward.provider import STRIPE_V1
+from onceward.runtime import Runtime
+from onceward.transactions import Rows
+from onceward.transport import Delivery
+from onceward_proof.explorer import tables
+from onceward_proof.explorer.cell import CALLABLE, EXPIRED, LIMITS, Books, Row
+from onceward_proof.explorer.rules import Rules
+from onceward_proof.explorer.tables import Clock, Who
+
+Conn = Connection[Any]
+Operation = tuple[Any, ...]  # what is called, and with what
+PARKS: Final = (
+    p.Park("unknown", unknown_n=1),
+    p.Park("refused"),
+    p.Park("outside window", fence="absent"),
+    p.Park("conflict", fence="beside"),
+    p.Park("two answers", fence="holder or beside"),
+    p.Park("foreign commit", fence="foreign commit"),
+)
+
+
+class Impatient(Database):
+    """Does not wait long for a lock: what blocks in the model blocks here too, but nobody has a second for each."""
+
+    def _settings(self, conn: Conn) -> dict[str, str]:
+        return super()._settings(conn) | {"lock_timeout": "25ms"}
+
+
+class NoHeartbeat:
+    """Leases lapse when the trace says so."""
+
+    def claimed(self, delivery: Delivery, message: Message, token: int) -> None: ...
+
+    def done(self, delivery: Delivery) -> None: ...
+
+    def is_lost(self, delivery: Delivery) -> bool:
+        return delivery is None
+
+
+class Holder(NamedTuple):
+    """One worker: what it writes with, and the row as its open transaction has it."""
+
+    rows: Rows
+    state: State
+    payload: int
+    open: Row | None = None
+
+
+class Pair:
+    """One message in the model and in Postgres, and two workers at it."""
+
+    def __init__(self, runtime: Runtime, db: Conn, shape: Shape, met: Counter[str]) -> None:
+        self.runtime, self.db, self.met = runtime, db, met
+        self.rules = Rules(shape=shape)
+        first = order({"payload": 0})
+        self.messages = (first, order({"payload": 1}, id=first.id))
+        self.books = Books()
+        self.old = self.dropped = False
+        self.key_age = CALLABLE
+        self.holders: list[Holder | None] = [None, None]
+        runtime.inbox.window = WINDOW_DEFAULT
+
+    # ---- what may be done now ------------------------------------------------------------------------------------------
+
+    def possible(self) -> list[Operation]:
+        """Every operation that somebody could do now; what leads further comes more than once."""
+        found: list[Operation] = []
+        row, intent = self.books.row, self.books.intent
+        if row is not None and not self._locked():
+            found += [(self.redrive,)] * (3 if row.state == "parked" else 1)
+            found += [(self.lapse,)] * (4 if row.state == "pending" and not row.lapsed else 0)
+            found += [] if self.old else [(self.id_is_old,)]
+        if intent is not None and self.key_age == CALLABLE:
+            found += [(self.key_expires,)] * 3
+        if self.old and not self.dropped:
+            found += [(self.drop_partition,)] * 3
+        for index, holder in enumerate(self.holders):
+            found += self._possible_of(index, holder)
+        return found
+
+    def _possible_of(self, index: int, holder: Holder | None) -> list[Operation]:
+        if holder is None:
+            return [(self.take, index, 0)] * 4 + [(self.take, index, 1)]
+        if holder.open is not None:
+            ends = (self.commit_after_an_error, self.commit_by_hand, self.roll_back_by_hand, self.crash, self.fail)
+            return [(self.commit, index)] * 3 + [(end, index) for end in ends]
+        steps: list[Operation] = [(self.fail, index), (self.crash, index), (self.lose_session, index)]
+        steps += [(self.park, index, park) for park in PARKS]
+        if self.rules.shape == "effectful":
+            steps += [(self.give_back, index), *[(self.intend, index)] * 6, *[(self.begin, index)] * 4]
+            steps += (
+                [(self.record, index, 0), (self.record, index, 0), (self.record, index, 1)] if self.books.intent else []
+            )
+            steps += [(self.record, index, 0)] if self.dropped else []
+        return steps
+
+    # ---- operations; one that nobody would do now does nothing ---------------------------------------------------------
+
+    def take(self, index: int, payload: int) -> None:
+        self.crash(index)
+        message = self.messages[payload]
+        state = State(self.rules.shape, LIMITS, at="taking")
+        rows = Rows(self.runtime, message, delivery(message))
+        event = rows.take(state)
+        row, expected = tables.take(self.books, self._who(state, payload), self._clock())
+        self._agree("take", event, expected)
+        if not isinstance(event, p.Taken) or row is None:
+            return
+        state = state._replace(token=event.token, fresh=event.fresh)
+        if row.state == "pending":
+            self.books = self.books._replace(row=row)
+        self.holders[index] = Holder(rows, state, payload, row if row.state == "done" else None)
+
+    def intend(self, index: int) -> None:
+        holder = self.holders[index]
+        if holder is None or holder.open or self.rules.shape == "transactional":
+            return
+        before = self.books.intent
+        with self.runtime.database.connection() as conn:
+            try:
+                event: p.Event = self.runtime.intents.intend(
+                    conn, self.messages[holder.payload], holder.rows.taking, n=1, name="charge", request={},
+                    provider=STRIPE_V1,
+                )  # fmt: skip
+            except psycopg.Error:
+                event = p.DatabaseLost()
+        self._written("intend", event, tables.intend(self.books, self._who_of(holder), self._clock()))
+        if before is None and self.books.intent is not None:
+            self.key_age = CALLABLE
+
+    def record(self, index: int, payload: int) -> None:
+        holder = self.holders[index]
+        if holder is None or holder.open or self.rules.shape == "transactional" or not (self.books.intent or self.dropped):
+            return
+        answer, refused = f'"c{payload}"', payload == 1
+        with self.runtime.database.connection() as conn:
+            try:
+                event: p.Event = self.runtime.intents.record(conn, self.messages[0], n=1, answer=answer, refused=refused)
+            except psycopg.Error:
+                event = p.DatabaseLost()
+        self._written("record", event, tables.record(self.books, answer, refused))
+
+    def begin(self, index: int) -> None:
+        holder = self.holders[index]
+        if holder is None or holder.open or self.rules.shape == "transactional":
+            return
+        event = holder.rows.begin()
+        expected = tables.begin(self.books, self._who_of(holder), self._clock())
+        row, said = (None, p.DatabaseLost()) if expected is None else expected
+        self._agree("begin", event, said)
+        self.holders[index] = holder._replace(open=row)
+
+    def commit(self, index: int) -> None:
+        self._end(index, "", p.Committed(), committed=True)
+
+    def commit_after_an_error(self, index: int) -> None:
+        self._end(index, "SELECT 1/0", p.Aborted(), committed=False)
+
+    def commit_by_hand(self, index: int) -> None:
+        self._end(index, "COMMIT", p.ForeignCommit(), committed=True)
+
+    def roll_back_by_hand(self, index: int) -> None:
+        self._end(index, "ROLLBACK", p.ForeignCommit(), committed=False)
+
+    def _end(self, index: int, before: str, expected: p.Event, *, committed: bool) -> None:
+        holder = self.holders[index]
+        if holder is None or holder.open is None or holder.rows.conn is None:
+            return
+        if before:
+            try:
+                holder.rows.conn.execute(before.encode())
+            except psycopg.errors.DivisionByZero:
+                self.met["a swallowed error"] += 1
+        self._agree("commit", holder.rows.commit(), expected)
+        if committed:
+            self.books = self.books._replace(row=holder.open)
+        self.holders[index] = holder._replace(open=None)
+
+    def crash(self, index: int) -> None:
+        holder = self.holders[index]
+        if holder is not None:
+            holder.rows.close()
+            self.holders[index] = None
+
+    def fail(self, index: int) -> None:
+        holder = self._rolled_back(index)
+        if holder is not None:
+            event = holder.rows.fail(holder.state, p.Fail("x"))
+            self._written("fail", event, tables.fail(self.books, self._who_of(holder), self._clock()))
+
+    def lose_session(self, index: int) -> None:
+        holder = self._rolled_back(index)
+        if holder is not None:
+            event = holder.rows.fail(holder.state, p.Fail("x", session_lost=True))
+            expected = tables.fail(self.books, self._who_of(holder), self._clock(), session_lost=True)
+            self._written("lose session", event, expected)
+
+    def give_back(self, index: int) -> None:
+        holder = self._rolled_back(index)
+        if holder is not None and self.rules.shape == "effectful":
+            event = holder.rows.give_back()
+            self._written("yield", event, tables.give_back(self.books, self._who_of(holder), self._clock()))
+
+    def park(self, index: int, command: p.Park) -> None:
+        holder = self._rolled_back(index)
+        if holder is not None:
+            event = holder.rows.park(holder.state, command)
+            self._written(
+                f"park {command.fence}", event, tables.park(self.books, self._who_of(holder), self._clock(), command)
+            )
+
+    def redrive(self) -> None:
+        if self._locked():
+            return
+        done = redrive(self.db, "onceward", CONSUMER, self.messages[0].id)
+        expected = tables.redrive(self.books)
+        assert bool(done.refused) == (expected is None), done
+        self.met["redriven" if expected else "redrive refused"] += 1
+        self.books = expected or self.books
+        assert expected is None or (expected.row is not None and expected.row.token == done.token)
+
+    # ---- what happens by itself ----------------------------------------------------------------------------------------
+
+    def lapse(self) -> None:
+        row = self.books.row
+        if row is not None and row.state == "pending" and not self._locked():
+            books_of.lapse(self.db, self.messages[0])
+            self.books = self.books._replace(row=row._replace(lapsed=True))
+
+    def key_expires(self) -> None:
+        if self.books.intent is not None:
+            books_of.age_intents(self.db, self.messages[0], timedelta(hours=23.5))
+            self.key_age = EXPIRED
+
+    def id_is_old(self) -> None:
+        """The window is made so short that the id has left it."""
+        if not self._locked():
+            self.runtime.inbox.window = timedelta(microseconds=1)
+            self.old = True
+
+    def drop_partition(self) -> None:
+        row, intent = self.books.row, self.books.intent
+        finished = (row is None or row.state == "done") and (intent is None or intent.state == "done")
+        if self.old and finished and not self._locked() and not self.dropped:
+            retire(self.db, self.messages[0])
+            self.books = self.books._replace(row=None, intent=None)
+            self.dropped = True
+
+    # ---- agreement -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        for index in (0, 1):
+            self.crash(index)
+        self.runtime.inbox.window = WINDOW_DEFAULT
+        if self.dropped:
+            make_partition_for(self.db, self.messages[0].id, "onceward")
+
+    def _rolled_back(self, index: int) -> Holder | None:
+        holder = self.holders[index]
+        if holder is not None:
+            holder = self.holders[index] = holder._replace(open=None)
+        return holder
+
+    def _locked(self) -> bool:
+        return any(holder is not None and holder.open is not None for holder in self.holders)
+
+    def _clock(self) -> Clock:
+        return Clock(self.old, self.dropped, self.key_age, self._locked())
+
+    def _who_of(self, holder: Holder) -> Who:
+        return self._who(holder.state, holder.payload)
+
+    def _who(self, state: State, payload: int) -> Who:
+        return Who(self.rules, state.token, state.fresh, payload)
+
+    def _written(self, what: str, event: p.Event, expected: tables.Result | None) -> None:
+        """None: the model says that it waits, and here the wait ran out."""
+        books, said = (self.books, p.DatabaseLost()) if expected is None else expected
+        if expected is None:
+            self.met[f"{what} blocked"] += 1
+        self._agree(what, event, said)
+        self.books = books
+
+    def _agree(self, what: str, event: p.Event, expected: p.Event) -> None:
+        self.met[f"{what}: {type(event).__name__}"] += 1
+        assert type(event) is type(expected), f"{what}: Postgres says {event}, the model {expected}"
+        if isinstance(event, p.Taken | p.Begun | p.Recorded):
+            assert event == expected, f"{what}: Postgres says {event}, the model {expected}"
+
+    def agree(self) -> None:
+        """The committed rows are those of the model."""
+        assert self._inbox_row() == self.books.row
+        assert books_of.attempts(self.db, self.messages[0]) == self.books.attempts
+        assert books_of.sessions_lost(self.db, self.messages[0]) == self.books.sessions_lost
+        assert self._parked() == self.books.parked
+        intent = self.books.intent
+        expected = [] if intent is None else [(intent.state, intent.answer or None, intent.refused)]
+        assert [(row.state, row.text, row.refused) for row in books_of.intents(self.db, self.messages[0])] == expected
+
+    def _inbox_row(self) -> Row | None:
+        row = books_of.inbox_row(self.db, self.messages[0])
+        if row is None:
+            return None
+        payload = int(row.fingerprint == self.messages[1].fingerprint())
+        return Row(row.state, row.token, row.state == "pending" and not row.leased, row.forgiven, payload)
+
+    def _parked(self) -> tuple[str, str]:
+        statement = "SELECT fingerprint, reason FROM onceward.parked WHERE message_id = %s"
+        reasons = dict(self.db.execute(statement, (str(UUID(self.messages[0].id)),)).fetchall())
+        first, second = (reasons.get(message.fingerprint(), "") for message in self.messages)
+        return first, second
+
+
+def retire(db: Conn, message: Message) -> None:
+    """Its partitions are dropped, whatever else is in them, and without the memory of it: the next run needs them again."""
+    day = day_of(UUID(message.id))
+    db.execute("".join(f"DROP TABLE onceward.{partition_name(table, day)};" for table in PARTITIONED).encode())
+
+
+@contextmanager
+def runtime(dsn: str) -> Iterator[Runtime]:
+    """A consumer's runtime without its threads."""
+    database = Impatient(dsn, size=4)
+    try:
+        yield Runtime(
+            inbox=Inbox(CONSUMER, lease_seconds=3600.0),
+            intents=Intents(CONSUMER),
+            database=database,
+            limits=LIMITS,
+            backoff=AT_ONCE,
+            listeners=Listeners(()),
+            keeper=NoHeartbeat(),
+            nudge=lambda: None,
+            partition_late=lambda _message: None,
+        )
+    finally:
+        database.close()

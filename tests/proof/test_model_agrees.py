@@ -1,0 +1,54 @@
+"""The explorer's model of Postgres is held to the real one: random traces of operations, done on both, agree.
+
+What a worker hears, and the rows that are committed, must be the same after every operation. What blocks in the model must
+run into the lock timeout here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.conftest import Connect
+from tests.proof.model import Pair, runtime
+
+CHOICES = st.lists(st.integers(min_value=0, max_value=10_000), min_size=12, max_size=30)
+# If these are not met, the traces went nowhere.
+MUST_BE_MET = (
+    "take: Taken", "take: Duplicate", "take: InFlight", "take: Conflict", "take: OutsideWindow", "intend: Intended",
+    "intend: Recorded", "intend: Expired", "intend: Lost", "record: Recorded", "record: TwoAnswers", "begin: Begun",
+    "begin: Lost", "commit: Committed", "commit: Aborted", "commit: ForeignCommit", "fail: Counted", "fail: Parked",
+    "fail: Lost", "yield: Yielded", "yield: Lost", "park holder: Parked", "park holder: Lost", "park absent: Lost",
+    "park beside: Parked", "park foreign commit: Parked", "redriven", "redrive refused",
+)  # fmt: skip
+
+
+def test_random_traces_on_the_model_and_on_postgres_agree(dsn: str, connect: Connect) -> None:
+    met: Counter[str] = Counter()
+    db = connect()
+
+    with runtime(dsn) as shared:
+
+        @settings(
+            max_examples=250,
+            deadline=None,
+            database=None,
+            derandomize=bool(os.environ.get("CI")),
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(effectful=st.integers(min_value=0, max_value=2), choices=CHOICES)
+        def agree(effectful: int, choices: list[int]) -> None:
+            pair = Pair(shared, db, "effectful" if effectful else "transactional", met)
+            try:
+                for choice in choices:
+                    operations = pair.possible()
+                    operation, *arguments = operations[choice % len(operations)]
+                    operation(*arguments)
+                    pair.agree()
+            finally:
+                pair.close()
+
+        agree()
+    assert [what for what in MUST_BE_MET if not met[what]] == []

@@ -1,0 +1,262 @@
+"""The relay's protocol: what is deleted is what the sink confirmed, no later row of a key overtakes a failed one, and a row
+at which the sink is lost does not hold up the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onceward.protocol import relay as d
+from onceward.protocol.relay import (
+    CHUNK_BYTES_MAX,
+    CHUNK_SECONDS,
+    DatabaseLost,
+    Event,
+    Mark,
+    Marked,
+    Publish,
+    Published,
+    Row,
+    SinkLost,
+    Sleep,
+    State,
+    Stopped,
+    Take,
+    Taken,
+    Woken,
+    step,
+)
+from onceward_proof.explorer import outbox
+from onceward_proof.explorer.outbox import OutRow, Post
+
+ROWS = (Row(1, "a"), Row(2, None), Row(3, "a"))
+POISON = 5
+
+
+def _publishing(**changes: object) -> State:
+    return State(at="publishing", rows=ROWS, chunk=3, reach=4)._replace(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("state", "event", "after", "command"),
+    [
+        (State(), Woken(), "taking", Take()),
+        (State(at="taking"), Taken(()), "idle", Sleep(0)),
+        (State(at="taking"), Taken(ROWS), "publishing", Publish(ROWS[:1])),
+        (State(at="taking", reach=4), Taken(ROWS), "publishing", Publish(ROWS)),
+        (_publishing(), Published((None, None, None)), "marking", Mark((1, 2, 3), ())),
+        (_publishing(), Published(("no", None, None)), "marking", Mark((2,), ((ROWS[0], "no"),))),
+        (_publishing(), Published((None, "no", None)), "marking", Mark((1, 3), ((ROWS[1], "no"),))),
+        (_publishing(chunk=1), Published((None,)), "publishing", Publish(ROWS[1:])),
+        (_publishing(chunk=1), Published(("no",)), "publishing", Publish(ROWS[1:2])),
+        (_publishing(chunk=1), Published((None,), late=True), "marking", Mark((1,), ())),
+        (_publishing(chunk=1, confirmed=(9,)), Stopped(), "marking", Mark((9,), ())),
+        (_publishing(confirmed=(9,)), SinkLost("cut"), "marking", Mark((9,), ())),
+        (State(at="marking", rows=ROWS), Marked(), "taking", Take()),
+    ],
+)
+def test_the_table(state: State, event: Event, after: str, command: object) -> None:
+    next_state, given_command = step(state, event)
+    assert (next_state.at, given_command) == (after, command)
+
+
+@pytest.mark.parametrize("at", ["taking", "publishing", "marking"])
+def test_a_lost_database_marks_nothing_and_waits_longer_each_time(at: str) -> None:
+    state, command = step(State(at=at, rows=ROWS, failures=2), DatabaseLost())
+    assert (state, command) == (State(failures=3), Sleep(3))
+    assert step(state, Woken())[0].failures == 3
+
+
+def test_what_was_confirmed_before_the_sink_was_lost_is_marked() -> None:
+    state, _ = step(_publishing(chunk=1), Published((None,)))
+    _, command = step(state, SinkLost("cut"))
+    assert command == Mark((1,), ())
+
+
+def test_a_sink_that_is_away_is_asked_after_longer_and_longer_pauses_and_nothing_is_postponed() -> None:
+    lane = Driven(200, lost=lambda _rows: True)
+    lane.go(60)
+    assert lane.pauses == sorted(lane.pauses)
+    assert lane.pauses[-1] > 10
+    assert (lane.sent, lane.postponed) == ([], [])
+
+
+@pytest.mark.parametrize("poison", [0, 1, 50, 99, 150])
+def test_a_row_that_ends_the_sinks_connection_is_alone_postponed_and_all_others_are_sent(poison: int) -> None:
+    lane = Driven(200, lost=lambda rows: poison in rows)
+    lane.go(120)
+    assert sorted(lane.sent) == [position for position in range(200) if position != poison]
+    assert lane.postponed == [poison]
+
+
+def test_several_rows_that_end_the_sinks_connection_are_each_found_as_others_go_through() -> None:
+    """Each needs a witness of its own: something that goes through between its two tries."""
+    poison = {0, 1, 7, 60, 61}
+    lane = Driven(120, lost=lambda rows: bool(poison & set(rows)))
+    lane.go(200)
+    assert sorted(lane.sent) == [position for position in range(120) if position not in poison]
+    for position in range(1000, 1020):
+        lane.waiting.append(Row(position, None))
+        lane.go(10)
+    assert set(lane.postponed) == poison
+
+
+def test_a_row_at_fault_holds_its_key_and_no_other() -> None:
+    lane = Driven(30, lost=lambda rows: POISON in rows, key=lambda position: str(position % 5))
+    lane.go(100)
+    assert sorted(lane.sent) == [position for position in range(30) if position % 5 or position < POISON]
+    assert lane.postponed == [POISON]
+
+
+def test_a_batch_of_one_gets_past_a_row_at_fault() -> None:
+    """The suspect is the first that can be taken, always; the others must come first all the same."""
+    lane = Driven(10, lost=lambda rows: 0 in rows, limit=1)
+    lane.go(60)
+    assert (sorted(lane.sent), lane.postponed) == (list(range(1, 10)), [0])
+
+
+def test_a_row_that_is_the_only_one_is_never_blamed() -> None:
+    """Nothing tells it from a sink that is away, and nobody waits behind it."""
+    lane = Driven(1, lost=lambda _rows: True)
+    lane.go(50)
+    assert (lane.sent, lane.postponed) == ([], [])
+    assert lane.pauses[-1] > 10
+
+
+def test_a_sink_that_comes_back_gets_everything_in_order_and_nothing_was_postponed() -> None:
+    away = [True]
+    lane = Driven(50, lost=lambda _rows: away[0], key=lambda _position: "k")
+    lane.go(40)
+    away[0] = False
+    lane.go(40)
+    assert (lane.sent, lane.postponed) == (list(range(50)), [])
+
+
+def test_a_slow_sink_gets_fewer_rows_at_once_and_a_fast_one_more() -> None:
+    slow = step(_publishing(), Published((None, None, None), seconds=CHUNK_SECONDS * 3))[0]
+    assert slow.reach == 1
+    fast = step(_publishing(reach=3), Published((None, None, None), seconds=CHUNK_SECONDS / 10))[0]
+    assert fast.reach == 6
+
+
+def test_a_chunk_is_bounded_in_bytes_and_a_row_that_is_larger_goes_alone() -> None:
+    sizes = [CHUNK_BYTES_MAX // 2, CHUNK_BYTES_MAX // 2, 1, CHUNK_BYTES_MAX * 9, 1]
+    rows = tuple(Row(position, None, payload_bytes=size) for position, size in enumerate(sizes))
+    state, command = step(State(at="taking", reach=100), Taken(rows))
+    chunks = []
+    while isinstance(command, Publish):
+        chunks.append([row.position for row in command.rows])
+        state, command = step(state, Published((None,) * len(command.rows)))
+    assert chunks == [[0, 1], [2], [3], [4]]
+
+
+def test_what_cannot_follow_is_refused() -> None:
+    with pytest.raises(AssertionError, match="cannot follow"):
+        step(State(), Marked())
+
+
+rows = st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.booleans()), min_size=1, max_size=8)
+
+
+@given(rows, st.integers(1, 9))
+def test_no_row_is_deleted_behind_a_failed_one_of_its_key(batch: list[tuple[str | None, bool]], reach: int) -> None:
+    taken = tuple(Row(position, key) for position, (key, _) in enumerate(batch))
+    errors = [None if sent else "no" for _, sent in batch]
+    state, command = step(State(at="taking", reach=reach), Taken(taken))
+    while isinstance(command, Publish):
+        state, command = step(state, Published(tuple(errors[row.position] for row in command.rows)))
+    assert isinstance(command, Mark)
+    failed = {row.position for row, _ in command.failed}
+    for row in taken:
+        before = [earlier.position for earlier in taken if earlier.key == row.key and earlier.position < row.position]
+        held = row.key is not None and any(errors[position] for position in before)
+        assert (row.position in command.confirmed) == (errors[row.position] is None and not held)
+        assert (row.position in failed) == (errors[row.position] is not None and not held)
+
+
+# ---- every way, in small -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_no_way_through_a_batch_deletes_what_was_not_sent_or_lets_a_key_be_overtaken(keyed: bool) -> None:
+    """Chunks of any size, refusals, a sink that is lost again and again, a batch whose time is over: three faults."""
+    blamed = 0
+    for post in _posts(Post(keyed=keyed, rows=tuple(OutRow(position) for position in (0, 4, 1))), faults=3):
+        there = {row.position for row in post.rows}
+        assert not post.overtaken
+        assert [n for n, position in enumerate((0, 4)) if position not in there and not post.sent[n]] == []
+        blamed += any(lane.state.failed and lane.state.suspects == () and not lane.state.answering for lane in post.lanes)
+    assert blamed
+
+
+def _posts(first: Post, faults: int) -> Iterator[Post]:
+    seen, edge = {(first, faults)}, [(first, faults)]
+    while edge:
+        post, left = edge.pop()
+        yield post
+        for move in outbox.relay(post):
+            after = (move.post, left - move.faults)
+            if after[1] >= 0 and after not in seen:
+                seen.add(after)
+                edge.append(after)
+
+
+class Driven:
+    """One lane with an outbox of rows 0, 1, ... and a sink that is lost when `lost` says so of a chunk's positions."""
+
+    def __init__(
+        self,
+        many: int,
+        *,
+        lost: Callable[[list[int]], bool],
+        key: Callable[[int], str | None] = lambda _position: None,
+        limit: int = 100,
+    ) -> None:
+        self.waiting = [Row(position, key(position)) for position in range(many)]
+        self.sent: list[int] = []
+        self.postponed: list[int] = []
+        self.pauses: list[int] = []
+        self._lost = lost
+        self._limit = limit
+        self._state = State()
+        self._event: Event = Woken()
+
+    def go(self, publishes: int) -> None:
+        """Until there is nothing to take, or so many chunks were published."""
+        while publishes:
+            self._state, command = step(self._state, self._event)
+            if command == Sleep(0):
+                self._event = Woken()
+                return
+            publishes -= isinstance(command, Publish)
+            self._event = self._perform(command)
+
+    def _perform(self, command: d.Command) -> Event:
+        match command:
+            case Take(beside):
+                return Taken(tuple(self._takeable(beside))[: self._limit])
+            case Publish(chunk):
+                positions = [row.position for row in chunk]
+                if self._lost(positions):
+                    return SinkLost("cut")
+                return Published((None,) * len(chunk))
+            case Mark(confirmed, failed):
+                self.sent += confirmed
+                self.postponed += [row.position for row, _ in failed]
+                self.waiting = [row for row in self.waiting if row.position not in confirmed]
+                return Marked()
+            case Sleep(failures):
+                self.pauses.append(failures)
+        return Woken()
+
+    def _takeable(self, beside: tuple[int, ...]) -> Iterator[Row]:
+        """The heads and what is behind them; a key whose head is postponed, or not to be taken, is held."""
+        held: set[str | None] = set()
+        for row in self.waiting:
+            if row.position in beside or row.position in self.postponed:
+                held |= {row.key} - {None}
+            elif row.key not in held:
+                yield row
