@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if child is not None:
         relay(
             sink=lambda: LogSink(Path(child["log"]), child["seconds"]), database=child["dsn"], lanes=child["lanes"],
-            batch=max(1, SUBJECTS // child["lanes"]), backoff=Backoff(most_seconds=30), stop=threading.Event(),
+            batch=max(1, SUBJECTS // child["lanes"]), backoff=Backoff(seconds_max=30), stop=threading.Event(),
         )  # fmt: skip
         return 0
     with TemporaryDirectory() as folder:

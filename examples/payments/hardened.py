@@ -14,7 +14,7 @@ from psycopg import Connection
 from onceward import STRIPE_V1, Backoff, Consumer, Message, Once, ProviderProfile, publish
 from payments.card import TIMEOUT_SECONDS, Card, Order
 
-PROVIDER = STRIPE_V1.calling(timeout_seconds=TIMEOUT_SECONDS)
+PROVIDER = STRIPE_V1.with_timeout(timeout_seconds=TIMEOUT_SECONDS)
 
 
 def place(conn: Connection, order: Order) -> None:
@@ -29,7 +29,7 @@ def charges(card: Card, *, lease_seconds: float = 30.0, provider: ProviderProfil
         "payments.charge",
         window=timedelta(days=30),
         lease_seconds=lease_seconds,
-        backoff=Backoff(first_seconds=0.2, most_seconds=5.0),
+        backoff=Backoff(first_seconds=0.2, seconds_max=5.0),
     )
 
     @consumer.effectful("order.placed")
@@ -44,7 +44,7 @@ def charges(card: Card, *, lease_seconds: float = 30.0, provider: ProviderProfil
 
 
 def ledger(*, lease_seconds: float = 30.0) -> Consumer:
-    consumer = Consumer("ledger", lease_seconds=lease_seconds, backoff=Backoff(first_seconds=0.2, most_seconds=5.0))
+    consumer = Consumer("ledger", lease_seconds=lease_seconds, backoff=Backoff(first_seconds=0.2, seconds_max=5.0))
 
     @consumer.transactional("order.paid")
     def book(message: Message, tx: Connection) -> None:

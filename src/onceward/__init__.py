@@ -16,17 +16,17 @@ if _TYPE_CHECKING:
     from onceward.errors import (
         ConflictError,
         Defer,
+        EffectRefused,
         LeaseLost,
         NotInTransaction,
         OncewardError,
-        Refused,
         Reject,
         SchemaMismatch,
         TransportError,
         UnknownOutcome,
         UsageError,
     )
-    from onceward.inbox import Inbox, TakeResult, Taking
+    from onceward.inbox import Inbox, Take, TakeResult
     from onceward.intents import Intents
     from onceward.message import Message
     from onceward.outbox import publish
@@ -49,6 +49,7 @@ __all__ = [
     "Consumer",
     "Defer",
     "Delivery",
+    "EffectRefused",
     "Inbox",
     "Intents",
     "LeaseLost",
@@ -57,12 +58,11 @@ __all__ = [
     "Once",
     "OncewardError",
     "ProviderProfile",
-    "Refused",
     "Reject",
     "SchemaMismatch",
     "Settlement",
+    "Take",
     "TakeResult",
-    "Taking",
     "TransportError",
     "UnknownOutcome",
     "UsageError",
@@ -76,9 +76,9 @@ __all__ = [
 
 _HOMES = {
     "consumer": "Consumer",
-    "errors": "ConflictError Defer LeaseLost NotInTransaction OncewardError Refused Reject SchemaMismatch TransportError"
-    " UnknownOutcome UsageError",
-    "inbox": "Inbox TakeResult Taking",
+    "errors": "ConflictError Defer EffectRefused LeaseLost NotInTransaction OncewardError Reject SchemaMismatch"
+    " TransportError UnknownOutcome UsageError",
+    "inbox": "Inbox TakeResult Take",
     "intents": "Intents",
     "consumer_loop": "run",
     "message": "Message",

@@ -72,7 +72,7 @@ class Consumer:
         if attempts_max < 1 or deliveries_max < 1:
             raise UsageError("attempts_max and deliveries_max must be at least 1")
         if not isinstance(backoff, Backoff):
-            raise UsageError(f"backoff is a Backoff(first_seconds=..., most_seconds=...), not {backoff!r}")
+            raise UsageError(f"backoff is a Backoff(first_seconds=..., seconds_max=...), not {backoff!r}")
         if handler_seconds_max <= 0:
             raise UsageError("handler_seconds_max must be more than 0")
         if other_types not in ("park", "ignore"):

@@ -227,7 +227,7 @@ def check_pool_size(pool: ConnectionPool[Connection], needed: int) -> None:
         )
 
 
-def is_lost(conn: Connection | None, error: BaseException | None = None) -> bool:
+def is_broken(conn: Connection | None, error: BaseException | None = None) -> bool:
     """The connection is gone, or could not be had: what was not committed did not happen."""
     if conn is not None and (conn.closed or conn.broken):
         return True

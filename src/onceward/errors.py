@@ -8,7 +8,7 @@
     ├── ConflictError           same id, another payload: a person decides
     ├── UnknownOutcome          the provider's outcome is not known: a look-up or a person decides
     ├── LeaseLost               another worker owns this message now: stop, touch nothing
-    └── Refused                 the provider said no, definitely (card declined): handle it, or the message is parked
+    └── EffectRefused           the provider said no, definitely (card declined): handle it, or the message is parked
 
     Signal                      not errors: what a handler raises to steer its message
     ├── Defer                   give it back for a while; costs no attempt
@@ -50,7 +50,7 @@ class LeaseLost(OncewardError):
     """Another worker has taken this message over: nothing that this one still does may count."""
 
 
-class Refused(OncewardError):
+class EffectRefused(OncewardError):
     """The provider refused definitely; `answer` is its recorded, plain-JSON reason."""
 
     def __init__(self, answer: object) -> None:

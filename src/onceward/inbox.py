@@ -57,7 +57,7 @@ class TakeResult(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Taking:
+class Take:
     """The result of a take, and, when TAKEN, the fence under which everything else is done."""
 
     result: TakeResult
@@ -129,7 +129,7 @@ class Inbox:
         row = one_tuple(conn, self.statements["consumer_seen"], params)
         return float(row[0]) if row is not None else self.window.total_seconds()
 
-    def take(self, conn: Connection[Any], message: Message) -> Taking:
+    def take(self, conn: Connection[Any], message: Message) -> Take:
         """Take `message` inside the transaction open on `conn`: its row is done when the caller commits.
 
         Crash before the caller's commit: nothing is taken, the redelivery starts afresh.
@@ -141,7 +141,7 @@ class Inbox:
         _check_durable(conn)
         return self._second_door(conn, message, "done")
 
-    def claim(self, conn: Connection[Any], message: Message) -> Taking:
+    def claim(self, conn: Connection[Any], message: Message) -> Take:
         """Claim `message` for an effectful handler: its row is committed as pending, under a lease, before this returns.
 
         Crash after it: the lease lapses, and a redelivery takes over with the next token.
@@ -152,7 +152,7 @@ class Inbox:
             _check_durable(conn)
             return self._second_door(conn, message, "pending")
 
-    def finish(self, conn: Connection[Any], message: Message, taking: Taking) -> bool:
+    def finish(self, conn: Connection[Any], message: Message, taking: Take) -> bool:
         """The claimed row is done, in the transaction open on `conn`; the first statement there, before any write.
 
         False: the lease was lost to another worker: roll back and write nothing.
@@ -162,12 +162,12 @@ class Inbox:
         params = self.key(message) | {"token": taking.token, "lock_timeout": "0"}
         return one_tuple(conn, self.statements["inbox_finish"], params) is not None
 
-    def give_back(self, conn: Connection[Any], message: Message, taking: Taking) -> bool:
+    def give_back(self, conn: Connection[Any], message: Message, taking: Take) -> bool:
         """The claim is given back uncounted, so that a retry may take over at once. False: it was lost already."""
         check_connection(conn)
-        return one_tuple(conn, self.statements["inbox_yield"], self.key(message) | {"token": taking.token}) is not None
+        return one_tuple(conn, self.statements["inbox_give_back"], self.key(message) | {"token": taking.token}) is not None
 
-    def _second_door(self, conn: Connection[Any], message: Message, state: str) -> Taking:
+    def _second_door(self, conn: Connection[Any], message: Message, state: str) -> Take:
         """A savepoint around the take, so that a lock that was waited for too long is a result, not a dead transaction."""
         before = one_tuple(conn, "SELECT current_setting('lock_timeout'), set_config('lock_timeout', '1s', true)")
         lock_timeout = before[0] if before else "0"
@@ -186,7 +186,7 @@ class Inbox:
         conn.execute("SELECT set_config('lock_timeout', %s, true)", (lock_timeout,))
         return taking
 
-    def _without_partition(self, conn: Connection[Any], params: dict[str, Any]) -> Taking:
+    def _without_partition(self, conn: Connection[Any], params: dict[str, Any]) -> Take:
         taking = self.without_partition(conn, params)
         if taking is None:
             raise UsageError(
@@ -196,7 +196,7 @@ class Inbox:
             )
         return taking
 
-    def without_partition(self, conn: Connection[Any], params: dict[str, Any]) -> Taking | None:
+    def without_partition(self, conn: Connection[Any], params: dict[str, Any]) -> Take | None:
         """What Postgres' refusal means (23514: no partition for this id); None: its day is served, and upkeep is late.
 
         Retired is retired for every process, whatever its window: what was finished there can no longer be told from new.
@@ -210,7 +210,7 @@ class Inbox:
         if row is None or not row[0]:
             return None
         if row[1]:
-            return Taking(TakeResult.IN_FLIGHT, retry_after_seconds=UNDECIDED_SECONDS, detail="its day is being retired")
+            return Take(TakeResult.IN_FLIGHT, retry_after_seconds=UNDECIDED_SECONDS, detail="its day is being retired")
         return outside_window("retired")
 
     # ---- statements, shared with the runtime -------------------------------------------------------------------------
@@ -237,35 +237,35 @@ class Inbox:
             "lock_timeout": lock_timeout,
         }
 
-    def take_with(self, conn: Connection[Any], params: dict[str, Any]) -> Taking:
+    def take_with(self, conn: Connection[Any], params: dict[str, Any]) -> Take:
         """INSERT, and where that gives no row: read, decide, perhaps take over; again when the row changed meanwhile."""
         row = one_tuple(conn, self.statements["inbox_insert"], params)
         if row is not None:
-            return Taking(TakeResult.TAKEN, token=row[0], transaction=row[1], cleaning=row[2])
+            return Take(TakeResult.TAKEN, token=row[0], transaction=row[1], cleaning=row[2])
         for _ in range(TAKES_AGAIN_MAX):
             taking = self.take_existing(conn, params)
             if taking is not None:
                 return taking
             row = one_tuple(conn, self.statements["inbox_insert"], params)
             if row is not None:
-                return Taking(TakeResult.TAKEN, token=row[0], transaction=row[1], cleaning=row[2])
-        return Taking(TakeResult.IN_FLIGHT, retry_after_seconds=0.1, detail="the row changed again and again")
+                return Take(TakeResult.TAKEN, token=row[0], transaction=row[1], cleaning=row[2])
+        return Take(TakeResult.IN_FLIGHT, retry_after_seconds=0.1, detail="the row changed again and again")
 
-    def take_existing(self, conn: Connection[Any], params: dict[str, Any]) -> Taking | None:
+    def take_existing(self, conn: Connection[Any], params: dict[str, Any]) -> Take | None:
         """Decide on the row that is there; None: it vanished or changed in between, so take again."""
         age, state, same_payload, token, lapsed, lease_left_seconds = self.read(conn, params)
         if state is None:
             return None if age == "current" else outside_window(age)
         if not same_payload:
-            return Taking(TakeResult.CONFLICT, detail="another payload under an id that is known")
+            return Take(TakeResult.CONFLICT, detail="another payload under an id that is known")
         if state != "pending":
-            return Taking(TakeResult.DUPLICATE, detail=state)
+            return Take(TakeResult.DUPLICATE, detail=state)
         if not lapsed:
-            return Taking(TakeResult.IN_FLIGHT, retry_after_seconds=lease_left_seconds, detail="its lease is alive")
+            return Take(TakeResult.IN_FLIGHT, retry_after_seconds=lease_left_seconds, detail="its lease is alive")
         row = one_tuple(conn, self.statements["inbox_take_over"], params | {"token": token})
         if row is None:
             return None
-        return Taking(TakeResult.TAKEN, token=row[0], fresh=False, takes=row[3], transaction=row[1], cleaning=row[2])
+        return Take(TakeResult.TAKEN, token=row[0], fresh=False, takes=row[3], transaction=row[1], cleaning=row[2])
 
     def read(self, conn: Connection[Any], params: dict[str, Any]) -> tuple[Any, ...]:
         """(age, state, same payload, token, lapsed, seconds of lease left) by the database's clock; state None: no row."""
@@ -306,23 +306,23 @@ def storable(text: str, chars_max: int = 4000) -> str:
     return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()[:chars_max]
 
 
-def outside_window(age: str) -> Taking:
+def outside_window(age: str) -> Take:
     why = {
         "old": "older than the window, and unseen",
         "future": "its time is ahead of the database's clock",
         "retired": "its day was retired: it cannot be told any more whether it was finished",
     }
-    return Taking(TakeResult.OUTSIDE_WINDOW, detail=why.get(age, age), early=age == "future")
+    return Take(TakeResult.OUTSIDE_WINDOW, detail=why.get(age, age), early=age == "future")
 
 
-def untimed(message: Message) -> Taking:
+def untimed(message: Message) -> Take:
     """An id without a time: after its row is pruned it would be taken as new, so it is refused."""
-    return Taking(TakeResult.OUTSIDE_WINDOW, detail=f"its id is no UUIDv7, so it has no time: {message.id[:80]!r}")
+    return Take(TakeResult.OUTSIDE_WINDOW, detail=f"its id is no UUIDv7, so it has no time: {message.id[:80]!r}")
 
 
-def locked_out() -> Taking:
+def locked_out() -> Take:
     """An uncommitted row of a slow or frozen transaction was waited for, and the wait ran out."""
-    return Taking(TakeResult.IN_FLIGHT, retry_after_seconds=1.0, detail="its row is locked by an open transaction")
+    return Take(TakeResult.IN_FLIGHT, retry_after_seconds=1.0, detail="its row is locked by an open transaction")
 
 
 def _check_outside_transaction(conn: Connection[Any], what: str) -> None:

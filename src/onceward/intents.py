@@ -16,9 +16,9 @@ from psycopg.rows import dict_row
 
 from onceward.database import check_connection, one_tuple
 from onceward.errors import UsageError
-from onceward.inbox import Taking
+from onceward.inbox import Take
 from onceward.message import Message, canonical_id, canonical_json
-from onceward.protocol.words import Changed, Expired, Intended, Lost, Recorded, TwoAnswers
+from onceward.protocol.words import Changed, Expired, FencedOff, Intended, Recorded, TwoAnswers
 from onceward.provider import ProviderProfile, idempotency_key
 from onceward.statements import SCHEMA_DEFAULT, statements
 
@@ -38,13 +38,13 @@ class Intents:
         return idempotency_key(self.consumer, canonical_id(message.id), name)
 
     def intend(
-        self, conn: Connection[Any], message: Message, taking: Taking, *, n: int, name: str, request: object,
+        self, conn: Connection[Any], message: Message, taking: Take, *, n: int, name: str, request: object,
         provider: ProviderProfile,
-    ) -> Intended | Recorded | Expired | Changed | Lost:  # fmt: skip
+    ) -> Intended | Recorded | Expired | Changed | FencedOff:  # fmt: skip
         """The n-th intent of this message is committed, or what is known of it is returned.
 
         `Intended`: call now, with `key(message, name)`. `Recorded`: its answer, do not call. `Expired`: never call, look it
-        up. `Changed`: another effect is recorded at this place. `Lost`: the lease is lost or lapsed, do not call.
+        up. `Changed`: another effect is recorded at this place. `FencedOff`: the lease is lost or lapsed, do not call.
 
         Crash after it: the intent is pending; the redelivery calls with the same key, inside the provider's window.
         """
@@ -60,13 +60,13 @@ class Intents:
         held, made, _ = one_tuple(conn, self.statements["intent_insert"], params) or (False, False, None)
         if made:
             return Intended()
-        return self._read(conn, params) if held else Lost()
+        return self._read(conn, params) if held else FencedOff()
 
-    def _read(self, conn: Connection[Any], params: dict[str, Any]) -> Intended | Recorded | Expired | Changed | Lost:
+    def _read(self, conn: Connection[Any], params: dict[str, Any]) -> Intended | Recorded | Expired | Changed | FencedOff:
         with conn.cursor(row_factory=dict_row) as cursor:
             row = cursor.execute(self.statements["intent_read"], params).fetchone()
         if row is None:
-            return Lost()
+            return FencedOff()
         if (row["name"], row["request_fingerprint"]) != (params["name"], params["request_fingerprint"]):
             what = "another request" if row["name"] == params["name"] else f"the effect {row['name']!r}"
             return Changed(f"effect {params['n']} is {params['name']!r} now, but {what} is recorded there")

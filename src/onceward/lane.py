@@ -109,7 +109,7 @@ class Shared:
 
     @property
     def delay_seconds_max(self) -> float:
-        return min(self.backoff.most_seconds, DELAY_SECONDS_MAX)
+        return min(self.backoff.seconds_max, DELAY_SECONDS_MAX)
 
     def look_at_numbering(self, conn: Connection[Any]) -> None:
         """At the first call, and now and then: a failover may happen while the relay runs."""
@@ -167,14 +167,14 @@ class Lane:
         logger.warning("%s; tried again in %.1f s (failures in a row: %d)", self._why, pause, command.failures)
         self._shared.sleep(pause, None)
 
-    def _perform(self, command: d.Take | d.Publish | d.Mark) -> d.Event:
+    def _perform(self, command: d.Take | d.Publish | d.SettleRows) -> d.Event:
         try:
             match command:
                 case d.Take():
                     return self._take(command)
                 case d.Publish():
                     return self._publish(command)
-                case d.Mark():
+                case d.SettleRows():
                     return self._mark(command)
         except psycopg.Error as error:
             self._why = f"the relay lost the database, what it held is free again: {one_line(error)}"
@@ -197,7 +197,7 @@ class Lane:
         self._taken_at = time.monotonic()
         self._emit("relay.taken", rows)
         return d.Taken(
-            tuple(d.Row(row["position"], row["aggregateid"], row["attempts"], row["payload_bytes"]) for row in rows)
+            tuple(d.OutboxRow(row["position"], row["aggregateid"], row["attempts"], row["payload_bytes"]) for row in rows)
         )
 
     def _lock(self, conn: Connection[Any], command: d.Take) -> list[dict[str, Any]]:
@@ -237,7 +237,7 @@ class Lane:
 
     # ---- marking -----------------------------------------------------------------------------------------------------
 
-    def _mark(self, command: d.Mark) -> d.Event:
+    def _mark(self, command: d.SettleRows) -> d.Event:
         """What is confirmed is gone, what failed waits, and the rest is free.
 
         Crash before COMMIT: everything is there as before, and is sent again under the same ids.
@@ -250,9 +250,9 @@ class Lane:
         conn.execute("COMMIT")
         self._emit("relay.deleted", [self._rows[position] for position in command.confirmed])
         self._emit("relay.postponed", [self._rows[row.position] for row, _ in command.failed])
-        return d.Marked()
+        return d.RowsSettled()
 
-    def _postpone(self, conn: Connection[Any], row: d.Row, error: str) -> None:
+    def _postpone(self, conn: Connection[Any], row: d.OutboxRow, error: str) -> None:
         tries = row.attempts + 1
         delay_seconds = self._shared.delay_seconds(tries)
         params = {"position": row.position, "error": storable(error), "delay_seconds": delay_seconds}

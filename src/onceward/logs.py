@@ -7,7 +7,7 @@ from collections.abc import Callable
 from traceback import format_exception
 from typing import Final
 
-from onceward.errors import Refused, Signal
+from onceward.errors import EffectRefused, Signal
 from onceward.message import Message
 from onceward.protocol.words import Fail, Park
 
@@ -45,7 +45,7 @@ def say_parked(tell: Callable[..., None], command: Park) -> None:
 
 def traced(failure: BaseException | None) -> BaseException | None:
     """The failure, if where it was raised tells anything: a signal or a refusal is how a handler steers its message."""
-    return None if isinstance(failure, Signal | Refused) else failure
+    return None if isinstance(failure, Signal | EffectRefused) else failure
 
 
 def with_trace(text: str, failure: BaseException | None) -> str:

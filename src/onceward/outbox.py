@@ -101,7 +101,7 @@ def _time(seconds: str) -> datetime:
         raise MalformedMessage(f"its time, {seconds} s since 1970, is not between the years 1 and 9999") from None
 
 
-def take_published(conn: Connection[Any]) -> bool:
+def pop_published(conn: Connection[Any]) -> bool:
     """Whether something was published on `conn` since the last time that this was asked."""
     if conn in _published:
         _published.discard(conn)

@@ -9,7 +9,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.rows import dict_row
 
-from onceward.database import is_lost
+from onceward.database import is_broken
 from onceward.errors import TransportError
 from onceward.message import MalformedMessage, Message
 from onceward.outbox import row_message
@@ -30,7 +30,7 @@ def read(conn: Connection[Any], statements: Statements, rows: Sequence[Row]) -> 
     try:
         return _whole(conn, statements, rows)
     except (psycopg.Error, UnicodeError) as error:
-        if is_lost(conn, error):
+        if is_broken(conn, error):
             raise
         conn.execute("ROLLBACK TO SAVEPOINT taken")
         if len(rows) == 1:

@@ -126,8 +126,8 @@ def _what_to_expect(intents: Sequence[ParkedIntent]) -> str:
         return ""
     names = ", ".join(repr(name) for name in refused)
     return (
-        f"its provider refused {names}, and that is recorded: the provider is not asked again, the handler hears `Refused` "
-        "again, and the message is parked again unless the handler catches it now"
+        f"its provider refused {names}, and that is recorded: the provider is not asked again, the handler hears "
+        "`EffectRefused` again, and the message is parked again unless the handler catches it now"
     )
 
 

@@ -281,7 +281,7 @@ def _unfinished(conn: Connection[Any], schema: str, names: list[str]) -> int:
 
 
 def _detach(conn: Connection[Any], schema: str, name: str) -> None:
-    """Begun if it was not, and finished if it was: waiting for old transactions may end half way."""
+    """Finishing if it was not, and finished if it was: waiting for old transactions may end half way."""
     parent, child = sql.Identifier(schema, name.rpartition("_p")[0]), sql.Identifier(schema, name)
     if name not in dict(attached(conn, schema)):
         return

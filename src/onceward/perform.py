@@ -13,8 +13,8 @@ import psycopg
 from psycopg import Connection
 
 from onceward.callables import check_done, check_plain, is_awaitable
-from onceward.database import is_lost
-from onceward.errors import ConflictError, Defer, LeaseLost, Refused, Reject, Signal, UnknownOutcome, UsageError
+from onceward.database import is_broken
+from onceward.errors import ConflictError, Defer, EffectRefused, LeaseLost, Reject, Signal, UnknownOutcome, UsageError
 from onceward.inbox import storable
 from onceward.intents import request_fingerprint
 from onceward.message import Message, canonical_json
@@ -23,7 +23,7 @@ from onceward.protocol.delivery import Shape, start, step
 from onceward.provider import ProviderProfile, read_error
 from onceward.runtime import Runtime
 from onceward.session import left_open
-from onceward.transactions import Rows
+from onceward.transactions import Transactions
 from onceward.transport import Delivery, Settlement
 
 ANSWER_CHARS_MAX: Final = 100_000
@@ -59,9 +59,9 @@ class Once:
         connection held. `lookup(request, key)` returns the answer of an effect that happened, or None.
         Effects are told apart by their order, name and request: these must not depend on time or chance.
 
-        Raises `Refused` when the provider said no definitely; `LeaseLost`, `UnknownOutcome`, or the call's own exception
-        when the outcome is not known (after these `once` refuses everything: let them pass); `UsageError` for an answer
-        that is no JSON, or an effect in or after the transaction.
+        Raises `EffectRefused` when the provider said no definitely; `LeaseLost`, `UnknownOutcome`, or the call's own
+        exception when the outcome is not known (after these `once` refuses everything: let them pass); `UsageError` for an
+        answer that is not JSON, or an effect in or after the transaction.
 
         Crash anywhere in it: the intent is pending, and the redelivery asks again with the same key.
         """
@@ -95,7 +95,7 @@ class Performer:
         self.message = message
         self.delivery = delivery
         self._handler = handler
-        self._rows = Rows(runtime, message, delivery)
+        self._rows = Transactions(runtime, message, delivery)
         self._state = start(shape, runtime.limits)
         self._asked: Effect | None = None
         self._names: set[str] = set()
@@ -165,7 +165,7 @@ class Performer:
         if self._is_cancelled(error):
             return p.Raised("cancelled", describe(error))
         match error:
-            case Refused():
+            case EffectRefused():
                 return p.Raised("refused", canonical_json(error.answer))
             case Reject():
                 return p.Raised("rejected", error.reason)
@@ -183,7 +183,7 @@ class Performer:
     def _lost_its_session(self) -> bool:
         """The server, or the handler itself, ended it; not we, because something was left under way on it."""
         rows = self._rows
-        return not rows.discarded and (rows.session_lost or (rows.conn is not None and is_lost(rows.conn)))
+        return not rows.discarded and (rows.session_lost or (rows.conn is not None and is_broken(rows.conn)))
 
     def _is_cancelled(self, error: BaseException) -> bool:
         """The work was taken away from the handler: by a cancellation, or because the program is told to end.
@@ -246,7 +246,7 @@ class Performer:
         if command.error == "call failed" and self._failure is not None:
             raise self._failure
         if command.error == "refused":
-            raise Refused(json.loads(command.detail))
+            raise EffectRefused(json.loads(command.detail))
         raise _ERRORS.get(command.error, UnknownOutcome)(command.detail)
 
     @property
@@ -261,15 +261,15 @@ class Performer:
         match command:
             case p.Take():
                 return rows.take(state)
-            case p.Begin():
-                return rows.begin()
+            case p.Finish():
+                return rows.finish()
             case p.Commit():
                 return rows.commit()
             case p.Fail():
                 return rows.fail(state, command)
             case p.Park():
                 return rows.park(state, command)
-            case p.Yield():
+            case p.GiveBack():
                 return rows.give_back()
         return self._carry_out_effect(command)
 
@@ -301,7 +301,7 @@ class Performer:
             self._rows.emit("effect.intended", n=n, name=effect.name)
         elif isinstance(event, p.Recorded):
             self._rows.emit("effect.replayed", n=n, name=effect.name)
-        elif isinstance(event, p.Lost):
+        elif isinstance(event, p.FencedOff):
             self._rows.emit("consumer.lease_lost")
         return event
 
@@ -330,7 +330,7 @@ class Performer:
             self._failure = self._rows.failure = error
             if self._is_cancelled(error):
                 return p.Cancelled(describe(error))
-            if looking and not isinstance(error, Refused):
+            if looking and not isinstance(error, EffectRefused):
                 return p.Failed(f"look-up: {describe(error)}")
             return self._read_error(effect.provider, error)
         if looking and answer is None:
@@ -340,7 +340,7 @@ class Performer:
     @staticmethod
     def _read_error(provider: ProviderProfile, error: BaseException) -> p.Event:
         """A refusal whose answer cannot be kept is parked with what was answered, as any other such answer."""
-        if not isinstance(error, Refused):
+        if not isinstance(error, EffectRefused):
             return read_error(provider, error)
         read = read_answer(error.answer, "the refused effect")
         return p.Answered(read.answer, refused=True) if isinstance(read, p.Answered) else read

@@ -34,7 +34,7 @@ class ProviderProfile:
     `window_seconds` runs from `starts_at`; None: the provider knows no keys, and an intent without an answer is never
     called again. `margin_seconds` is kept free at its end: it must be longer than the longest call.
     `refusals`: the 4xx statuses by which it says no, definitely (402: the card was declined). Such an answer is recorded
-    and raised as `Refused`; any other 4xx is tried again. Not 409 and 429, which mean "later".
+    and raised as `EffectRefused`; any other 4xx is tried again. Not 409 and 429, which mean "later".
     Raises `UsageError` when the margin is too short: a call that could still be under way when its key expires is a second
     charge; and for values that no provider can have.
     """
@@ -80,7 +80,7 @@ class ProviderProfile:
         """How long after the intent was committed its key may still be sent; 0 without keys."""
         return 0.0 if self.window_seconds is None else self.window_seconds - self.margin_seconds
 
-    def calling(self, *, timeout_seconds: float, retries: int = 0) -> ProviderProfile:
+    def with_timeout(self, *, timeout_seconds: float, retries: int = 0) -> ProviderProfile:
         """The same provider, called with this timeout and this many retries of the client's own."""
         return replace(self, call_timeout_seconds=timeout_seconds, call_retries=retries)
 

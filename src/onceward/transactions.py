@@ -11,11 +11,11 @@ import psycopg
 from psycopg import Connection
 from psycopg.pq import TransactionStatus
 
-from onceward.database import is_lost, one_tuple
-from onceward.inbox import TakeResult, Taking, locked_out, storable, untimed
+from onceward.database import is_broken, one_tuple
+from onceward.inbox import Take, TakeResult, locked_out, storable, untimed
 from onceward.logs import say, say_failed, say_parked, with_trace
 from onceward.message import Message
-from onceward.outbox import take_published
+from onceward.outbox import pop_published
 from onceward.protocol import words as p
 from onceward.protocol.delivery import State
 from onceward.runtime import Runtime
@@ -28,14 +28,14 @@ LOOK: Final = "SELECT coalesce(pg_current_xact_id_if_assigned()::text = %(transa
 Row = tuple[Any, ...]
 
 
-class Rows:
+class Transactions:
     """What one delivery writes. At most one connection is held at a time, and none while a provider is called."""
 
     def __init__(self, runtime: Runtime, message: Message, delivery: Delivery) -> None:
         self.runtime = runtime
         self.message = message
         self.delivery = delivery
-        self.taking = Taking(TakeResult.IN_FLIGHT)
+        self.taking = Take(TakeResult.IN_FLIGHT)
         self.conn: Connection[Any] | None = None
         self.session_lost = False
         self.discarded = False  # the handler left something under way on its connection
@@ -64,7 +64,7 @@ class Rows:
         self._cleaning = taking.cleaning
         return self._taken(state, taking, excused)
 
-    def _take_on_a_live_session(self, params: dict[str, Any], *, in_transaction: bool) -> Taking:
+    def _take_on_a_live_session(self, params: dict[str, Any], *, in_transaction: bool) -> Take:
         """The take; once more where its connection turned out to be gone: something on the way ended it while it was idle.
 
         Else each message of a quiet hour would wait for its redelivery, and meet the next connection that is gone. A claim
@@ -73,13 +73,13 @@ class Rows:
         try:
             return self._take_guarded(params, in_transaction=in_transaction)
         except psycopg.OperationalError as error:
-            if self.conn is None or not is_lost(self.conn, error):
+            if self.conn is None or not is_broken(self.conn, error):
                 raise
         self.close()
         self.runtime.database.forget_broken()
         return self._take_guarded(params, in_transaction=in_transaction)
 
-    def _take_guarded(self, params: dict[str, Any], *, in_transaction: bool) -> Taking:
+    def _take_guarded(self, params: dict[str, Any], *, in_transaction: bool) -> Take:
         """One transaction with the handler's writes, or (autocommit) one of its own. Not TAKEN: nothing is left open."""
         try:
             conn = self._open(begin_transaction=in_transaction)
@@ -94,7 +94,7 @@ class Rows:
             self.close()
         return taking
 
-    def _without_partition(self, params: dict[str, Any]) -> Taking:
+    def _without_partition(self, params: dict[str, Any]) -> Take:
         self.close()
         with self.runtime.database.connection() as conn:
             taking = self.runtime.inbox.without_partition(conn, params)
@@ -103,9 +103,9 @@ class Rows:
         logger.error("the partition for message %s was missing: upkeep is late; it is made now", self.message.id)
         self.emit("upkeep.partition_late")
         self.runtime.partition_late(self.message)
-        return Taking(TakeResult.IN_FLIGHT, retry_after_seconds=0.0)
+        return Take(TakeResult.IN_FLIGHT, retry_after_seconds=0.0)
 
-    def _taken(self, state: State, taking: Taking, excused: int) -> p.Event:
+    def _taken(self, state: State, taking: Take, excused: int) -> p.Event:
         match taking.result:
             case TakeResult.TAKEN:
                 if state.shape == "effectful":
@@ -148,7 +148,7 @@ class Rows:
 
     # ---- the finish --------------------------------------------------------------------------------------------------
 
-    def begin(self) -> p.Event:
+    def finish(self) -> p.Event:
         inbox = self.runtime.inbox
         limits = {"token": self.taking.token, "lock_timeout": self.runtime.database.lock_timeout}
         params = inbox.key(self.message) | limits
@@ -159,17 +159,17 @@ class Rows:
         if row is None:
             self.close()
             self.emit("consumer.lease_lost")
-            return p.Lost()
+            return p.FencedOff()
         self._transaction, self._cleaning = row[2], row[3]
         self.emit("consumer.finishing", token=self.taking.token)
-        return p.Begun(row[0], row[1])
+        return p.Finishing(row[0], row[1])
 
     def commit(self) -> p.Event:
         self.emit("consumer.handled")
         conn = self.conn
-        if conn is None or is_lost(conn):
+        if conn is None or is_broken(conn):
             return p.ForeignCommit() if self._is_committed() else p.DatabaseLost()
-        published = take_published(conn)
+        published = pop_published(conn)
         event = commit_guarded(conn, self._transaction, self.runtime.database.putting_back(conn))
         if isinstance(event, p.Committed):
             self._handed_out = False
@@ -189,7 +189,7 @@ class Rows:
         if left_open(conn):
             self.discarded = True
             discard(conn)  # to ask on it would wait for ever
-        if is_lost(conn) or conn.info.transaction_status == TransactionStatus.INERROR:
+        if is_broken(conn) or conn.info.transaction_status == TransactionStatus.INERROR:
             return not self._is_committed()
         if conn.info.transaction_status == TransactionStatus.IDLE:
             return False
@@ -209,7 +209,7 @@ class Rows:
         if not self._transaction:
             return False
         self.roll_back()
-        self.session_lost = self.session_lost or (self.conn is not None and is_lost(self.conn))
+        self.session_lost = self.session_lost or (self.conn is not None and is_broken(self.conn))
         if self.session_lost:
             self.close()
         inbox = self.runtime.inbox
@@ -237,11 +237,11 @@ class Rows:
             counts = {"failed": int(not command.session_lost), "session_lost": int(command.session_lost)}
             row = self._fenced(conn, state, "fail", counts | {"error": storable(with_trace(command.error, self.failure))})
             if row is None:
-                return p.Lost()
+                return p.FencedOff()
             counted[:] = row[:2]
             if counted[0] < limits.attempts_max and counted[1] < limits.deliveries_max:
                 return p.Counted(self.runtime.backoff.delay_seconds(sum(counted)))
-            return p.Parked() if self._fenced(conn, state, "park", self._park_params(park)) else p.Lost()
+            return p.Parked() if self._fenced(conn, state, "park", self._park_params(park)) else p.FencedOff()
 
         limits = self.runtime.limits
         park = p.Park("sessions lost" if command.session_lost else "attempts ran out", command.error)
@@ -267,7 +267,7 @@ class Rows:
                 row = self._fenced(conn, state, "park", params)
             if row is None and command.fence in ("beside", "holder or beside"):
                 row = one_tuple(conn, statements["park_beside"], params)
-            return p.Parked() if row is not None else p.Lost()
+            return p.Parked() if row is not None else p.FencedOff()
 
         event = self._write(write)
         if isinstance(event, p.Parked):
@@ -293,7 +293,11 @@ class Rows:
     def give_back(self) -> p.Event:
         def write(conn: Connection[Any]) -> p.Event:
             params = self.runtime.inbox.key(self.message) | {"token": self.taking.token}
-            return p.Yielded() if one_tuple(conn, self.runtime.inbox.statements["inbox_yield"], params) else p.Lost()
+            return (
+                p.GivenBack()
+                if one_tuple(conn, self.runtime.inbox.statements["inbox_give_back"], params)
+                else p.FencedOff()
+            )
 
         return self._write(write)
 
@@ -322,7 +326,7 @@ class Rows:
             with self.runtime.database.connection() as conn:
                 with conn.transaction() as transaction:
                     event = write(conn)
-                    if isinstance(event, p.Lost):
+                    if isinstance(event, p.FencedOff):
                         raise psycopg.Rollback(transaction)
                 return event
         except psycopg.Error as error:
@@ -365,7 +369,7 @@ class Rows:
     def roll_back(self) -> None:
         """Whatever is open is undone; a connection that is gone has undone it itself."""
         conn = self.conn
-        if conn is None or is_lost(conn) or conn.info.transaction_status == TransactionStatus.IDLE:
+        if conn is None or is_broken(conn) or conn.info.transaction_status == TransactionStatus.IDLE:
             return
         try:
             conn.execute("ROLLBACK")
@@ -379,10 +383,10 @@ class Rows:
         if self._handed_out and left_open(conn):
             discard(conn)
         self.roll_back()
-        if self._handed_out and not is_lost(conn):
+        if self._handed_out and not is_broken(conn):
             put_back(conn, self.runtime.database.putting_back(conn))
         self._handed_out = False
-        take_published(conn)
+        pop_published(conn)
         self.conn = None
         self._held.close()
 

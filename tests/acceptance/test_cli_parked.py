@@ -13,7 +13,7 @@ from tests.support import rows
 from tests.support.deliveries import delivery, order, order_aged
 from tests.support.shop import effectful, transactional
 
-from onceward.errors import Refused, Reject
+from onceward.errors import EffectRefused, Reject
 from onceward.message import Message
 from onceward.perform import Once
 from onceward.provider import STRIPE_V1
@@ -138,7 +138,7 @@ def test_a_redrive_of_a_refused_message_says_what_will_happen(dsn: str) -> None:
     """Its refusal is recorded: without that sentence, a person would redrive it in a circle."""
 
     def decline(_request: Any, _key: str) -> None:
-        raise Refused({"code": "card_declined"})
+        raise EffectRefused({"code": "card_declined"})
 
     def charge(_message: Message, once: Once) -> None:
         once.effect("charge", decline, request={"amount": 1}, provider=STRIPE_V1)
@@ -150,7 +150,7 @@ def test_a_redrive_of_a_refused_message_says_what_will_happen(dsn: str) -> None:
     done = onceward("parked", "redrive", first.id, "--database", dsn)
     assert done.returncode == 0
     assert "its provider refused 'charge'" in done.stdout
-    assert "`Refused` again" in done.stdout
+    assert "`EffectRefused` again" in done.stdout
     assert "'charge'" in shown(dsn, "redrive", second.id)["expect"]
 
 

@@ -46,7 +46,7 @@ def raising(*errors: BaseException) -> Callable[[Message], None]:
 @both_shapes
 def test_a_failed_attempt_is_counted_and_released_with_backoff(shape: str, opened: Opened, db: Db) -> None:
     message, seen = order(), Recorder()
-    backoff = Backoff(first_seconds=8, most_seconds=60)
+    backoff = Backoff(first_seconds=8, seconds_max=60)
     consumer = opened(of_shape(shape, raising(RuntimeError("one"), RuntimeError("two")), backoff=backoff), seen)
     first, second = (consumer.deliver(delivery(message)) for _ in range(2))
     assert first.action == second.action == "release"

@@ -34,7 +34,7 @@ SWITCH: Final = "set_config('synchronous_commit', 'on', true)"
 # Each decision's statement, and those that come before it.
 DECISIONS: Final[dict[str, tuple[str, ...]]] = {
     "inbox_insert": (),
-    "inbox_take_over": ("inbox_insert", "inbox_yield"),
+    "inbox_take_over": ("inbox_insert", "inbox_give_back"),
     "inbox_finish": ("inbox_insert",),
     "intent_insert": ("inbox_insert",),
     "intent_record": ("inbox_insert", "intent_insert"),

@@ -16,7 +16,7 @@ from tests.support.points import At, Recorder
 from tests.support.shop import charging, effectful
 
 from onceward.consumer import OpenConsumer
-from onceward.errors import ConflictError, LeaseLost, Refused, UnknownOutcome, UsageError
+from onceward.errors import ConflictError, EffectRefused, LeaseLost, UnknownOutcome, UsageError
 from onceward.message import Message
 from onceward.parked import redrive
 from onceward.perform import Once
@@ -245,7 +245,7 @@ def test_a_refusal_is_an_answer_recorded_and_raised_each_time(opened: Opened, db
     def handle(message: Message, once: Once) -> None:
         try:
             once.effect("charge", provider.charge, request=message.json(), provider=STRIPE_V1)
-        except Refused as refused:
+        except EffectRefused as refused:
             refusals.append(refused.answer)
         if len(refusals) == 1:
             raise RuntimeError("after the refusal was handled")

@@ -13,7 +13,7 @@ from tests.support.deliveries import Provider, ProviderError, delivery, order
 from tests.support.shop import SHAPES, charging, effectful, of_shape
 
 from onceward.consumer import OpenConsumer
-from onceward.errors import Defer, Refused, Reject
+from onceward.errors import Defer, EffectRefused, Reject
 from onceward.message import Message
 from onceward.perform import Once
 from onceward.provider import STRIPE_V1
@@ -94,7 +94,9 @@ def test_a_deferral_is_no_warning(shape: str, opened: Opened, caplog: pytest.Log
 
 
 @both_shapes
-@pytest.mark.parametrize("error", [Reject("a person must look"), Refused({"code": "declined"})], ids=["reject", "refused"])
+@pytest.mark.parametrize(
+    "error", [Reject("a person must look"), EffectRefused({"code": "declined"})], ids=["reject", "refused"]
+)
 def test_a_message_that_its_handler_parks_is_one_line_without_a_traceback(
     error: Exception, shape: str, opened: Opened, db: Db, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -119,10 +121,10 @@ def test_a_call_can_say_no_by_raising_refused(opened: Opened, db: Db) -> None:
 
     def decline(_request: Any, key: str) -> None:
         calls.append(key)
-        raise Refused({"code": "insufficient_funds"})
+        raise EffectRefused({"code": "insufficient_funds"})
 
     def charge(message: Message, once: Once) -> None:
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(EffectRefused) as refused:
             once.effect("charge", decline, request={}, provider=STRIPE_V1)
         assert refused.value.answer == {"code": "insufficient_funds"}
         with once.transaction() as tx:
@@ -138,7 +140,7 @@ def test_a_call_can_say_no_by_raising_refused(opened: Opened, db: Db) -> None:
 
 def test_a_refusal_that_nobody_handles_is_parked_with_the_answer(opened: Opened, db: Db) -> None:
     def decline(_request: Any, _key: str) -> None:
-        raise Refused({"code": "insufficient_funds"})
+        raise EffectRefused({"code": "insufficient_funds"})
 
     def charge(_: Message, once: Once) -> None:
         once.effect("charge", decline, request={}, provider=STRIPE_V1)
@@ -150,7 +152,7 @@ def test_a_refusal_that_nobody_handles_is_parked_with_the_answer(opened: Opened,
 
 def test_a_refusal_whose_answer_is_not_json_is_parked_with_what_was_answered(opened: Opened, db: Db) -> None:
     def decline(_request: Any, _key: str) -> None:
-        raise Refused(object())
+        raise EffectRefused(object())
 
     def charge(_: Message, once: Once) -> None:
         once.effect("charge", decline, request={}, provider=STRIPE_V1)

@@ -15,7 +15,7 @@ from tests.support.waiting import Background
 
 from onceward.consumer import Consumer, OpenConsumer
 from onceward.errors import UsageError
-from onceward.inbox import Inbox, TakeResult, Taking
+from onceward.inbox import Inbox, Take, TakeResult
 from onceward.intents import Intents
 from onceward.message import Message
 from onceward.outbox import publish
@@ -57,10 +57,10 @@ DOORS: dict[str, Callable[[Any], object]] = {
     "publish": lambda conn: publish(conn, order()),
     "take": lambda conn: Inbox("payments").take(conn, order()),
     "claim": lambda conn: Inbox("payments").claim(conn, order()),
-    "finish": lambda conn: Inbox("payments").finish(conn, order(), Taking(TakeResult.TAKEN)),
-    "give back": lambda conn: Inbox("payments").give_back(conn, order(), Taking(TakeResult.TAKEN)),
+    "finish": lambda conn: Inbox("payments").finish(conn, order(), Take(TakeResult.TAKEN)),
+    "give back": lambda conn: Inbox("payments").give_back(conn, order(), Take(TakeResult.TAKEN)),
     "intend": lambda conn: Intents("payments").intend(
-        conn, order(), Taking(TakeResult.TAKEN), n=1, name="charge", request={}, provider=STRIPE_V1
+        conn, order(), Take(TakeResult.TAKEN), n=1, name="charge", request={}, provider=STRIPE_V1
     ),
     "record": lambda conn: Intents("payments").record(conn, order(), n=1, answer="{}"),
 }

@@ -136,7 +136,7 @@ def test_with_the_sink_wholly_down_the_relay_backs_off(dsn: str, db: Db, backgro
     sink.down = True
     put(db, order())
     began = time.monotonic()
-    with relaying(background, dsn, sink, lanes=1, backoff=Backoff(first_seconds=0.2, most_seconds=2)):
+    with relaying(background, dsn, sink, lanes=1, backoff=Backoff(first_seconds=0.2, seconds_max=2)):
         until(lambda: sink.calls >= 4)
     assert time.monotonic() - began >= 0.7
 

@@ -219,7 +219,7 @@ def test_a_retry_that_a_clock_ahead_of_time_put_off_is_due(dsn: str, db: Db) -> 
     put(db, far, near)
     for message, ahead in ((far, timedelta(days=1)), (near, timedelta(seconds=600))):
         db.execute("UPDATE onceward.outbox SET retry_at = clock_timestamp() + %s WHERE id = %s", (ahead, message.id))
-    drain(dsn, sink, backoff=Backoff(most_seconds=900))
+    drain(dsn, sink, backoff=Backoff(seconds_max=900))
     assert sink.ids == [far.id]
 
 

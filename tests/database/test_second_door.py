@@ -19,7 +19,7 @@ from onceward.inbox import Inbox, TakeResult
 from onceward.intents import Intents
 from onceward.outbox import publish
 from onceward.partitions import WINDOW_MAX, attached, database_now, partition_name, upkeep
-from onceward.protocol.words import Changed, Expired, Intended, Lost, Recorded, TwoAnswers
+from onceward.protocol.words import Changed, Expired, FencedOff, Intended, Recorded, TwoAnswers
 from onceward.provider import NO_KEYS, STRIPE_V1
 
 Db = psycopg.Connection[Any]
@@ -260,7 +260,7 @@ def test_an_intent_under_a_lapsed_lease_is_refused(db: Db) -> None:
     message = order()
     taking = INBOX.claim(db, message)
     rows.lapse(db, message)
-    assert _intend(db, message, taking) == Lost()
+    assert _intend(db, message, taking) == FencedOff()
     assert rows.intents(db, message) == []
 
 
@@ -268,7 +268,7 @@ def test_an_intent_under_another_workers_token_is_refused(db: Db) -> None:
     message = order()
     taking = INBOX.claim(db, message)
     rows.claim_by_another(db, message)
-    assert _intend(db, message, taking) == Lost()
+    assert _intend(db, message, taking) == FencedOff()
 
 
 def test_another_name_or_request_at_the_same_place_is_changed(db: Db) -> None:

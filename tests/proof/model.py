@@ -27,7 +27,7 @@ from onceward.protocol import words as p
 from onceward.protocol.delivery import Shape, State
 from onceward.provider import STRIPE_V1
 from onceward.runtime import Runtime
-from onceward.transactions import Rows
+from onceward.transactions import Transactions
 from onceward.transport import Delivery
 from onceward_proof.explorer import tables
 from onceward_proof.explorer.cell import CALLABLE, EXPIRED, LIMITS, Books, Row
@@ -67,7 +67,7 @@ class NoHeartbeat:
 class Holder(NamedTuple):
     """One worker: what it writes with, and the row as its open transaction has it."""
 
-    rows: Rows
+    rows: Transactions
     state: State
     payload: int
     open: Row | None = None
@@ -114,7 +114,7 @@ class Pair:
         steps: list[Operation] = [(self.fail, index), (self.crash, index), (self.lose_session, index)]
         steps += [(self.park, index, park) for park in PARKS]
         if self.rules.shape == "effectful":
-            steps += [(self.give_back, index), *[(self.intend, index)] * 6, *[(self.begin, index)] * 4]
+            steps += [(self.give_back, index), *[(self.intend, index)] * 6, *[(self.finish, index)] * 4]
             steps += (
                 [(self.record, index, 0), (self.record, index, 0), (self.record, index, 1)] if self.books.intent else []
             )
@@ -127,7 +127,7 @@ class Pair:
         self.crash(index)
         message = self.messages[payload]
         state = State(self.rules.shape, LIMITS, at="taking")
-        rows = Rows(self.runtime, message, delivery(message))
+        rows = Transactions(self.runtime, message, delivery(message))
         event = rows.take(state)
         row, expected = tables.take(self.books, self._who(state, payload), self._clock())
         self._agree("take", event, expected)
@@ -167,14 +167,14 @@ class Pair:
                 event = p.DatabaseLost()
         self._written("record", event, tables.record(self.books, answer, refused))
 
-    def begin(self, index: int) -> None:
+    def finish(self, index: int) -> None:
         holder = self.holders[index]
         if holder is None or holder.open or self.rules.shape == "transactional":
             return
-        event = holder.rows.begin()
+        event = holder.rows.finish()
         expected = tables.begin(self.books, self._who_of(holder), self._clock())
         row, said = (None, p.DatabaseLost()) if expected is None else expected
-        self._agree("begin", event, said)
+        self._agree("finish", event, said)
         self.holders[index] = holder._replace(open=row)
 
     def commit(self, index: int) -> None:
@@ -226,7 +226,7 @@ class Pair:
         holder = self._rolled_back(index)
         if holder is not None and self.rules.shape == "effectful":
             event = holder.rows.give_back()
-            self._written("yield", event, tables.give_back(self.books, self._who_of(holder), self._clock()))
+            self._written("give back", event, tables.give_back(self.books, self._who_of(holder), self._clock()))
 
     def park(self, index: int, command: p.Park) -> None:
         holder = self._rolled_back(index)
@@ -311,7 +311,7 @@ class Pair:
     def _agree(self, what: str, event: p.Event, expected: p.Event) -> None:
         self.met[f"{what}: {type(event).__name__}"] += 1
         assert type(event) is type(expected), f"{what}: Postgres says {event}, the model {expected}"
-        if isinstance(event, p.Taken | p.Begun | p.Recorded):
+        if isinstance(event, p.Taken | p.Finishing | p.Recorded):
             assert event == expected, f"{what}: Postgres says {event}, the model {expected}"
 
     def agree(self) -> None:

@@ -18,9 +18,10 @@ CHOICES = st.lists(st.integers(min_value=0, max_value=10_000), min_size=12, max_
 # If these are not met, the traces went nowhere.
 MUST_BE_MET = (
     "take: Taken", "take: Duplicate", "take: InFlight", "take: Conflict", "take: OutsideWindow", "intend: Intended",
-    "intend: Recorded", "intend: Expired", "intend: Lost", "record: Recorded", "record: TwoAnswers", "begin: Begun",
-    "begin: Lost", "commit: Committed", "commit: Aborted", "commit: ForeignCommit", "fail: Counted", "fail: Parked",
-    "fail: Lost", "yield: Yielded", "yield: Lost", "park holder: Parked", "park holder: Lost", "park absent: Lost",
+    "intend: Recorded", "intend: Expired", "intend: FencedOff", "record: Recorded", "record: TwoAnswers",
+    "finish: Finishing", "finish: FencedOff", "commit: Committed", "commit: Aborted", "commit: ForeignCommit",
+    "fail: Counted", "fail: Parked", "fail: FencedOff", "give back: GivenBack", "give back: FencedOff",
+    "park holder: Parked", "park holder: FencedOff", "park absent: FencedOff",
     "park beside: Parked", "park foreign commit: Parked", "redriven", "redrive refused",
 )  # fmt: skip
 

@@ -15,11 +15,11 @@ from onceward.protocol.relay import (
     CHUNK_SECONDS,
     DatabaseLost,
     Event,
-    Mark,
-    Marked,
+    OutboxRow,
     Publish,
     Published,
-    Row,
+    RowsSettled,
+    SettleRows,
     SinkLost,
     Sleep,
     State,
@@ -32,7 +32,7 @@ from onceward.protocol.relay import (
 from onceward_proof.explorer import outbox
 from onceward_proof.explorer.outbox import OutRow, Post
 
-ROWS = (Row(1, "a"), Row(2, None), Row(3, "a"))
+ROWS = (OutboxRow(1, "a"), OutboxRow(2, None), OutboxRow(3, "a"))
 POISON = 5
 
 
@@ -47,15 +47,15 @@ def _publishing(**changes: object) -> State:
         (State(at="taking"), Taken(()), "idle", Sleep(0)),
         (State(at="taking"), Taken(ROWS), "publishing", Publish(ROWS[:1])),
         (State(at="taking", reach=4), Taken(ROWS), "publishing", Publish(ROWS)),
-        (_publishing(), Published((None, None, None)), "marking", Mark((1, 2, 3), ())),
-        (_publishing(), Published(("no", None, None)), "marking", Mark((2,), ((ROWS[0], "no"),))),
-        (_publishing(), Published((None, "no", None)), "marking", Mark((1, 3), ((ROWS[1], "no"),))),
+        (_publishing(), Published((None, None, None)), "settling", SettleRows((1, 2, 3), ())),
+        (_publishing(), Published(("no", None, None)), "settling", SettleRows((2,), ((ROWS[0], "no"),))),
+        (_publishing(), Published((None, "no", None)), "settling", SettleRows((1, 3), ((ROWS[1], "no"),))),
         (_publishing(chunk=1), Published((None,)), "publishing", Publish(ROWS[1:])),
         (_publishing(chunk=1), Published(("no",)), "publishing", Publish(ROWS[1:2])),
-        (_publishing(chunk=1), Published((None,), late=True), "marking", Mark((1,), ())),
-        (_publishing(chunk=1, confirmed=(9,)), Stopped(), "marking", Mark((9,), ())),
-        (_publishing(confirmed=(9,)), SinkLost("cut"), "marking", Mark((9,), ())),
-        (State(at="marking", rows=ROWS), Marked(), "taking", Take()),
+        (_publishing(chunk=1), Published((None,), late=True), "settling", SettleRows((1,), ())),
+        (_publishing(chunk=1, confirmed=(9,)), Stopped(), "settling", SettleRows((9,), ())),
+        (_publishing(confirmed=(9,)), SinkLost("cut"), "settling", SettleRows((9,), ())),
+        (State(at="settling", rows=ROWS), RowsSettled(), "taking", Take()),
     ],
 )
 def test_the_table(state: State, event: Event, after: str, command: object) -> None:
@@ -63,7 +63,7 @@ def test_the_table(state: State, event: Event, after: str, command: object) -> N
     assert (next_state.at, given_command) == (after, command)
 
 
-@pytest.mark.parametrize("at", ["taking", "publishing", "marking"])
+@pytest.mark.parametrize("at", ["taking", "publishing", "settling"])
 def test_a_lost_database_marks_nothing_and_waits_longer_each_time(at: str) -> None:
     state, command = step(State(at=at, rows=ROWS, failures=2), DatabaseLost())
     assert (state, command) == (State(failures=3), Sleep(3))
@@ -73,7 +73,7 @@ def test_a_lost_database_marks_nothing_and_waits_longer_each_time(at: str) -> No
 def test_what_was_confirmed_before_the_sink_was_lost_is_marked() -> None:
     state, _ = step(_publishing(chunk=1), Published((None,)))
     _, command = step(state, SinkLost("cut"))
-    assert command == Mark((1,), ())
+    assert command == SettleRows((1,), ())
 
 
 def test_a_sink_that_is_away_is_asked_after_longer_and_longer_pauses_and_nothing_is_postponed() -> None:
@@ -99,7 +99,7 @@ def test_several_rows_that_end_the_sinks_connection_are_each_found_as_others_go_
     lane.go(200)
     assert sorted(lane.sent) == [position for position in range(120) if position not in poison]
     for position in range(1000, 1020):
-        lane.waiting.append(Row(position, None))
+        lane.waiting.append(OutboxRow(position, None))
         lane.go(10)
     assert set(lane.postponed) == poison
 
@@ -144,7 +144,7 @@ def test_a_slow_sink_gets_fewer_rows_at_once_and_a_fast_one_more() -> None:
 
 def test_a_chunk_is_bounded_in_bytes_and_a_row_that_is_larger_goes_alone() -> None:
     sizes = [CHUNK_BYTES_MAX // 2, CHUNK_BYTES_MAX // 2, 1, CHUNK_BYTES_MAX * 9, 1]
-    rows = tuple(Row(position, None, payload_bytes=size) for position, size in enumerate(sizes))
+    rows = tuple(OutboxRow(position, None, payload_bytes=size) for position, size in enumerate(sizes))
     state, command = step(State(at="taking", reach=100), Taken(rows))
     chunks = []
     while isinstance(command, Publish):
@@ -155,7 +155,7 @@ def test_a_chunk_is_bounded_in_bytes_and_a_row_that_is_larger_goes_alone() -> No
 
 def test_what_cannot_follow_is_refused() -> None:
     with pytest.raises(AssertionError, match="cannot follow"):
-        step(State(), Marked())
+        step(State(), RowsSettled())
 
 
 rows = st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.booleans()), min_size=1, max_size=8)
@@ -163,12 +163,12 @@ rows = st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.booleans()), min
 
 @given(rows, st.integers(1, 9))
 def test_no_row_is_deleted_behind_a_failed_one_of_its_key(batch: list[tuple[str | None, bool]], reach: int) -> None:
-    taken = tuple(Row(position, key) for position, (key, _) in enumerate(batch))
+    taken = tuple(OutboxRow(position, key) for position, (key, _) in enumerate(batch))
     errors = [None if sent else "no" for _, sent in batch]
     state, command = step(State(at="taking", reach=reach), Taken(taken))
     while isinstance(command, Publish):
         state, command = step(state, Published(tuple(errors[row.position] for row in command.rows)))
-    assert isinstance(command, Mark)
+    assert isinstance(command, SettleRows)
     failed = {row.position for row, _ in command.failed}
     for row in taken:
         before = [earlier.position for earlier in taken if earlier.key == row.key and earlier.position < row.position]
@@ -215,7 +215,7 @@ class Driven:
         key: Callable[[int], str | None] = lambda _position: None,
         limit: int = 100,
     ) -> None:
-        self.waiting = [Row(position, key(position)) for position in range(many)]
+        self.waiting = [OutboxRow(position, key(position)) for position in range(many)]
         self.sent: list[int] = []
         self.postponed: list[int] = []
         self.pauses: list[int] = []
@@ -243,16 +243,16 @@ class Driven:
                 if self._lost(positions):
                     return SinkLost("cut")
                 return Published((None,) * len(chunk))
-            case Mark(confirmed, failed):
+            case SettleRows(confirmed, failed):
                 self.sent += confirmed
                 self.postponed += [row.position for row, _ in failed]
                 self.waiting = [row for row in self.waiting if row.position not in confirmed]
-                return Marked()
+                return RowsSettled()
             case Sleep(failures):
                 self.pauses.append(failures)
         return Woken()
 
-    def _takeable(self, beside: tuple[int, ...]) -> Iterator[Row]:
+    def _takeable(self, beside: tuple[int, ...]) -> Iterator[OutboxRow]:
         """The heads and what is behind them; a key whose head is postponed, or not to be taken, is held."""
         held: set[str | None] = set()
         for row in self.waiting:

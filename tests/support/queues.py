@@ -20,7 +20,7 @@ from onceward.relay_loop import _Relay, relay
 from onceward.retry import Backoff
 from onceward.transport import Delivery, Outcome, Received, Settlement, Traits
 
-SOON = Backoff(first_seconds=0.001, most_seconds=0.001)
+SOON = Backoff(first_seconds=0.001, seconds_max=0.001)
 
 
 class ListSink:

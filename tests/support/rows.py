@@ -120,7 +120,7 @@ def age_intents(conn: Conn, message: Message, age: timedelta) -> None:
 
 
 def claim_by_another(conn: Conn, message: Message, consumer: str = CONSUMER) -> Any:
-    """Another worker takes the message over, its lease having lapsed. Its Taking."""
+    """Another worker takes the message over, its lease having lapsed. Its Take."""
     lapse(conn, message)
     with_dict = Inbox(consumer, worker="another")
     taking = with_dict.claim(conn, message)

@@ -16,7 +16,7 @@ from onceward.provider import STRIPE_V1, ProviderProfile
 from onceward.retry import Backoff
 
 SHAPES: Final = ("transactional", "effectful")
-AT_ONCE: Final = Backoff(first_seconds=0.001, most_seconds=0.001)
+AT_ONCE: Final = Backoff(first_seconds=0.001, seconds_max=0.001)
 Handler = Callable[[Message, Any], None]
 
 

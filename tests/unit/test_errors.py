@@ -40,4 +40,4 @@ def test_signals_are_no_errors() -> None:
 
 
 def test_a_refusal_carries_its_answer() -> None:
-    assert errors.Refused({"code": "card_declined"}).answer == {"code": "card_declined"}
+    assert errors.EffectRefused({"code": "card_declined"}).answer == {"code": "card_declined"}

@@ -34,10 +34,10 @@ def test_stripe_keeps_an_hour_of_its_day_free() -> None:
 )
 def test_the_longest_call_must_fit_into_the_margin(timeout_seconds: float, retries: int, fits: bool) -> None:
     if fits:
-        assert STRIPE_V1.calling(timeout_seconds=timeout_seconds, retries=retries).callable_seconds == 82_800
+        assert STRIPE_V1.with_timeout(timeout_seconds=timeout_seconds, retries=retries).callable_seconds == 82_800
     else:
         with pytest.raises(UsageError, match=r"timeout x \(retries \+ 1\)"):
-            STRIPE_V1.calling(timeout_seconds=timeout_seconds, retries=retries)
+            STRIPE_V1.with_timeout(timeout_seconds=timeout_seconds, retries=retries)
 
 
 def test_a_margin_must_leave_something_of_the_window() -> None:
@@ -47,7 +47,7 @@ def test_a_margin_must_leave_something_of_the_window() -> None:
 
 def test_a_provider_without_keys_is_never_called_twice_however_long_a_call_takes() -> None:
     assert NO_KEYS.callable_seconds == 0
-    assert NO_KEYS.calling(timeout_seconds=1e9).callable_seconds == 0
+    assert NO_KEYS.with_timeout(timeout_seconds=1e9).callable_seconds == 0
 
 
 # ---- the key ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from onceward.retry import Backoff
 
 @given(st.integers(-5, 10_000))
 def test_a_wait_is_in_the_upper_half_of_its_step(attempts: int) -> None:
-    backoff = Backoff(first_seconds=1.0, factor=2.0, most_seconds=60.0)
+    backoff = Backoff(first_seconds=1.0, factor=2.0, seconds_max=60.0)
     ceiling = min(2.0 ** (min(max(attempts, 1), 100) - 1), 60.0)
     assert ceiling / 2 <= backoff.delay_seconds(attempts) <= ceiling
 
@@ -27,7 +27,7 @@ def test_a_factor_of_one_does_not_grow() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"first_seconds": 0.0}, {"first_seconds": -1.0}, {"factor": 0.5}, {"first_seconds": 10.0, "most_seconds": 1.0}],
+    [{"first_seconds": 0.0}, {"first_seconds": -1.0}, {"factor": 0.5}, {"first_seconds": 10.0, "seconds_max": 1.0}],
 )
 def test_a_backoff_that_cannot_wait_is_refused(values: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="backoff"):

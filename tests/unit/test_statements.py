@@ -54,7 +54,7 @@ def test_every_statement_is_used() -> None:
     code = "".join(file.read_text(encoding="utf-8") for file in files("onceward").iterdir() if file.name.endswith(".py"))
     made = {
         f"{verb}_{what}" for verb in ("fail", "park") for what in ("absent", "held")
-    }  # Rows._fenced puts these together
+    }  # Transactions._fenced puts these together
     assert [name for name in NAMES if f'"{name}"' not in code and name not in made] == []
 
 

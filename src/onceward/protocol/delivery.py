@@ -7,8 +7,8 @@ and forked.
 
     received ─ Take ─▶ taking ─ Run ─▶ handling ─ Intend ─▶ intending ─ Call ─▶ calling ─ Record ─▶ recording ─▶ handling
                                         │                       └─ LookUp ─▶ looking ─┘
-                                        ├─ Begin ─▶ beginning ─▶ writing ─ Commit ─▶ committing ─▶ finished ─ Settle
-                                        └─ Fail ─▶ failing, Park ─▶ parking, Yield ─▶ yielding ─ Settle
+                                        ├─ Finish ─▶ finishing ─▶ writing ─ Commit ─▶ committing ─▶ finished ─ Settle
+                                        └─ Fail ─▶ failing, Park ─▶ parking, GiveBack ─▶ giving back ─ Settle
 
 Whatever ends the delivery while handler code is still on the stack passes `unwinding`: the rows are written first, then the
 handler is interrupted, and only when it has left is the delivery settled.
@@ -22,8 +22,6 @@ from onceward.protocol.words import (
     Aborted,
     Ambiguous,
     Answered,
-    Begin,
-    Begun,
     BlockEnded,
     BlockRaised,
     Call,
@@ -41,15 +39,19 @@ from onceward.protocol.words import (
     Expired,
     Fail,
     Failed,
+    FencedOff,
+    Finish,
     FinishAsked,
+    Finishing,
     ForeignCommit,
+    GiveBack,
+    GivenBack,
     InFlight,
     Intend,
     Intended,
     Interrupt,
     Later,
     LookUp,
-    Lost,
     Mismatch,
     NotFound,
     OutsideWindow,
@@ -68,8 +70,6 @@ from onceward.protocol.words import (
     Taken,
     TwoAnswers,
     Unreadable,
-    Yield,
-    Yielded,
 )
 from onceward.transport import ACK, LEAVE, Settlement, release
 
@@ -130,7 +130,7 @@ def give_back(state: State, delay_seconds: float, detail: str) -> Step:
     if state.shape == "transactional":
         return end(state, release(delay_seconds), Interrupt("lease lost", detail))
     error = Interrupt("later", detail)
-    return state._replace(at="yielding", delay_seconds=delay_seconds, error=error), Yield()
+    return state._replace(at="giving back", delay_seconds=delay_seconds, error=error), GiveBack()
 
 
 def impossible(state: State, event: Event) -> ProtocolError:
@@ -197,11 +197,11 @@ def _at_handling(state: State, event: Event) -> Step:
         case EffectAsked():
             return state._replace(at="intending", n=state.n + 1), Intend(state.n + 1)
         case FinishAsked():
-            return state._replace(at="beginning"), Begin(state.n)
+            return state._replace(at="finishing"), Finish(state.n)
         case Returned() if state.shape == "transactional":
             return state._replace(at="committing", inside=False), Commit()
         case Returned():
-            return state._replace(at="beginning", inside=False), Begin(state.n)
+            return state._replace(at="finishing", inside=False), Finish(state.n)
         case Raised():
             return _raised(state._replace(inside=False), event)
     raise impossible(state, event)
@@ -238,7 +238,7 @@ def at_intending(state: State, event: Event) -> Step:
             return state._replace(at="looking"), LookUp(state.n)
         case Changed(detail):
             return park(state, Park("effects changed", detail), Interrupt("usage", detail))
-        case Lost():
+        case FencedOff():
             return end(state, LEAVE, Interrupt("lease lost", "before the effect was started"))
         case DatabaseLost():
             return end(state, LEAVE, Interrupt("later", "the database did not answer; the effect was not started"))
@@ -305,16 +305,16 @@ def _answer(state: State, answer: str, refused: bool) -> Step:
 # ---- the finish ------------------------------------------------------------------------------------------------------
 
 
-def _at_beginning(state: State, event: Event) -> Step:
+def _at_finishing(state: State, event: Event) -> Step:
     match event:
-        case Begun(intents, intents_open) if intents > state.n or intents_open:
+        case Finishing(intents, intents_open) if intents > state.n or intents_open:
             detail = f"{intents} effects are recorded ({intents_open} without an answer), the handler asked for {state.n}"
             return park(state, Park("effects changed", detail), Interrupt("usage", detail))
-        case Begun() if state.inside:
+        case Finishing() if state.inside:
             return state._replace(at="writing"), Resume()
-        case Begun():
+        case Finishing():
             return state._replace(at="committing"), Commit()
-        case Lost():
+        case FencedOff():
             return end(state, LEAVE, Interrupt("lease lost", "before the transaction was opened"))
         case DatabaseLost():
             return end(state, LEAVE, Interrupt("later", "the database did not answer"))
@@ -380,7 +380,7 @@ def _at_failing(state: State, event: Event) -> Step:
             return end(state, release(delay_seconds), error)
         case Parked():
             return end(state, ACK, error)
-        case Lost() | DatabaseLost():
+        case FencedOff() | DatabaseLost():
             return end(state, LEAVE, error)
     raise impossible(state, event)
 
@@ -390,17 +390,17 @@ def _at_parking(state: State, event: Event) -> Step:
     match event:
         case Parked():
             return end(state, ACK, error)
-        case Lost() | DatabaseLost():
+        case FencedOff() | DatabaseLost():
             return end(state, LEAVE, error)
     raise impossible(state, event)
 
 
-def _at_yielding(state: State, event: Event) -> Step:
+def _at_giving_back(state: State, event: Event) -> Step:
     error = state.error or Interrupt("later")
     match event:
-        case Yielded():
+        case GivenBack():
             return end(state, release(state.delay_seconds), error)
-        case Lost() | DatabaseLost():
+        case FencedOff() | DatabaseLost():
             return end(state, LEAVE, error)
     raise impossible(state, event)
 
@@ -426,13 +426,13 @@ _TABLE: Final = {
     "calling": at_calling,
     "looking": at_looking,
     "recording": at_recording,
-    "beginning": _at_beginning,
+    "finishing": _at_finishing,
     "writing": _at_writing,
     "broken": _at_broken,
     "committing": _at_committing,
     "finished": _at_finished,
     "failing": _at_failing,
     "parking": _at_parking,
-    "yielding": _at_yielding,
+    "giving back": _at_giving_back,
     "unwinding": _at_unwinding,
 }

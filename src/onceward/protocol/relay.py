@@ -1,6 +1,6 @@
 """The protocol of one relay lane, as a pure function: `step(state, event) -> (state, command)`. No I/O.
 
-    idle ─ Take ─▶ taking ─ Publish ─▶ publishing ─ Mark ─▶ marking ─▶ idle
+    idle ─ Take ─▶ taking ─ Publish ─▶ publishing ─ SettleRows ─▶ settling ─▶ idle
                                           └─ Publish ─┘  chunk by chunk
 
 What is deleted is what the sink confirmed, and nothing else. A row that could not be sent waits for its retry and, if it
@@ -28,7 +28,7 @@ CHUNK_SECONDS: Final = 5.0  # what one chunk should take: a crash repeats at mos
 CHUNK_BYTES_MAX: Final = 8 * 1024 * 1024  # of payloads in one chunk; a larger row goes alone
 
 
-class Row(NamedTuple):
+class OutboxRow(NamedTuple):
     """What the protocol needs to know of an outbox row."""
 
     position: int
@@ -46,14 +46,14 @@ class Take(NamedTuple):
 class Publish(NamedTuple):
     """Send these rows, in this order, while they are locked."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[OutboxRow, ...]
 
 
-class Mark(NamedTuple):
+class SettleRows(NamedTuple):
     """Delete the confirmed rows, postpone the failed ones, and commit. What is in neither is free again, as it was."""
 
     confirmed: tuple[int, ...]
-    failed: tuple[tuple[Row, str], ...]
+    failed: tuple[tuple[OutboxRow, str], ...]
 
 
 class Sleep(NamedTuple):
@@ -69,7 +69,7 @@ class Woken(NamedTuple):
 class Taken(NamedTuple):
     """These rows are locked (none: there is nothing to send)."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[OutboxRow, ...]
 
 
 class Published(NamedTuple):
@@ -84,7 +84,7 @@ class Stopped(NamedTuple):
     """The relay is to end: the chunk was not sent."""
 
 
-class Marked(NamedTuple):
+class RowsSettled(NamedTuple):
     """The batch is committed."""
 
 
@@ -98,8 +98,8 @@ class DatabaseLost(NamedTuple):
     """The database does not answer; whatever was locked is free again, and may or may not be deleted."""
 
 
-Command = Take | Publish | Mark | Sleep
-Event = Woken | Taken | Published | Stopped | Marked | SinkLost | DatabaseLost
+Command = Take | Publish | SettleRows | Sleep
+Event = Woken | Taken | Published | Stopped | RowsSettled | SinkLost | DatabaseLost
 
 
 class State(NamedTuple):
@@ -111,10 +111,10 @@ class State(NamedTuple):
     """
 
     at: str = "idle"
-    rows: tuple[Row, ...] = ()
+    rows: tuple[OutboxRow, ...] = ()
     chunk: int = 0
     confirmed: tuple[int, ...] = ()
-    failed: tuple[tuple[Row, str], ...] = ()
+    failed: tuple[tuple[OutboxRow, str], ...] = ()
     reach: int = 1
     suspects: tuple[int, ...] = ()
     answering: bool = False
@@ -140,10 +140,10 @@ def step(state: State, event: Event) -> Step:
         case "publishing", Published(errors, seconds, late):
             return _answered(state, errors, seconds, late=late)
         case "publishing", Stopped():
-            return _mark(state)
+            return _settle(state)
         case "publishing", SinkLost(error):
-            return _mark(_sink_lost(state, error))
-        case "marking", Marked():
+            return _settle(_sink_lost(state, error))
+        case "settling", RowsSettled():
             after = _at_rest(state, state.failures)
             return (after, Sleep(after.failures)) if after.failures else _take(after)
     raise AssertionError(f"{event!r} cannot follow in {state!r}")
@@ -163,7 +163,7 @@ def _beside(state: State) -> tuple[int, ...]:
     return () if state.answering else state.suspects
 
 
-def _still_suspected(state: State, rows: tuple[Row, ...]) -> tuple[int, ...]:
+def _still_suspected(state: State, rows: tuple[OutboxRow, ...]) -> tuple[int, ...]:
     """Taken with all the others, a suspect that is not there was sent, or is another lane's."""
     if _beside(state):
         return state.suspects
@@ -182,9 +182,9 @@ def _publish(state: State) -> Step:
     return state._replace(at="publishing", chunk=len(chunk)), Publish(chunk)
 
 
-def _chunk(state: State) -> tuple[Row, ...]:
+def _chunk(state: State) -> tuple[OutboxRow, ...]:
     """The next rows, as many as reach and bytes allow; at least one, and a suspect alone."""
-    chunk: list[Row] = []
+    chunk: list[OutboxRow] = []
     payload_bytes = 0
     for row in state.rows[: state.reach]:
         payload_bytes += row.payload_bytes
@@ -210,15 +210,15 @@ def _answered(state: State, errors: tuple[str | None, ...], seconds: float, *, l
         answering=bool(suspects) and (state.answering or bool(confirmed)),
         failures=0,
     )
-    return _publish(after) if after.rows and not late else _mark(after)
+    return _publish(after) if after.rows and not late else _settle(after)
 
 
 def _sorted(
-    rows: tuple[Row, ...], errors: tuple[str | None, ...]
-) -> tuple[tuple[int, ...], tuple[tuple[Row, str], ...], set[str | None]]:
+    rows: tuple[OutboxRow, ...], errors: tuple[str | None, ...]
+) -> tuple[tuple[int, ...], tuple[tuple[OutboxRow, str], ...], set[str | None]]:
     """What is confirmed, what has failed, and the keys that are held from now on."""
     confirmed: list[int] = []
-    failed: list[tuple[Row, str]] = []
+    failed: list[tuple[OutboxRow, str]] = []
     held: set[str | None] = set()
     for row, error in zip(rows, errors, strict=True):
         if row.key in held:
@@ -252,5 +252,5 @@ def _sink_lost(state: State, error: str) -> State:
     return state._replace(reach=1, suspects=(*suspects, row.position), answering=False, failures=state.failures + 1)
 
 
-def _mark(state: State) -> Step:
-    return state._replace(at="marking"), Mark(state.confirmed, state.failed)
+def _settle(state: State) -> Step:
+    return state._replace(at="settling"), SettleRows(state.confirmed, state.failed)

@@ -60,7 +60,7 @@ class Record(NamedTuple):
     refused: bool
 
 
-class Begin(NamedTuple):
+class Finish(NamedTuple):
     """Open the handler's transaction; its first statement is the fenced UPDATE to done."""
 
     visited: int
@@ -86,7 +86,7 @@ class Park(NamedTuple):
     unknown_n: int = 0
 
 
-class Yield(NamedTuple):
+class GiveBack(NamedTuple):
     """Give the claim back without counting anything."""
 
 
@@ -96,7 +96,9 @@ class Settle(NamedTuple):
     settlement: Settlement
 
 
-Command = Take | Run | Resume | Interrupt | Intend | Call | LookUp | Record | Begin | Commit | Fail | Park | Yield | Settle
+Command = (
+    Take | Run | Resume | Interrupt | Intend | Call | LookUp | Record | Finish | Commit | Fail | Park | GiveBack | Settle
+)
 
 # ---- events: what happened -------------------------------------------------------------------------------------------
 
@@ -201,7 +203,7 @@ class Changed(NamedTuple):
     detail: str
 
 
-class Lost(NamedTuple):
+class FencedOff(NamedTuple):
     """The lease or the fence is lost."""
 
 
@@ -256,7 +258,7 @@ class TwoAnswers(NamedTuple):
     detail: str
 
 
-class Begun(NamedTuple):
+class Finishing(NamedTuple):
     """The transaction is open, the row is done in it. Counts of all recorded intents, and of those not done."""
 
     intents: int
@@ -285,14 +287,14 @@ class Parked(NamedTuple):
     """The message is parked."""
 
 
-class Yielded(NamedTuple):
+class GivenBack(NamedTuple):
     """The claim is given back."""
 
 
 Event = (
     Received | Taken | Duplicate | InFlight | Conflict | OutsideWindow
     | DatabaseLost | Ambiguous | EffectAsked | FinishAsked | BlockRaised | BlockEnded | Returned | Raised | Recorded
-    | Intended | Expired | Changed | Lost | Answered | Unreadable | Cancelled | Later | Replayed | Failed | Mismatch
+    | Intended | Expired | Changed | FencedOff | Answered | Unreadable | Cancelled | Later | Replayed | Failed | Mismatch
     | NotFound | TwoAnswers
-    | Begun | Committed | Aborted | ForeignCommit | Counted | Parked | Yielded
+    | Finishing | Committed | Aborted | ForeignCommit | Counted | Parked | GivenBack
 )  # fmt: skip

@@ -110,7 +110,7 @@ SELECT h.message_id
   LEFT JOIN {schema}.inbox AS i ON i.consumer = %(consumer)s AND i.message_id = h.message_id
  WHERE i.token IS DISTINCT FROM h.token OR i.state = 'parked'
 
--- name: inbox_yield
+-- name: inbox_give_back
 -- why: the holder gives its claim back without a failure (deferred, key in flight at the provider, database lost). The
 --      take is forgiven: it was no crash.
 -- locks: the row

@@ -25,7 +25,7 @@ HOUR_SECONDS: Final = 0.2
 SCALED: Final = ProviderProfile(
     name="stripe-v1, scaled", window_seconds=24 * HOUR_SECONDS, margin_seconds=3.2, call_timeout_seconds=3.0
 )
-SOON: Final = Backoff(first_seconds=0.3, most_seconds=0.5)
+SOON: Final = Backoff(first_seconds=0.3, seconds_max=0.5)
 
 
 # ---- the naive side --------------------------------------------------------------------------------------------------

@@ -104,14 +104,14 @@ def _turned_lane(lane: Lane) -> Lane:
             command: d.Command | None = d.Take(_turned_positions(beside))
         case d.Publish(rows):
             command = d.Publish(_turned_rows(rows))
-        case d.Mark(confirmed, failed):
-            command = d.Mark(_turned_positions(confirmed), _turned_failed(failed))
+        case d.SettleRows(confirmed, failed):
+            command = d.SettleRows(_turned_positions(confirmed), _turned_failed(failed))
         case _:
             command = lane.command
     return lane._replace(state=state, command=command)
 
 
-def _turned_rows(rows: tuple[d.Row, ...]) -> tuple[d.Row, ...]:
+def _turned_rows(rows: tuple[d.OutboxRow, ...]) -> tuple[d.OutboxRow, ...]:
     return tuple(row._replace(position=row.position ^ 4) for row in rows)
 
 
@@ -119,7 +119,7 @@ def _turned_positions(positions: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(position ^ 4 for position in positions)
 
 
-def _turned_failed(failed: tuple[tuple[d.Row, str], ...]) -> tuple[tuple[d.Row, str], ...]:
+def _turned_failed(failed: tuple[tuple[d.OutboxRow, str], ...]) -> tuple[tuple[d.OutboxRow, str], ...]:
     return tuple((row._replace(position=row.position ^ 4), error) for row, error in failed)
 
 
@@ -168,11 +168,11 @@ def _stepped(post: Post, lane: Lane, event: d.Event, *, holds: bool = False) -> 
     return (Lane(state, command, holds),)
 
 
-def takeable(post: Post, beside: tuple[int, ...] = ()) -> tuple[d.Row, ...]:
+def takeable(post: Post, beside: tuple[int, ...] = ()) -> tuple[d.OutboxRow, ...]:
     """The rows that a lane may lock now: heads that nobody holds, that are not among `beside` and whose retry is due, and
     what is behind them."""
     held = {position for lane in post.lanes if lane.holds for position in locked(lane)}
-    taken: list[d.Row] = []
+    taken: list[d.OutboxRow] = []
     before: set[str] = set()
     mine: set[str] = set()
     for row in post.rows:
@@ -183,7 +183,7 @@ def takeable(post: Post, beside: tuple[int, ...] = ()) -> tuple[d.Row, ...]:
         else:
             free = free and not row.later and row.position not in beside
         if free:
-            taken.append(d.Row(row.position, key))
+            taken.append(d.OutboxRow(row.position, key))
         before.update(() if key is None else (key,))
         mine.update((key,) if key is not None and free else ())
     return tuple(taken)
@@ -195,7 +195,7 @@ def _perform(post: Post, index: int, lane: Lane) -> Iterator[PostMove]:
             yield from _take(post, index, lane, beside)
         case d.Publish(rows):
             yield from _publish(post, index, lane, rows)
-        case d.Mark() as mark:
+        case d.SettleRows() as mark:
             yield from _mark(post, index, lane, mark)
 
 
@@ -210,7 +210,7 @@ def _take(post: Post, index: int, lane: Lane, beside: tuple[int, ...]) -> Iterat
     yield _moved(("relay loses the database",), post, index, *_stepped(post, lane, d.DatabaseLost()), 1)
 
 
-def _publish(post: Post, index: int, lane: Lane, rows: tuple[d.Row, ...]) -> Iterator[PostMove]:
+def _publish(post: Post, index: int, lane: Lane, rows: tuple[d.OutboxRow, ...]) -> Iterator[PostMove]:
     for tried in product(("stored", "refused", "stored, not confirmed"), repeat=len(rows)):
         results = _held(rows, tried)
         if results is not None:
@@ -230,7 +230,7 @@ def _publish(post: Post, index: int, lane: Lane, rows: tuple[d.Row, ...]) -> Ite
         yield _stored(words, post, index, list(rows[:count]), *after, 1)
 
 
-def _held(rows: tuple[d.Row, ...], results: tuple[str, ...]) -> tuple[str, ...] | None:
+def _held(rows: tuple[d.OutboxRow, ...], results: tuple[str, ...]) -> tuple[str, ...] | None:
     """Behind a row that has an error, a sink sends none of its key. None: these results cannot be."""
     held: set[str] = set()
     made: list[str] = []
@@ -246,13 +246,13 @@ def _held(rows: tuple[d.Row, ...], results: tuple[str, ...]) -> tuple[str, ...] 
     return tuple(made)
 
 
-def _named(rows: tuple[d.Row, ...], results: tuple[str, ...]) -> list[str]:
+def _named(rows: tuple[d.OutboxRow, ...], results: tuple[str, ...]) -> list[str]:
     return [
         f"{message_of(row.position)}{kind_of(row.position)} {result}" for row, result in zip(rows, results, strict=True)
     ]
 
 
-def _stored(words: tuple[str, ...], post: Post, index: int, rows: list[d.Row], lane: Lane, faults: int) -> PostMove:
+def _stored(words: tuple[str, ...], post: Post, index: int, rows: list[d.OutboxRow], lane: Lane, faults: int) -> PostMove:
     arrivals: list[tuple[int, int]] = []
     for row in rows:
         message, kind = message_of(row.position), kind_of(row.position)
@@ -263,7 +263,7 @@ def _stored(words: tuple[str, ...], post: Post, index: int, rows: list[d.Row], l
     return _moved(words, post, index, lane, faults, tuple(arrivals))
 
 
-def _sent(post: Post, row: d.Row) -> Post:
+def _sent(post: Post, row: d.OutboxRow) -> Post:
     """The event is published. Overtaken: an earlier row of its key is there, and its event was never published."""
     overtaken = post.overtaken
     places = [place for place, there in enumerate(post.rows) if there.position == row.position]
@@ -275,7 +275,7 @@ def _sent(post: Post, row: d.Row) -> Post:
     return post._replace(sent=sent, overtaken=overtaken)
 
 
-def _mark(post: Post, index: int, lane: Lane, mark: d.Mark) -> Iterator[PostMove]:
+def _mark(post: Post, index: int, lane: Lane, mark: d.SettleRows) -> Iterator[PostMove]:
     lost = _stepped(post, lane, d.DatabaseLost())
     if not lane.holds and not post.rules.delete_before_publish:
         yield _moved(("relay cannot mark",), post, index, *lost)
@@ -284,7 +284,7 @@ def _mark(post: Post, index: int, lane: Lane, mark: d.Mark) -> Iterator[PostMove
     after = _without(post, mark.confirmed)
     after = after._replace(rows=tuple(row._replace(later=row.later or row.position in failed) for row in after.rows))
     words = ("relay marks", str(len(mark.confirmed)), str(len(failed)))
-    yield _moved(words, after, index, *_stepped(post, lane, d.Marked()))
+    yield _moved(words, after, index, *_stepped(post, lane, d.RowsSettled()))
     yield _moved(("relay loses the database",), post, index, *lost, 1)
     yield _moved(("relay marks, reply lost",), after, index, *lost, 1)
 

@@ -55,7 +55,7 @@ def aborted_is_acked(state: State, event: p.Event) -> Step:
 
 
 def lost_park_is_acked(state: State, event: p.Event) -> Step:
-    lost = isinstance(event, p.Lost | p.DatabaseLost) and state.at == "parking"
+    lost = isinstance(event, p.FencedOff | p.DatabaseLost) and state.at == "parking"
     return delivery.step(state, p.Parked() if lost else event)
 
 
@@ -67,13 +67,13 @@ def failed_call_goes_on(state: State, event: p.Event) -> Step:
 
 
 def open_effect_is_finished(state: State, event: p.Event) -> Step:
-    return failed_call_goes_on(state, p.Begun(event.intents, 0) if isinstance(event, p.Begun) else event)
+    return failed_call_goes_on(state, p.Finishing(event.intents, 0) if isinstance(event, p.Finishing) else event)
 
 
 def unconfirmed_is_deleted(state: dispatch.State, event: dispatch.Event) -> dispatch.Step:
     after, command = dispatch.step(state, event)
-    if isinstance(command, dispatch.Mark):
-        return after, dispatch.Mark(tuple(row.position for row in state.rows), ())
+    if isinstance(command, dispatch.SettleRows):
+        return after, dispatch.SettleRows(tuple(row.position for row in state.rows), ())
     return after, command
 
 

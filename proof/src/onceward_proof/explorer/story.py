@@ -136,7 +136,7 @@ _DOES: Final = {
     ("LookUp", "NotFound"): "looks {m} up at the provider and does not find it",
     ("Record", "Recorded"): "has the answer of {m} recorded",
     ("Record", "TwoAnswers"): "meets a second answer of {m}",
-    ("Begin", "Begun"): "begins the finish of {m}",
+    ("Finish", "Finishing"): "begins the finish of {m}",
     ("Commit", "Committed"): "commits {m}",
     ("Commit", "Ambiguous"): "sends COMMIT for {m}",
     ("Commit", "Aborted"): "sends COMMIT for {m}",
@@ -144,17 +144,17 @@ _DOES: Final = {
     ("Fail", "Counted"): "counts a failed attempt, or a lost session, of {m}",
     ("Fail", "Parked"): "counts a failed attempt, or a lost session, of {m} and parks it",
     ("Park", "Parked"): "parks {m}",
-    ("Yield", "Yielded"): "gives its claim on {m} back, uncounted",
+    ("GiveBack", "GivenBack"): "gives its claim on {m} back, uncounted",
 }
 _TRIES: Final = {
     "Take": "take {m}",
     "Intend": "start the effect of {m}",
     "Record": "record the answer of {m}",
-    "Begin": "finish {m}",
+    "Finish": "finish {m}",
     "Commit": "commit {m}",
     "Fail": "count a failed attempt of {m}",
     "Park": "park {m}",
-    "Yield": "give its claim on {m} back",
+    "GiveBack": "give its claim on {m} back",
 }
 
 
@@ -196,7 +196,7 @@ def _doing(cell: Cell, move: Move, command: str, event: str) -> str:
     does = _DOES.get((command, event))
     if does is None:
         tries = _TRIES.get(command, f"{command}: {event}")
-        return f"may not {tries}: it lost its lease" if event == "Lost" else f"tries to {tries}"
+        return f"may not {tries}: it lost its lease" if event == "FencedOff" else f"tries to {tries}"
     return f"acknowledges {{m}} first, then {does}" if command == "Commit" and rules.ack_before_commit else does
 
 

@@ -97,7 +97,7 @@ def _refused(row: Row, who: Who, clock: Clock) -> p.Event | None:
 
 def intend(books: Books, who: Who, clock: Clock) -> Result | None:
     if not mine(books, who) or books.row is None or books.row.lapsed:
-        return books, p.Lost()
+        return books, p.FencedOff()
     if clock.locked:
         return BLOCKED
     intent = books.intent
@@ -126,12 +126,12 @@ def record(books: Books, answer: str, refused: bool) -> Result:
 def begin(books: Books, who: Who, clock: Clock) -> tuple[Row | None, p.Event] | None:
     """The row as the finishing transaction has it, or None: lost."""
     if not mine(books, who) or books.row is None:
-        return None, p.Lost()
+        return None, p.FencedOff()
     if clock.locked:
         return BLOCKED
     count = 0 if books.intent is None else 1
     open_count = 0 if books.intent is None or books.intent.state == "done" else 1
-    return books.row._replace(state="done", lapsed=False), p.Begun(count, open_count)
+    return books.row._replace(state="done", lapsed=False), p.Finishing(count, open_count)
 
 
 # ---- fail, park, yield -----------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def begin(books: Books, who: Who, clock: Clock) -> tuple[Row | None, p.Event] | 
 def fail(books: Books, who: Who, clock: Clock, *, session_lost: bool = False) -> Result | None:
     """Counted, and the claim given back; when attempts, or sessions, ran out, parked in the same transaction."""
     if books.row is not None if who.rolled_back else not mine(books, who):
-        return books, p.Lost()
+        return books, p.FencedOff()
     if clock.locked and not who.rolled_back:
         return BLOCKED
     after = books if who.rolled_back else _given_back(books)
@@ -162,7 +162,7 @@ def park(books: Books, who: Who, clock: Clock, command: p.Park) -> Result | None
         case "beside":
             return books.park(who.payload, command.reason), p.Parked()
         case "absent":
-            return (books.park(who.payload, command.reason), p.Parked()) if books.row is None else (books, p.Lost())
+            return (books.park(who.payload, command.reason), p.Parked()) if books.row is None else (books, p.FencedOff())
     match command.fence:
         case "foreign commit" if clock.locked:
             return BLOCKED
@@ -172,7 +172,7 @@ def park(books: Books, who: Who, clock: Clock, command: p.Park) -> Result | None
             return _park_foreign(books, who, command.reason), p.Parked()
         case "holder or beside":
             result = _park_holder(books, who, clock, command.reason)
-            lost = result is not None and isinstance(result[1], p.Lost)
+            lost = result is not None and isinstance(result[1], p.FencedOff)
             return (books.park(who.payload, command.reason), p.Parked()) if lost else result
     return _park_holder(books, who, clock, command.reason)
 
@@ -183,13 +183,13 @@ def _park_holder(books: Books, who: Who, clock: Clock, reason: str) -> Result | 
         return BLOCKED
     if who.rolled_back:
         if books.row is not None:
-            return books, p.Lost()
+            return books, p.FencedOff()
         if clock.dropped:
             return books, p.DatabaseLost()  # no partition for the row: refused, and redelivery finds it outside the window
         return books._replace(row=Row("parked", payload=who.payload)).park(who.payload, reason), p.Parked()
     row, intent = books.row, books.intent
     if not mine(books, who) or row is None:
-        return books, p.Lost()
+        return books, p.FencedOff()
     if reason in UNKNOWN and intent is not None and intent.state == "pending":
         books = books._replace(intent=intent._replace(state="unknown"))
     row = row if who.rules.park_leaves_row else row._replace(state="parked", lapsed=False)
@@ -210,7 +210,7 @@ def give_back(books: Books, who: Who, clock: Clock) -> Result | None:
     """The take is forgiven: it was no crash."""
     if clock.locked and mine(books, who):
         return BLOCKED
-    return (_given_back(books), p.Yielded()) if mine(books, who) else (books, p.Lost())
+    return (_given_back(books), p.GivenBack()) if mine(books, who) else (books, p.FencedOff())
 
 
 def _given_back(books: Books) -> Books:

@@ -120,7 +120,7 @@ def perform(cell: Cell, index: int, worker: Worker) -> list[Outcome]:
             return [*outcomes, Outcome("what it finds is not JSON", cell, p.Unreadable("x"))] if found else outcomes
         case p.Take():
             return _take(cell, worker)
-        case p.Begin():
+        case p.Finish():
             return _begin(cell, worker)
         case p.Commit():
             return _commit(cell, worker)
@@ -202,7 +202,7 @@ def _write(cell: Cell, index: int, worker: Worker) -> list[Outcome]:
             result = tables.fail(cell.books, who, clock, session_lost=fail.session_lost)
         case p.Park() as park:
             result = tables.park(cell.books, who, clock, park)
-        case p.Yield():
+        case p.GiveBack():
             result = tables.give_back(cell.books, who, clock)
         case command:
             raise AssertionError(f"nobody can carry out {command!r}")
