@@ -53,7 +53,7 @@ def test_the_proof_documents_its_exit_codes() -> None:
     assert re.search(r"0 proven; 1 hardened broke; 2 usage or environment; 3 inconclusive", text)
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_printed() -> None:
     done = onceward("--version")
     assert (done.returncode, done.stdout.split()[0]) == (0, "onceward")
     assert re.fullmatch(r"\d+\.\d+\.\d+", done.stdout.split()[1])
@@ -197,7 +197,7 @@ def test_ctrl_c_is_quiet(dsn: str, connect: Connect, db: psycopg.Connection[Any]
         assert migrating.said == ""
 
 
-def test_a_reader_that_goes_away_is_no_error(dsn: str) -> None:
+def test_a_reader_that_goes_away_is_not_an_error(dsn: str) -> None:
     command = f"{sys.executable} -m onceward upkeep --database '{dsn}' --json | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment(), check=False)
     assert (done.returncode, done.stderr) == (0, "")

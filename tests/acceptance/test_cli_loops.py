@@ -89,7 +89,7 @@ def test_from_the_outbox_to_done_and_a_clean_end(dsn: str, db: Db, shop: Path) -
     assert (queued(db), rows.outbox(db)) == (0, [])
 
 
-def test_a_role_that_may_not_make_partitions_is_told_what_to_run_and_runs_without_upkeep(
+def test_a_role_that_may_not_make_partitions_is_shown_what_to_run_and_runs_without_upkeep(
     dsn: str, db: Db, shop: Path
 ) -> None:
     role = f"shop_{db.info.dbname}"

@@ -90,7 +90,7 @@ def test_a_message_is_shown_with_its_body_decoded(dsn: str) -> None:
 @pytest.mark.parametrize(
     ("body", "text"), [(b"no json", "no json"), (b"\xff\xfe", "shown in hex) fffe"), (b"\x1b[2Jx", "\\x1b[2Jx")]
 )
-def test_a_body_that_is_no_json_is_shown_as_it_is(dsn: str, body: bytes, text: str) -> None:
+def test_a_body_that_is_not_json_is_shown_as_it_is(dsn: str, body: bytes, text: str) -> None:
     message = park(dsn, Message(type="order.placed", body=body))
     assert text in onceward("parked", "show", message.id, "--database", dsn).stdout
     (entry,) = shown(dsn, "show", message.id)

@@ -74,7 +74,7 @@ def test_two_owners_do_not_disturb_each_other(temp: Path, made: Path) -> None:
         assert rows(cluster.dsn, "SELECT 1") == [1]
 
 
-def test_an_owner_is_told_by_its_start_as_well_as_by_its_pid(temp: Path) -> None:
+def test_an_owner_is_recognised_by_its_start_as_well_as_by_its_pid(temp: Path) -> None:
     ours = Entry.add(temp / "onceward-ours", temporary=True)
     folder = temp / "onceward-other"
     folder.mkdir()

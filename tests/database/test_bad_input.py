@@ -62,7 +62,9 @@ def test_any_bytes_are_a_body_and_can_be_handled_parked_and_sent_on(
 
 
 @both_shapes
-def test_a_body_that_is_no_json_fails_where_it_is_read_and_is_parked_in_the_end(shape: str, opened: Opened, db: Db) -> None:
+def test_a_body_that_is_not_json_fails_where_it_is_read_and_is_parked_in_the_end(
+    shape: str, opened: Opened, db: Db
+) -> None:
     def read(message: Message) -> None:
         message.json()
 
@@ -182,7 +184,7 @@ def test_once_the_call_is_mended_a_redrive_looks_the_answer_up(opened: Opened, d
         ({"id": str(uuid7()), "type": "x", "subject": ""}, "subject"),
     ],
 )
-def test_an_envelope_that_is_no_message_is_parked_under_its_delivery(
+def test_an_envelope_that_is_not_a_message_is_parked_under_its_delivery(
     headers: dict[str, str], said: str, opened: Opened, db: Db
 ) -> None:
     bad = replace(delivery(order()), headers=headers, id="d-7")

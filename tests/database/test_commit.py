@@ -65,7 +65,7 @@ def test_a_handler_that_swallowed_a_database_error_has_failed(shape: str, opened
 
 
 @both_shapes
-def test_an_error_that_was_caught_in_a_savepoint_is_no_failure(shape: str, opened: Opened, db: Db) -> None:
+def test_an_error_that_was_caught_in_a_savepoint_is_not_a_failure(shape: str, opened: Opened, db: Db) -> None:
     def work(message: Message, tx: Db) -> None:
         with pytest.raises(psycopg.errors.UndefinedTable), tx.transaction():
             tx.execute("SELECT * FROM not_there")
@@ -215,7 +215,7 @@ def test_a_handler_that_failed_in_the_database_and_lost_its_session_unnoticed_is
 
 
 @both_shapes
-def test_a_server_that_crashed_and_gave_our_transactions_id_away_makes_no_foreign_commit(shape: str) -> None:
+def test_a_crashed_server_that_reuses_our_transaction_id_is_not_a_foreign_commit(shape: str) -> None:
     """What was not flushed is forgotten, the id too: another transaction gets it, and commits. Ours has not."""
 
     def work(message: Message, tx: Db) -> None:
@@ -340,9 +340,7 @@ def test_a_connection_that_is_lost_before_the_commit_costs_no_attempt(
 
 
 @both_shapes
-def test_scenario_22_without_a_database_no_handler_runs_and_the_message_stays(
-    shape: str, opened: Opened, db: Db, proxy: Proxy
-) -> None:
+def test_without_a_database_no_handler_runs_and_the_message_stays(shape: str, opened: Opened, db: Db, proxy: Proxy) -> None:
     runs: list[str] = []
     message = order()
     consumer = opened(of_shape(shape, lambda message: runs.append(message.id)), database=proxy.dsn)

@@ -68,7 +68,7 @@ def check_one_effect_and_nothing_lost(db: Db, message: Message, shape: str, stat
 
 
 @pytest.mark.parametrize(("shape", "point"), CASES)
-def test_scenario_1_a_kill_at_every_point_leaves_one_effect_and_loses_nothing(
+def test_a_kill_at_every_point_leaves_one_effect_and_loses_nothing(
     shape: str, point: str, queued: Message, db: Db, dsn: str
 ) -> None:
     assert crash.died_by_sigkill(crash.start(crash.consume_until_killed, dsn, shape, point))
@@ -80,9 +80,7 @@ def test_scenario_1_a_kill_at_every_point_leaves_one_effect_and_loses_nothing(
 
 
 @pytest.mark.parametrize("point", ["effect.answered", "effect.recorded"])
-def test_scenario_2_a_kill_after_the_charge_is_one_object_at_the_provider(
-    point: str, queued: Message, db: Db, dsn: str
-) -> None:
+def test_a_kill_after_the_charge_is_one_object_at_the_provider(point: str, queued: Message, db: Db, dsn: str) -> None:
     assert crash.died_by_sigkill(crash.start(crash.consume_until_killed, dsn, "effectful", point))
     assert rows.intents(db, queued)[0].state == ("pending" if point == "effect.answered" else "done")
     seen = crash.recover(dsn, "effectful", deliver_again(db, queued))
@@ -91,7 +89,7 @@ def test_scenario_2_a_kill_after_the_charge_is_one_object_at_the_provider(
     check_one_effect_and_nothing_lost(db, queued, "effectful")
 
 
-def test_scenario_1_a_second_kill_at_the_replayed_answer_changes_nothing(queued: Message, db: Db, dsn: str) -> None:
+def test_a_second_kill_at_the_replayed_answer_changes_nothing(queued: Message, db: Db, dsn: str) -> None:
     for point in ("effect.recorded", "effect.replayed"):
         assert crash.died_by_sigkill(crash.start(crash.consume_until_killed, dsn, "effectful", point))
         deliver_again(db, queued)
@@ -102,7 +100,7 @@ def test_scenario_1_a_second_kill_at_the_replayed_answer_changes_nothing(queued:
 
 @pytest.mark.parametrize("shape", PASSED)
 @pytest.mark.parametrize("point", ["consumer.duplicate", "consumer.settling"])
-def test_scenario_1_a_kill_while_a_duplicate_is_turned_away_changes_nothing(
+def test_a_kill_while_a_duplicate_is_turned_away_changes_nothing(
     shape: str, point: str, queued: Message, db: Db, dsn: str
 ) -> None:
     for where in ("consumer.committed", point):
@@ -113,7 +111,7 @@ def test_scenario_1_a_kill_while_a_duplicate_is_turned_away_changes_nothing(
     check_one_effect_and_nothing_lost(db, queued, shape)
 
 
-def test_scenario_1_a_kill_while_another_holds_it_changes_nothing(queued: Message, db: Db, dsn: str) -> None:
+def test_a_kill_while_another_holds_it_changes_nothing(queued: Message, db: Db, dsn: str) -> None:
     for point in ("consumer.claimed", "consumer.in_flight"):
         assert crash.died_by_sigkill(crash.start(crash.consume_until_killed, dsn, "effectful", point))
         deliver_again(db, queued, lapse=point == "consumer.in_flight")
@@ -122,7 +120,7 @@ def test_scenario_1_a_kill_while_another_holds_it_changes_nothing(queued: Messag
 
 
 @pytest.mark.parametrize("shape", PASSED)
-def test_scenario_1_a_kill_after_a_failed_attempt_is_a_retry(shape: str, queued: Message, db: Db, dsn: str) -> None:
+def test_a_kill_after_a_failed_attempt_is_a_retry(shape: str, queued: Message, db: Db, dsn: str) -> None:
     assert crash.died_by_sigkill(crash.start(crash.consume_until_killed, dsn, shape, "consumer.failed", 1, "fails"))
     assert rows.attempts(db, queued) == 1
     crash.recover(dsn, shape, deliver_again(db, queued))
@@ -130,9 +128,7 @@ def test_scenario_1_a_kill_after_a_failed_attempt_is_a_retry(shape: str, queued:
 
 
 @pytest.mark.parametrize("shape", PASSED)
-def test_scenario_1_a_kill_after_a_park_is_parked_and_can_be_redriven(
-    shape: str, queued: Message, db: Db, dsn: str
-) -> None:
+def test_a_kill_after_a_park_is_parked_and_can_be_redriven(shape: str, queued: Message, db: Db, dsn: str) -> None:
     assert crash.died_by_sigkill(crash.start(crash.consume_until_killed, dsn, shape, "consumer.parked", 1, "park"))
     assert (rows.state(db, queued), rows.effects(db, queued), len(rows.parked(db))) == ("parked", 0, 1)
     crash.recover(dsn, shape, deliver_again(db, queued))
@@ -144,7 +140,7 @@ def test_scenario_1_a_kill_after_a_park_is_parked_and_can_be_redriven(
 
 
 @pytest.mark.parametrize("point", ["relay.taken", "relay.published", "relay.deleted"])
-def test_scenario_1_a_killed_relay_loses_nothing_and_its_doubles_bear_the_same_ids(point: str, db: Db, dsn: str) -> None:
+def test_a_killed_relay_loses_nothing_and_its_doubles_bear_the_same_ids(point: str, db: Db, dsn: str) -> None:
     pgmq.create_queue(db, crash.QUEUE)
     messages = [order(subject=str(n % 2)) for n in range(6)]
     with db.transaction():
@@ -158,7 +154,7 @@ def test_scenario_1_a_killed_relay_loses_nothing_and_its_doubles_bear_the_same_i
     assert len(sent) == (7 if point == "relay.published" else 6), "what is repeated is the chunk, and the first is one row"
 
 
-def test_scenario_1_a_relay_killed_while_a_row_is_postponed_sends_it_later(db: Db, dsn: str) -> None:
+def test_a_relay_killed_while_a_row_is_postponed_sends_it_later(db: Db, dsn: str) -> None:
     message = order()
     with db.transaction():
         publish(db, message)

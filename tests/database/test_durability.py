@@ -108,7 +108,7 @@ def outlives_a_kill(slow: Cluster, name: str, *, switched: bool) -> bool:
 
 
 @every_decision
-def test_a_decision_is_flushed_before_it_is_told(name: str, slow: Cluster) -> None:
+def test_a_decision_is_flushed_before_it_is_reported(name: str, slow: Cluster) -> None:
     assert all(decide(slow, name, switched=True) for _ in TRIES)
 
 

@@ -75,7 +75,7 @@ def test_a_recorded_answer_is_replayed_without_a_call(opened: Opened, db: Db) ->
     assert seen.count("effect.replayed") == 1
 
 
-def test_scenario_2_a_pending_intent_is_called_again_with_the_same_key(opened: Opened, db: Db) -> None:
+def test_a_pending_intent_is_called_again_with_the_same_key(opened: Opened, db: Db) -> None:
     """The provider charged, and the answer was lost: one object at the provider, two requests with one key."""
     message, provider = order(), Provider()
     provider.after.append(ConnectionError("cut after it charged"))
@@ -98,7 +98,7 @@ def test_the_key_is_the_same_in_every_spelling_of_the_id(opened: Opened, db: Db)
     assert rows.state(db, message) == "done"
 
 
-def test_scenario_3_at_23_hours_less_the_margin_the_same_key_is_sent_again(opened: Opened, db: Db) -> None:
+def test_at_23_hours_less_the_margin_the_same_key_is_sent_again(opened: Opened, db: Db) -> None:
     message, provider = order(), Provider()
     provider.after.append(ConnectionError("cut"))
     consumer = opened(charging(provider))
@@ -109,7 +109,7 @@ def test_scenario_3_at_23_hours_less_the_margin_the_same_key_is_sent_again(opene
 
 
 @pytest.mark.parametrize("hours", [23, 25, 24 * 20])
-def test_scenario_3_past_the_window_it_is_held_for_reconciliation(hours: float, opened: Opened, db: Db) -> None:
+def test_past_the_window_it_is_held_for_reconciliation(hours: float, opened: Opened, db: Db) -> None:
     message, provider = order(), Provider()
     provider.after.append(ConnectionError("cut"))
     consumer = opened(charging(provider))
@@ -121,7 +121,7 @@ def test_scenario_3_past_the_window_it_is_held_for_reconciliation(hours: float, 
     assert rows.books(db, message) == rows.Books("parked", 2, 1, ["unknown"], 0)
 
 
-def test_scenario_3_the_window_does_not_start_anew_with_a_retry(opened: Opened, db: Db) -> None:
+def test_a_retry_does_not_restart_the_window(opened: Opened, db: Db) -> None:
     """The provider counts from the first request: a retry at 20 hours buys no other 23."""
     message, provider = order(), Provider()
     provider.after += [ConnectionError("cut"), ConnectionError("cut again")]
@@ -269,7 +269,7 @@ def test_a_refusal_that_nobody_handles_is_parked_and_not_retried(opened: Opened,
     assert rows.intents(db, message)[0].refused
 
 
-def test_a_request_that_is_no_json_is_refused_before_anything_is_written(opened: Opened, db: Db) -> None:
+def test_a_request_that_is_not_json_is_refused_before_anything_is_written(opened: Opened, db: Db) -> None:
     def handle(_: Message, once: Once) -> None:
         with pytest.raises(UsageError):
             once.effect("charge", provider.charge, request={1, 2}, provider=STRIPE_V1)

@@ -26,13 +26,13 @@ Db = psycopg.Connection[Any]
 Opened = Callable[..., OpenConsumer]
 
 
-def test_scenario_4_a_worker_that_wakes_after_another_has_finished_writes_nothing(
+def test_a_worker_that_wakes_after_another_has_finished_writes_nothing(
     opened: Opened, db: Db, background: Background
 ) -> None:
     check_a_late_finisher_writes_nothing(opened, db, background)
 
 
-def test_scenario_4_a_worker_that_wakes_before_the_other_finishes_cannot_finish_either(
+def test_a_worker_that_wakes_before_the_other_finishes_cannot_finish_either(
     opened: Opened, db: Db, background: Background
 ) -> None:
     message, provider = order(), Provider()
@@ -56,7 +56,7 @@ def test_a_lapsed_lease_that_nobody_took_over_may_still_finish(opened: Opened, d
     assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
 
 
-def test_scenario_5_an_effect_does_not_start_under_a_lapsed_lease(opened: Opened, db: Db) -> None:
+def test_an_effect_does_not_start_under_a_lapsed_lease(opened: Opened, db: Db) -> None:
     check_no_effect_starts_under_a_lapsed_lease(opened, db)
 
 

@@ -60,7 +60,7 @@ def test_a_claim_is_not_extended_once_it_is_over(opened: Opened, db: Db) -> None
     assert not consumer.keeper._claims
 
 
-def test_a_failed_attempt_gives_its_lease_back_for_good_although_its_handler_has_not_left(
+def test_a_failed_attempt_gives_its_lease_back_although_its_handler_still_runs(
     opened: Opened, db: Db, background: Background
 ) -> None:
     """Else the heartbeat would take it back at once, and the retry wait for it to lapse."""
@@ -107,7 +107,7 @@ def test_a_row_that_is_locked_does_not_stall_the_others(
         assert [future.result() for future in running] == [ACK, ACK]
 
 
-def test_scenario_5_a_handler_is_told_that_another_has_taken_its_message(opened: Opened, db: Db) -> None:
+def test_a_handler_is_told_that_another_has_taken_its_message(opened: Opened, db: Db) -> None:
     def handle(message: Message, once: Once) -> None:
         assert not once.lease_lost
         rows.claim_by_another(db, message)
@@ -120,7 +120,7 @@ def test_scenario_5_a_handler_is_told_that_another_has_taken_its_message(opened:
     assert (told, seen.count("consumer.lease_lost")) == ([True], 2)
 
 
-def test_scenario_5_a_handler_is_told_when_no_heartbeat_reaches_the_database(opened: Opened, db: Db, dsn: str) -> None:
+def test_a_handler_is_told_when_no_heartbeat_reaches_the_database(opened: Opened, db: Db, dsn: str) -> None:
     """Nobody can say whether another has the message: it may. The effect is not started, and nothing is settled."""
 
     def handle(message: Message, once: Once) -> None:
@@ -188,7 +188,7 @@ def test_a_second_arrival_under_the_same_delivery_id_does_not_end_the_firsts_hea
     assert running.result() == ACK
 
 
-def test_scenario_6_what_is_prefetched_is_kept_while_it_waits(dsn: str, db: Db, background: Background) -> None:
+def test_what_is_prefetched_is_kept_while_it_waits(dsn: str, db: Db, background: Background) -> None:
     """Ten messages, one thread, the first slow: each one's lease is extended, and each is acknowledged once."""
     source, messages = ListSource(lease_seconds=0.3), [order() for _ in range(10)]
     arrived = [delivery(message) for message in messages]
@@ -204,7 +204,7 @@ def test_scenario_6_what_is_prefetched_is_kept_while_it_waits(dsn: str, db: Db, 
     assert [rows.effects(db, message) for message in messages] == [1] * 10
 
 
-def test_scenario_6_pgmq_delivers_none_of_the_prefetched_again(dsn: str, db: Db, background: Background) -> None:
+def test_pgmq_delivers_none_of_the_prefetched_again(dsn: str, db: Db, background: Background) -> None:
     """Another consumer of the queue gets nothing for more than two visibility timeouts."""
     pgmq.create_queue(db, "orders")
     sink, other = pgmq.Sink("orders", dsn), pgmq.Source("orders", dsn, visibility_seconds=1)
@@ -278,9 +278,7 @@ def test_a_claim_that_is_over_is_not_extended_by_the_beat_that_is_under_way(
         assert [future.result() for future in running] == [ACK, ACK]
 
 
-def test_whoever_ends_a_claim_waits_for_a_beat_at_the_most(
-    opened: Opened, db: Db, dsn: str, background: Background
-) -> None:
+def test_ending_a_claim_waits_for_one_heartbeat_at_most(opened: Opened, db: Db, dsn: str, background: Background) -> None:
     """A database that hangs in the beat must not hang the handlers too."""
 
     def connect() -> Db:

@@ -29,7 +29,7 @@ Db = psycopg.Connection[Any]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_scenario_22_while_the_database_is_away_messages_stay_and_no_handler_runs(
+def test_while_the_database_is_away_messages_stay_and_no_handler_runs(
     shape: str, dsn: str, db: Db, background: Background
 ) -> None:
     """And when it is back, the loop goes on by itself."""

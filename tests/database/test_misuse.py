@@ -74,7 +74,9 @@ OTHERS = [
 
 @pytest.mark.parametrize("door", DOORS.values(), ids=DOORS.keys())
 @pytest.mark.parametrize(("conn", "said"), OTHERS, ids=["sqlalchemy", "django", "text", "none"])
-def test_what_is_no_psycopg_connection_is_refused_by_name(conn: object, said: str, door: Callable[[Any], object]) -> None:
+def test_what_is_not_a_psycopg_connection_is_refused_by_name(
+    conn: object, said: str, door: Callable[[Any], object]
+) -> None:
     with pytest.raises(UsageError) as refused:
         door(conn)
     assert said in str(refused.value)
@@ -120,7 +122,7 @@ def test_the_same_id_and_body_under_another_type_is_a_conflict(shape: str, opene
     assert rows.effects(db, placed) == 1
 
 
-def test_a_uuid_that_is_no_v7_is_found_under_the_spelling_in_which_it_is_listed(opened: Opened, db: Db) -> None:
+def test_a_uuid_that_is_not_v7_is_found_under_the_spelling_in_which_it_is_listed(opened: Opened, db: Db) -> None:
     message = order(id="550E8400-E29B-41D4-A716-446655440000")
     opened(transactional()).deliver(delivery(message))
     assert [entry.message_id for entry in show_parked(db, "onceward", message.id)] == [message.id]

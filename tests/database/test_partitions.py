@@ -107,9 +107,7 @@ def test_at_the_second_door_an_old_id_is_outside_the_window(db: Db) -> None:
 
 
 @both_shapes
-def test_scenario_15_the_same_id_is_one_effect_on_both_sides_of_a_partition_boundary(
-    shape: str, opened: Opened, db: Db
-) -> None:
+def test_the_same_id_is_one_effect_on_both_sides_of_a_partition_boundary(shape: str, opened: Opened, db: Db) -> None:
     """The last id of one day, the first of the next: each is delivered twice, and lands where its original is."""
     messages = around_midnight(db)
     consumer = opened(of_shape(shape))
@@ -120,7 +118,7 @@ def test_scenario_15_the_same_id_is_one_effect_on_both_sides_of_a_partition_boun
     assert len(homes(db, "inbox", messages)) == 2
 
 
-def test_scenario_15_an_intent_is_one_charge_on_both_sides_of_a_partition_boundary(opened: Opened, db: Db) -> None:
+def test_an_intent_is_one_charge_on_both_sides_of_a_partition_boundary(opened: Opened, db: Db) -> None:
     """The answer is lost, then the finish fails, then it is done: each retry finds the intent where the first put it."""
     messages, provider = around_midnight(db), Provider()
     provider.after += [ConnectionError("cut after it charged") for _ in messages]
@@ -143,7 +141,7 @@ def test_scenario_15_an_intent_is_one_charge_on_both_sides_of_a_partition_bounda
 
 
 @both_shapes
-def test_scenario_15_an_id_of_yesterday_redelivered_today_finds_its_row(shape: str, opened: Opened, db: Db) -> None:
+def test_an_id_of_yesterday_redelivered_today_finds_its_row(shape: str, opened: Opened, db: Db) -> None:
     """The time of delivery plays no part: the partition is the id's."""
     message = order_aged(db, 86_400)
     consumer = opened(of_shape(shape))

@@ -100,7 +100,7 @@ def test_a_keyed_row_that_cannot_be_sent_holds_its_key_and_the_rest_flow(dsn: st
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_row_that_is_no_message_holds_only_what_is_behind_it(
+def test_a_row_that_is_not_a_message_holds_only_what_is_behind_it(
     place: int, dsn: str, db: Db, background: Background
 ) -> None:
     """Somebody wrote it by SQL. Rows of its key that are before it must go, those behind it must not."""
@@ -141,7 +141,7 @@ def test_with_the_sink_wholly_down_the_relay_backs_off(dsn: str, db: Db, backgro
     assert time.monotonic() - began >= 0.7
 
 
-def test_scenario_11_two_writers_that_commit_out_of_position_order_lose_nothing(
+def test_two_writers_that_commit_out_of_position_order_lose_nothing(
     dsn: str, db: Db, connect: Connect, background: Background
 ) -> None:
     """The row with the lower position becomes visible after the higher one was sent: it is sent then."""
@@ -156,7 +156,7 @@ def test_scenario_11_two_writers_that_commit_out_of_position_order_lose_nothing(
         until(empty(db))
 
 
-def test_scenario_11_writers_of_one_key_that_take_turns_are_sent_in_the_order_of_their_commits(
+def test_writers_of_one_key_that_take_turns_are_sent_in_the_order_of_their_commits(
     dsn: str, db: Db, connect: Connect, background: Background
 ) -> None:
     writers, sink = [connect(autocommit=False) for _ in range(4)], ListSink()

@@ -278,7 +278,7 @@ def test_a_database_callable_may_raise_anything_and_the_relay_outlives_it(dsn: s
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt()], ids=repr)
-def test_an_exit_that_a_sink_asks_for_ends_the_relay_and_is_no_success(error: BaseException, dsn: str, db: Db) -> None:
+def test_an_exit_that_a_sink_asks_for_ends_the_relay_and_is_not_a_success(error: BaseException, dsn: str, db: Db) -> None:
     class Exiting(ListSink):
         def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:  # noqa: ARG002
             raise error

@@ -55,7 +55,7 @@ def obey(db: Db, error: UsageError) -> None:
         db.execute(statement.encode())
 
 
-def test_a_role_without_rights_is_told_the_grants_and_they_suffice(opened: Opened, db: Db, dsn: str, role: str) -> None:
+def test_a_role_without_rights_is_shown_the_grants_and_they_suffice(opened: Opened, db: Db, dsn: str, role: str) -> None:
     with pytest.raises(UsageError, match=r"GRANT USAGE ON SCHEMA(.|\n)*GRANT SELECT, INSERT, UPDATE, DELETE ON") as caught:
         opened(transactional(), database=as_role(dsn, role))
     obey(db, caught.value)
@@ -119,7 +119,7 @@ def test_without_upkeep_a_partition_that_is_missing_today_leaves_the_message_and
     assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
 
 
-def test_a_role_that_may_not_even_read_the_version_is_told_the_grants(dsn: str, db: Db, role: str) -> None:
+def test_a_role_that_may_not_even_read_the_version_is_shown_the_grants(dsn: str, db: Db, role: str) -> None:
     with psycopg.connect(as_role(dsn, role), autocommit=True) as conn:
         with pytest.raises(UsageError, match="GRANT USAGE ON SCHEMA onceward") as caught:
             check_schema(conn)

@@ -238,7 +238,7 @@ def _intend(
     return INTENTS.intend(conn, message, taking, n=1, name=name, request=request, provider=provider)
 
 
-def test_an_intent_is_committed_and_met_again_with_the_same_key(db: Db) -> None:
+def test_an_intent_is_committed_and_found_again_with_the_same_key(db: Db) -> None:
     message = order()
     taking = INBOX.claim(db, message)
     assert _intend(db, message, taking) == Intended()

@@ -1,4 +1,4 @@
-"""Every row of the take table (design.md, 3), one delivery at a time. The races are in `test_take_races.py`."""
+"""Every row of the table that a take decides by, one delivery at a time. The races are in `test_take_races.py`."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_an_id_from_so_far_ahead_that_no_partition_is_there_is_parked_without_a_
 
 @both_shapes
 @pytest.mark.parametrize("minutes", [-30, 30])
-def test_scenario_21_a_producer_whose_clock_is_half_an_hour_off_is_served_like_any_other(
+def test_a_producer_whose_clock_is_half_an_hour_off_is_served_like_any_other(
     shape: str, minutes: int, opened: Opened, db: Db
 ) -> None:
     message = order_aged(db, -60 * minutes)

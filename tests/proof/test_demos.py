@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from tests.conftest import in_memory
 from tests.proof.prove_run import ROOT, sabotaged
-from tests.proof.test_sabotage import ALWAYS_TAKEN, FENCE, FINISH, TAKE
+from tests.proof.test_prove_can_fail import ALWAYS_TAKEN, FENCE, FINISH, TAKE
 
 from onceward_proof.demos import DEMOS
 

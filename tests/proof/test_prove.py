@@ -25,7 +25,7 @@ HARM = ("double_charged_orders", "phantom_charges", "lost_events", "doubled_writ
 
 
 def test_two_proves_at_once_of_one_schedule_prove_the_same(tmp_path: Path) -> None:
-    """Also: the naive consumer under the same faults doubles and loses (scenario 24); the JSON is the public contract."""
+    """Also: the naive consumer under the same faults doubles and loses; the JSON is the public contract."""
     schedule = make_schedule(make_orders(ORDERS, 11), 11, "pgmq")
     write_schedule(schedule, tmp_path / "schedule.json")
     reports = [tmp_path / "one.json", tmp_path / "two.json"]

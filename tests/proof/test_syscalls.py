@@ -45,7 +45,7 @@ def test_no_system_call_is_a_bad_moment_to_die_and_no_commit_is_one_to_be_cut_at
 
 
 @pytest.mark.usefixtures("_strace")
-def test_the_sweep_finds_a_key_that_is_made_anew_and_an_id_that_is_made_anew(tmp_path: Path) -> None:
+def test_the_sweep_finds_a_key_made_per_call_and_an_id_made_per_send(tmp_path: Path) -> None:
     source = sabotaged(
         tmp_path / "copy", "perform.py",
         "call(effect.request, self.runtime.intents.key(self.message, effect.name))",

@@ -1,4 +1,4 @@
-"""Assertions that an ordinary test expects to pass, and its sabotage to fail (see `tests/database/test_sabotage.py`)."""
+"""Assertions that an ordinary test expects to pass, and its sabotage to fail (see `tests/database/test_guarantees_can_fail.py`)."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ NOT_THE_CORE = ("testing/transport.py", "testing/proxy.py")
 REPLACES = {
     "tests/acceptance/conftest.py": "tempfile's folder: where clusters are made, and looked for",
     "tests/database/test_clocks.py": "this process's clock, which must decide nothing",
-    "tests/database/test_sabotage.py": "one guarantee at a time is broken on purpose, to see a test fail",
+    "tests/database/test_guarantees_can_fail.py": "one guarantee at a time is broken on purpose, to see a test fail",
     "tests/database/test_retired.py": "how soon the first upkeep comes: a limit, not a behaviour",
     "tests/database/test_bad_input.py": "whether our log is on: the runner cannot carry all that it says",
     "tests/database/test_durability.py": "the commit guard, to see a commit that is not durable",

@@ -135,13 +135,13 @@ def test_the_body_of_another_producer_is_the_same_at_every_delivery(source: pgmq
     assert receive_one(source).body == first.body
 
 
-def test_headers_that_are_no_text_are_kept_as_json_text(source: pgmq.Source, db: Db) -> None:
+def test_headers_that_are_not_text_are_kept_as_json_text(source: pgmq.Source, db: Db) -> None:
     headers = {"id": 7, "nested": {"a": 1}, "none": None, "type": "order.placed"}
     db.execute(f"SELECT pgmq.send('{QUEUE}', '1'::jsonb, %s::jsonb)", (Jsonb(headers),))
     assert receive_one(source).headers == {"id": "7", "nested": '{"a": 1}', "type": "order.placed"}
 
 
-def test_a_message_without_headers_is_no_envelope(source: pgmq.Source, db: Db) -> None:
+def test_a_message_without_headers_is_not_an_envelope(source: pgmq.Source, db: Db) -> None:
     db.execute(f"SELECT pgmq.send('{QUEUE}', '{{}}')".encode())
     delivery = receive_one(source)
     with pytest.raises(MalformedMessage, match="without id and type"):
@@ -161,7 +161,9 @@ def test_json_that_python_cannot_read_is_still_a_body(text: str, source: pgmq.So
 
 
 @pytest.mark.parametrize("text", ['{"id": 1e5000}', '{"id": ' + "[" * 3000 + "]" * 3000 + "}", "[1]"])
-def test_headers_that_python_cannot_read_are_no_envelope(text: str, source: pgmq.Source, sink: pgmq.Sink, db: Db) -> None:
+def test_headers_that_python_cannot_read_are_not_an_envelope(
+    text: str, source: pgmq.Source, sink: pgmq.Sink, db: Db
+) -> None:
     db.execute(f"SELECT pgmq.send('{QUEUE}', '1'::jsonb, %s::jsonb)", (text,))
     sink.publish([order()])
     strange, ours = receive_all(source, 2)

@@ -33,7 +33,7 @@ def test_the_tree_is_drawn_as_it_is() -> None:
     assert len(_drawn()) >= 11
 
 
-def test_signals_are_no_errors() -> None:
+def test_signals_are_not_errors() -> None:
     assert not issubclass(errors.Signal, errors.OncewardError)
     assert errors.Defer(3.0).delay_seconds == 3.0
     assert errors.Reject("bad").reason == "bad"

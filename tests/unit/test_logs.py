@@ -52,7 +52,7 @@ def test_a_field_never_replaces_what_every_line_has() -> None:
 
 
 @pytest.mark.parametrize("fields", [None, "text", 42])
-def test_fields_that_are_no_mapping_are_left_out(fields: Any) -> None:
+def test_fields_that_are_not_a_mapping_are_left_out(fields: Any) -> None:
     assert set(json.loads(JsonLines().format(record("failed", onceward=fields)))) == {"time", "level", "logger", "message"}
 
 

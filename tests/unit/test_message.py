@@ -72,7 +72,7 @@ UNTIMED = ["", "order-1", "84ca16c9-0601-4854-9ca7-792e48e375a2", str(UUID(int=0
 
 
 @pytest.mark.parametrize("text", UNTIMED)
-def test_what_is_no_uuid7_has_no_time(text: str) -> None:
+def test_what_is_not_a_uuid7_has_no_time(text: str) -> None:
     assert parse_uuid7(text) is None
 
 
@@ -168,7 +168,7 @@ def test_data_and_body_are_one_or_the_other() -> None:
 
 
 @pytest.mark.parametrize("data", [float("nan"), float("inf"), {1, 2}, b"bytes", object()])
-def test_data_that_is_no_json_is_refused_at_once(data: object) -> None:
+def test_data_that_is_not_json_is_refused_at_once(data: object) -> None:
     with pytest.raises((TypeError, ValueError)):
         Message(type="t", data=data)
 

@@ -202,7 +202,7 @@ def test_any_4xx_that_the_profile_counts_as_a_refusal_is_one(status: int) -> Non
     assert isinstance(read_error(STRIPE_V1, HTTPStatusError(status)), Failed)
 
 
-def test_a_mismatch_of_the_key_is_no_refusal_whatever_the_profile_says() -> None:
+def test_a_mismatch_of_the_key_is_not_a_refusal_whatever_the_profile_says() -> None:
     counts = replace(STRIPE_V1, refusals=frozenset({400}))
     assert isinstance(read_error(counts, sdk_error(stripe.IdempotencyError, 400, body_type="idempotency_error")), Mismatch)
 

@@ -72,7 +72,7 @@ def test_the_attempt_that_runs_out_is_one_line_at_error(
 
 
 @pytest.mark.parametrize("status", [401, 500, None])
-def test_a_provider_that_is_down_is_heard_at_every_attempt(
+def test_a_provider_that_is_down_is_logged_at_every_attempt(
     status: int | None, opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
     provider = Provider()
@@ -85,7 +85,7 @@ def test_a_provider_that_is_down_is_heard_at_every_attempt(
 
 
 @both_shapes
-def test_a_deferral_is_no_warning(shape: str, opened: Opened, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_deferral_is_not_a_warning(shape: str, opened: Opened, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="onceward")
     opened(of_shape(shape, raising(Defer(5)))).deliver(delivery(order()))
     [record] = said(caplog)
@@ -106,7 +106,7 @@ def test_a_message_that_its_handler_parks_is_one_line_without_a_traceback(
     assert "Traceback" not in rows.parked(db)[0].detail
 
 
-def test_what_goes_well_is_not_said(opened: Opened, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_goes_well_is_not_logged(opened: Opened, caplog: pytest.LogCaptureFixture) -> None:
     for shape in SHAPES:
         opened(of_shape(shape)).deliver(delivery(order()))
     assert said(caplog) == []
@@ -115,7 +115,7 @@ def test_what_goes_well_is_not_said(opened: Opened, caplog: pytest.LogCaptureFix
 # ---- a call can say no -----------------------------------------------------------------------------------------------
 
 
-def test_a_call_can_say_no_by_raising_refused(opened: Opened, db: Db) -> None:
+def test_a_call_can_say_no_by_raising_effect_refused(opened: Opened, db: Db) -> None:
     """It is recorded as the provider's answer: the retry hears the same, and calls nobody."""
     calls: list[str] = []
 

@@ -56,7 +56,7 @@ def test_a_failed_attempt_is_counted_and_released_with_backoff(shape: str, opene
 
 
 @both_shapes
-def test_scenario_7_a_retry_after_a_failure_is_no_duplicate_of_itself(shape: str, opened: Opened, db: Db) -> None:
+def test_a_retry_after_a_failure_is_not_a_duplicate_of_itself(shape: str, opened: Opened, db: Db) -> None:
     message, seen = order(), Recorder()
     consumer = opened(of_shape(shape, raising(RuntimeError("once"))), seen)
     assert consumer.deliver(delivery(message)).action == "release"
@@ -110,7 +110,7 @@ def test_whatever_a_handler_raises_on_a_workers_thread_is_a_failed_attempt(
 
 @both_shapes
 @pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt()], ids=repr)
-def test_a_program_that_is_told_to_end_on_its_main_thread_ends(
+def test_a_program_that_is_asked_to_exit_on_its_main_thread_exits(
     shape: str, error: BaseException, opened: Opened, db: Db
 ) -> None:
     """The message has neither finished nor failed: its redelivery does it."""
@@ -125,7 +125,7 @@ def test_a_program_that_is_told_to_end_on_its_main_thread_ends(
     assert rows.effects(db, message) == 1
 
 
-def test_a_program_that_is_told_to_end_inside_a_call_ends_and_the_call_is_made_again(opened: Opened, db: Db) -> None:
+def test_a_program_that_is_asked_to_exit_inside_a_call_exits_and_the_call_is_repeated(opened: Opened, db: Db) -> None:
     provider, message = Provider(), order()
     provider.after = [KeyboardInterrupt()]
     consumer = opened(charging(provider))
@@ -141,7 +141,7 @@ def test_a_program_that_is_told_to_end_inside_a_call_ends_and_the_call_is_made_a
 @pytest.mark.parametrize(
     "error", [asyncio.CancelledError(), concurrent.futures.CancelledError()], ids=["asyncio", "futures"]
 )
-def test_scenario_10_a_cancelled_handler_has_neither_finished_nor_failed(
+def test_a_cancelled_handler_has_neither_finished_nor_failed(
     shape: str, error: BaseException, opened: Opened, db: Db
 ) -> None:
     """On a shutdown: no ack, and with one attempt left, no parking either. As after a crash, the redelivery does it."""
@@ -168,7 +168,7 @@ def test_a_handler_that_is_cancelled_each_time_is_poison(shape: str, opened: Ope
 
 
 @both_shapes
-def test_a_deferred_message_costs_no_attempt_and_is_no_poison(shape: str, opened: Opened, db: Db) -> None:
+def test_a_deferred_message_costs_no_attempt_and_is_not_poison(shape: str, opened: Opened, db: Db) -> None:
     message = order()
     consumer = opened(of_shape(shape, raising(*[Defer(7) for _ in range(5)]), attempts_max=1, deliveries_max=2))
     for _ in range(5):
@@ -273,12 +273,12 @@ def test_poison_is_looked_for_only_after_the_take(shape: str, opened: Opened, db
 
 
 @both_shapes
-def test_a_queue_that_does_not_count_makes_no_poison(shape: str, opened: Opened, db: Db) -> None:
+def test_a_queue_that_does_not_count_deliveries_makes_nothing_poison(shape: str, opened: Opened, db: Db) -> None:
     assert opened(of_shape(shape, deliveries_max=1)).deliver(delivery(order(), times=0)) == ACK
     assert rows.parked(db) == []
 
 
-def test_failed_attempts_are_no_takes(opened: Opened, db: Db) -> None:
+def test_failed_attempts_do_not_count_as_takes(opened: Opened, db: Db) -> None:
     message = order()
     consumer = opened(of_shape("effectful", raising(*[RuntimeError()] * 4), deliveries_max=2))
     for _ in range(4):
@@ -288,7 +288,7 @@ def test_failed_attempts_are_no_takes(opened: Opened, db: Db) -> None:
 
 
 @pytest.mark.parametrize("what", ["deferred", "in flight"])
-def test_deliveries_in_which_nothing_went_wrong_make_no_poison(
+def test_deliveries_in_which_nothing_went_wrong_do_not_make_a_message_poison(
     what: str, opened: Opened, db: Db, connect: Callable[..., Db]
 ) -> None:
     """The queue counts them like crashes: a transactional message leaves no row in which a take could be forgiven."""
