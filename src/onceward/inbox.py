@@ -216,6 +216,7 @@ class Inbox:
     # ---- statements, shared with the runtime -------------------------------------------------------------------------
 
     def key(self, message: Message) -> dict[str, Any]:
+        """The parameters that name the row of `message`."""
         return {"consumer": self.consumer, "message_id": UUID(message.id)}
 
     def take_params(self, message: Message, state: str, *, lock_timeout: str) -> dict[str, Any] | None:

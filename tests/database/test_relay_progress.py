@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -25,7 +26,6 @@ from onceward.retry import Backoff
 from onceward.statements import statements
 
 Db = psycopg.Connection[Any]
-pause = threading.Event().wait  # of a sink, never of a test
 
 
 def put(db: Db, *messages: Message) -> None:
@@ -47,7 +47,7 @@ class SlowSink(ListSink):
 
     def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
         for _ in messages:
-            pause(self._seconds)
+            time.sleep(self._seconds)
         return super().publish(messages)
 
 
@@ -108,7 +108,7 @@ def test_a_relay_that_is_stopped_marks_what_was_confirmed_and_publishes_nothing_
     class Stopping(ListSink):
         def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
             stop.set()
-            pause(0.5)
+            time.sleep(0.5)
             return super().publish(messages)
 
     stop, sink = threading.Event(), Stopping()
@@ -137,7 +137,7 @@ def test_the_payloads_in_the_process_are_bounded_whatever_the_number_of_lanes(
             with lock:
                 now.append(size)
                 seen.append((sum(now), len(now)))
-            pause(0.02)
+            time.sleep(0.02)
             with lock:
                 now.remove(size)
             return super().publish(messages)

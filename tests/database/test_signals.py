@@ -16,15 +16,15 @@ from onceward.signals import stop_on_signals
 
 # The main thread does nothing but wait on the very event that a stop sets: now and then a signal meets its lock.
 HAMMERED = """
-    import os, signal, sys, threading
+    import os, signal, sys, threading, time
     from onceward.signals import stop_on_signals
 
     def hammer():
         for _ in range(500):
             os.kill(os.getpid(), signal.SIGTERM)
-            pace.wait(0.0003)
+            time.sleep(0.0003)
 
-    stopping, pace = threading.Event(), threading.Event()
+    stopping = threading.Event()
     hammering = threading.Thread(target=hammer, daemon=True)
     with stop_on_signals(stopping.set, None):
         hammering.start()

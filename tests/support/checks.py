@@ -1,4 +1,4 @@
-"""Assertions that an ordinary test expects to pass, and its sabotage to fail (see `tests/database/test_guarantees_can_fail.py`)."""
+"""Assertions that an ordinary test expects to pass, and `test_guarantees_can_fail.py`, with a sabotage, to fail."""
 
 from __future__ import annotations
 

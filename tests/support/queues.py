@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -76,7 +77,7 @@ class ListSource:
         lost, self.lost = self.lost, []
         got = [self.waiting.popleft() for _ in range(min(limit, len(self.waiting)))]
         if not got and not lost:
-            threading.Event().wait(min(wait_seconds, 0.01))
+            time.sleep(min(wait_seconds, 0.01))
         return Received(got, lost)
 
     def settle(self, entries: Sequence[tuple[Delivery, Settlement]]) -> Sequence[Outcome]:

@@ -1,8 +1,7 @@
-"""Waiting for a condition that the database or another thread will make true, never for a time to pass."""
+"""Waiting for a condition that the database or another thread will make true: it is polled, no time is waited for."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,7 +12,7 @@ import psycopg
 T = TypeVar("T")
 SECONDS_MAX = 20.0
 Background = Callable[..., "Future[Any]"]
-_pace = threading.Event()
+POLL_SECONDS = 0.005
 
 
 def until(condition: Callable[[], T], what: str = "the condition", seconds: float = SECONDS_MAX) -> T:
@@ -21,7 +20,7 @@ def until(condition: Callable[[], T], what: str = "the condition", seconds: floa
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"{what} did not come true in {seconds:g} s"
-        _pace.wait(0.005)
+        time.sleep(POLL_SECONDS)
     return value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +17,13 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef
 @cache
 def python_files(*folders: str) -> tuple[Path, ...]:
     return tuple(sorted(file for folder in folders or FOLDERS for file in (ROOT / folder).rglob("*.py")))
+
+
+@cache
+def pages() -> tuple[Path, ...]:
+    """The pages that people read: every Markdown file of the repository."""
+    folders = (ROOT, ROOT / ".ci", ROOT / "docs", ROOT / "proof", ROOT / "tests", ROOT / "examples")
+    return tuple(sorted(file for folder in folders for file in folder.glob("*.md")))
 
 
 @cache
@@ -45,15 +52,27 @@ def imports(file: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def import_graph(*folders: str) -> dict[str, set[str]]:
+    """Each module of the folders, and those of them that it imports: at its top, later, or only for type checkers."""
+    files = {module_name(file): file for file in python_files(*folders)}
+    return {name: {*_imported(file, files.keys())} - {name} for name, file in files.items()}
+
+
+def _imported(file: Path, modules: KeysView[str]) -> Iterator[str]:
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom) and node.module in modules:
+            # `from package import module` needs the module, and of its package nothing that was not there before.
+            inner = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (name if name in modules else node.module for name in inner)
+
+
 def _running(node: ast.AST) -> Iterator[ast.AST]:
     for child in ast.iter_child_nodes(node):
         if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)):
             yield child
             yield from _running(child)
-
-
-def definitions(file: Path) -> Iterator[Definition]:
-    return (node for node in ast.walk(tree(file)) if isinstance(node, Definition))
 
 
 def docstrings(file: Path) -> set[int]:
@@ -67,6 +86,8 @@ def code_lines(file: Path) -> int:
     """Lines that hold code: no blank line, no comment, no docstring."""
     skipped = docstrings(file)
     nodes = [node for node in ast.walk(tree(file)) if isinstance(node, ast.Constant) and id(node) in skipped]
-    said = {number for node in nodes for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+    explained = {number for node in nodes for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
     lines = enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
-    return sum(1 for number, line in lines if number not in said and line.strip() and not line.lstrip().startswith("#"))
+    return sum(
+        1 for number, line in lines if number not in explained and line.strip() and not line.lstrip().startswith("#")
+    )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-from tests.tidy.sources import PACKAGE, PROOF, ROOT, imports, python_files, short
+from tests.tidy.sources import PACKAGE, PROOF, ROOT, import_graph, imports, python_files, short
 
 PURE = ("errors", "message", "callables", "transport", "retry", "statements", "provider")
 OUTSIDE = {"psycopg", "psycopg_pool", "socket", "ssl", "threading", "subprocess", "asyncio", "select", "selectors"}
 OUTSIDE |= {"signal", "multiprocessing", "concurrent", "http", "urllib", "sqlite3", "logging", "queue"}
-# A leaf of its own folder, which any module of the library may be told by its whole name.
+# What has no line of its own: tools, which may know all of the library, and folders whose modules are named one by one.
 TOOLS = ("cli", "commands", "testing", "transports", "sql", "migrations", "protocol", "__main__", "__init__")
 
 
@@ -38,10 +39,10 @@ def _ours(file: Path) -> set[str]:
 
 
 def test_every_module_of_the_package_has_its_place() -> None:
-    there = {entry.stem for entry in PACKAGE.iterdir() if entry.suffix == ".py" or (entry / "__init__.py").is_file()}
-    there |= {f"protocol.{entry.stem}" for entry in (PACKAGE / "protocol").glob("*.py")} - {"protocol.__init__"}
-    assert there <= {*CORE, *TOOLS}, 'a new module: give it a line under "Import order" in ARCHITECTURE.md'
-    assert {*CORE} <= there
+    modules = {entry.stem for entry in PACKAGE.iterdir() if entry.suffix == ".py" or (entry / "__init__.py").is_file()}
+    modules |= {f"protocol.{entry.stem}" for entry in (PACKAGE / "protocol").glob("*.py")} - {"protocol.__init__"}
+    assert modules <= {*CORE, *TOOLS}, 'a new module: give it a line under "Import order" in ARCHITECTURE.md'
+    assert {*CORE} <= modules
     assert len(CORE) == len({*CORE})
 
 
@@ -50,6 +51,16 @@ def test_a_module_imports_only_from_lines_above_its_own(name: str) -> None:
     line = next(number for number, layer in enumerate(LAYERS) if name in layer)
     above = {module for layer in LAYERS[:line] for module in layer}
     assert _ours(_file(name)) - {"protocol"} <= above
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Neither directly nor in a circle, in both distributions; an import for the type checker alone counts, too."""
+    graph = import_graph("src", "proof/src")
+    assert len(graph) > 100
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
 @pytest.mark.parametrize("name", [*PURE, *(name for name in CORE if name.startswith("protocol."))])

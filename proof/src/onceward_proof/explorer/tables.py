@@ -1,9 +1,9 @@
 """What each statement does to the rows of one message: the model of Postgres.
 
-Written from the rules of the protocol and not from the SQL; `tests/proof/test_model_agrees.py` holds it to the real statements, on
-random traces. Each function is one transaction: it gives the rows afterwards and what the worker hears. BLOCKED: it waits,
-because another's open transaction holds the inbox row. A statement whose fence does not match what is committed waits for
-nobody: it has lost.
+Written from the rules of the protocol and not from the SQL; `tests/proof/test_model_agrees.py` holds it to the real
+statements, on random traces. Each function is one transaction: it gives the rows afterwards and what the worker hears.
+BLOCKED: it waits, because another's open transaction holds the inbox row. A statement whose fence does not match what is
+committed waits for nobody: it has lost.
 """
 
 from __future__ import annotations
