@@ -24,6 +24,8 @@ import pytest
 from onceward.message import Message
 from onceward.transport import ACK, LEAVE, Delivery, Outcome, Sink, Source, Traits, release
 
+__all__ = ["OpenRig", "Rig", "TransportSuite"]
+
 SECONDS_MAX: Final = 10.0
 LARGE_BYTES: Final = 3 * 1024 * 1024
 SETTLED: Final = Outcome.SETTLED

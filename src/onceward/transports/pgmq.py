@@ -23,6 +23,8 @@ from onceward.errors import TransportError, UsageError
 from onceward.message import Message, encode_json
 from onceward.transport import Delivery, Outcome, Received, Settlement, Traits
 
+__all__ = ["Sink", "Source", "check_queue", "create_queue", "install"]
+
 POLL_MILLISECONDS: Final = 50
 BODY_BYTES_MAX: Final = 64 * 1024 * 1024
 SEND_BYTES_MAX: Final = 8 * 1024 * 1024  # of bodies in one transaction

@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""Writes docs/reference.md: the public API, from its signatures and docstrings. `.venv/bin/python tools/reference.py`.
+
+griffe reads the sources without running them. Public is what `onceward.__all__` lists, and what the modules beside it list,
+or document if they list nothing; of a class, its documented methods and properties.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, cast
+
+import griffe
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+PAGE: Final = ROOT / "docs" / "reference.md"
+SOURCES: Final = ROOT / "src"
+# The package itself, and the packages each of whose modules is public, too.
+PACKAGE: Final = "onceward"
+OPEN_PACKAGES: Final = ("onceward.testing", "onceward.transports")
+# Public modules of the core beside `onceward` itself, with the names that the pages speak of.
+BESIDE: Final = {"onceward.events": ("Event", "Listener", "POINTS"), "onceward.health": ("Health", "shown")}
+LINE_MAX: Final = 100
+
+INTRODUCTION: Final = """\
+# Reference
+
+<!-- Written by tools/reference.py from the docstrings: change those, then run it again. -->
+
+The public API, from the docstrings. How the parts are used together is in [adopting.md](adopting.md), what they promise in
+[guarantees.md](guarantees.md). Whatever is not here may change in any version.
+"""
+
+
+def main() -> None:
+    PAGE.write_text(reference(), encoding="utf-8")
+
+
+def reference() -> str:
+    """The whole page."""
+    return INTRODUCTION + "".join(f"\n{part}\n" for module in modules() for part in section(module) if part)
+
+
+def modules() -> Iterator[griffe.Module]:
+    """The public modules, in the order of the page."""
+    package = cast("griffe.Module", griffe.load(PACKAGE, search_paths=[SOURCES], resolve_aliases=True))
+    yield package
+    yield from (package.modules[name.removeprefix(f"{PACKAGE}.")] for name in BESIDE)
+    for name in OPEN_PACKAGES:
+        inner = package.modules[name.removeprefix(f"{PACKAGE}.")].modules
+        yield from (inner[module] for module in sorted(inner) if not module.startswith("_"))
+
+
+def section(module: griffe.Module) -> Iterator[str]:
+    """The heading of a module, what it is, a line of links, and its entries; nothing where it offers nothing of its own."""
+    # `Source` is a name of several modules, so all but the package's own names bear their module's.
+    prefix = "" if module.path == PACKAGE else f"{module.name}."
+    entries = {f"{prefix}{name}": _target(module[name]) for name in public_names(module)}
+    if entries:
+        yield f"## {module.path}"
+        yield text_of(module) if prefix else ""
+        yield " ·\n".join(f"[`{name}`](#{_anchor(name)})" for name in entries)
+    for name, entry in entries.items():
+        yield from described(name, entry)
+
+
+def public_names(module: griffe.Module) -> list[str]:
+    """Sorted without regard to case."""
+    if module.path in BESIDE:
+        exported = {str(name) for name in cast("griffe.Module", module.parent).exports or ()}
+        names = [name for name in BESIDE[module.path] if name not in exported]
+    elif module.exports is not None:
+        names = [str(name) for name in module.exports]
+    else:
+        defined = [entry for entry in module.members.values() if not entry.is_alias and not entry.name.startswith("_")]
+        names = [entry.name for entry in defined if (entry.is_class or entry.is_function) and entry.has_docstring]
+    return sorted(names, key=str.lower)
+
+
+def described(name: str, entry: griffe.Object) -> Iterator[str]:
+    """One entry: its heading, its signature, its docstring, and those of its methods."""
+    yield f"### `{name}`"
+    if isinstance(entry, griffe.Class):
+        yield from _described_class(name, entry)
+    elif isinstance(entry, griffe.Function):
+        yield from (_code(entry.signature(name=entry.name)), text_of(entry))
+    elif isinstance(entry, griffe.Attribute):
+        yield from (_code(_assigned(entry)), text_of(entry))
+    else:
+        yield text_of(entry)
+
+
+def _described_class(name: str, entry: griffe.Class) -> Iterator[str]:
+    yield _code(*_heads(entry))
+    yield text_of(entry)
+    yield from _constants(entry)
+    for member in entry.members.values():
+        if member.is_alias or member.name.startswith("_") or not member.has_docstring:
+            continue
+        if isinstance(member, griffe.Function) and not member.name.startswith("test_"):
+            yield from (f"#### `{name}.{member.name}`", _code(member.signature()), text_of(member))
+        elif isinstance(member, griffe.Attribute):
+            yield from (f"#### `{name}.{member.name}`", _code(_assigned(member)), text_of(member))
+    yield from _tests(entry)
+
+
+def _heads(entry: griffe.Class) -> Iterator[str]:
+    """The class, with what it is derived from, and how it is made, if it says how."""
+    bases = ", ".join(str(base) for base in entry.bases)
+    made = str(entry.signature(name=entry.name)) if "__init__" in entry.members else ""
+    if bases == "NamedTuple":
+        fields = (member for member in entry.members.values() if isinstance(member, griffe.Attribute))
+        made = f"{entry.name}({', '.join(_assigned(member) for member in fields if member.annotation)})"
+    if bases:
+        yield f"class {entry.name}({bases})"
+        yield made
+    else:
+        yield f"class {made or entry.name}"
+
+
+def _constants(entry: griffe.Class) -> Iterator[str]:
+    """The members of an enum, which need no docstring of their own."""
+    if any("Enum" in str(base) or "Flag" in str(base) for base in entry.bases):
+        members = [member for member in entry.members.values() if isinstance(member, griffe.Attribute)]
+        yield "\n".join(f"- `{member.name}`{_explained(member)}" for member in members if not member.is_private)
+
+
+def _explained(member: griffe.Attribute) -> str:
+    return f": {member.docstring.value}" if member.docstring else ""
+
+
+def _tests(entry: griffe.Class) -> Iterator[str]:
+    """A suite that others derive from promises its tests: their names are sentences."""
+    tests = [name for name in entry.members if name.startswith("test_")]
+    if tests:
+        yield "It tests:"
+        yield "\n".join(f"- {name.removeprefix('test_').replace('_', ' ')}" for name in tests)
+
+
+def _assigned(entry: griffe.Attribute) -> str:
+    """`name: type = value`, without a value that is longer than a line."""
+    annotation = f": {entry.annotation}" if entry.annotation and str(entry.annotation) != "Final" else ""
+    whole = f"{entry.name}{annotation} = {entry.value}"
+    return whole if entry.value is not None and len(whole) <= LINE_MAX else f"{entry.name}{annotation}"
+
+
+def _code(*texts: str) -> str:
+    lines = "\n".join(text if len(text) <= LINE_MAX else _broken(text) for text in texts if text)
+    return f"```python\n{lines}\n```"
+
+
+def _broken(text: str) -> str:
+    """A long signature, one parameter a line."""
+    opening, closing = text.index("("), text.rindex(")")
+    parameters, depth, start = [], 0, opening + 1
+    for place in range(opening + 1, closing + 1):
+        depth += (text[place] in "([{") - (text[place] in ")]}" and place < closing)
+        if place == closing or (text[place] == "," and depth == 0):
+            parameters.append(text[start:place].strip())
+            start = place + 1
+    return "\n".join([text[: opening + 1], *(f"    {parameter}," for parameter in parameters), text[closing:]])
+
+
+def text_of(entry: griffe.Object) -> str:
+    """Its docstring as Markdown: what happens in a crash, and what it raises, are paragraphs of their own."""
+    text = entry.docstring.value if entry.docstring else ""
+    return re.sub(r"(?<!\n)\n(?=(?:Crash|Raises)\b)", "\n\n", text)
+
+
+def _target(entry: griffe.Object | griffe.Alias) -> griffe.Object:
+    """The thing itself; where a function and the module that holds it bear one name, the function."""
+    target = entry.final_target if isinstance(entry, griffe.Alias) else entry
+    return target.functions.get(target.name, target) if isinstance(target, griffe.Module) else target
+
+
+def _anchor(heading: str) -> str:
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+if __name__ == "__main__":
+    main()
