@@ -20,12 +20,12 @@ from psycopg.rows import dict_row
 
 from onceward.database import Database
 from onceward.events import Listeners
-from onceward.inbox import storable
 from onceward.outbox import check_numbering
 from onceward.outgoing import one_line, publish_rows, read
 from onceward.protocol import relay as d
 from onceward.retry import Backoff
 from onceward.session import our_work
+from onceward.statements import storable
 from onceward.transport import Sink
 
 logger = logging.getLogger("onceward")
@@ -116,7 +116,7 @@ class Shared:
         now = time.monotonic()
         if now >= self._numbering_due:
             self._numbering_due = now + self.numbering_seconds
-            check_numbering(conn, self.database.schema)
+            check_numbering(conn, schema=self.database.schema)
 
 
 class Lane:

@@ -74,7 +74,7 @@ def _put(owner: Any, name: str, value: Any) -> None:
 
 
 def _idempotency_key() -> None:
-    _put(intents.Intents, "key", lambda _self, _message, _name: f"ow1:{uuid4().hex}")
+    _put(intents.IntentTable, "key", lambda _self, _message, _name: f"ow1:{uuid4().hex}")
 
 
 def _heartbeat() -> None:
