@@ -105,7 +105,7 @@ class Shared:
                 waited += slice_seconds
 
     def delay_seconds(self, attempts: int) -> float:
-        return min(self.backoff.delay_seconds(attempts), DELAY_SECONDS_MAX)
+        return min(self.backoff.seconds_after(attempts), DELAY_SECONDS_MAX)
 
     @property
     def delay_seconds_max(self) -> float:
@@ -163,7 +163,7 @@ class Lane:
         if not command.failures:
             self._shared.sleep(self._shared.poll_seconds, nudges)
             return
-        pause = min(self._shared.backoff.delay_seconds(command.failures), PAUSE_SECONDS_MAX)
+        pause = min(self._shared.backoff.seconds_after(command.failures), PAUSE_SECONDS_MAX)
         logger.warning("%s; tried again in %.1f s (failures in a row: %d)", self._why, pause, command.failures)
         self._shared.sleep(pause, None)
 

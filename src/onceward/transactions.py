@@ -242,7 +242,7 @@ class Transactions:
                 return p.FencedOff()
             counted[:] = row[:2]
             if counted[0] < limits.attempts_max and counted[1] < limits.deliveries_max:
-                return p.Counted(self.runtime.backoff.delay_seconds(sum(counted)))
+                return p.Counted(self.runtime.backoff.seconds_after(sum(counted)))
             return p.Parked() if self._fenced(conn, state, "park", self._park_params(park)) else p.FencedOff()
 
         limits = self.runtime.limits

@@ -86,7 +86,7 @@ def _nudge() -> None:
 
 
 def _backoff() -> None:
-    _put(Backoff, "delay_seconds", lambda _self, _attempts: 0.0)
+    _put(Backoff, "seconds_after", lambda _self, _attempts: 0.0)
 
 
 def _commit_guard() -> None:
