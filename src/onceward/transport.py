@@ -80,10 +80,14 @@ class Source(Protocol):
     """Where deliveries come from. `receive` is called on one thread; `settle` and `extend` on any."""
 
     @property
-    def name(self) -> str: ...  # stable, for humans and for the parked rows of deliveries without an id
+    def name(self) -> str:
+        """A stable name, for people and for the parked rows of deliveries without an id."""
+        ...
 
     @property
-    def traits(self) -> Traits: ...
+    def traits(self) -> Traits:
+        """What this transport can do."""
+        ...
 
     def receive(self, limit: int, wait_seconds: float) -> Received:
         """At most `limit` deliveries (0: only keep the connection alive), waiting up to `wait_seconds` for the first.
@@ -103,14 +107,18 @@ class Source(Protocol):
         """Each delivery stays ours for `seconds` from now; one outcome per entry, in order."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give up what is open; harmless when it is closed already."""
+        ...
 
 
 class Sink(Protocol):
     """Where messages go to."""
 
     @property
-    def traits(self) -> Traits: ...
+    def traits(self) -> Traits:
+        """What this transport can do."""
+        ...
 
     def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
         """Send each message; returns once the queue has confirmed. One entry each: None = confirmed, else why not.
@@ -124,4 +132,6 @@ class Sink(Protocol):
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give up what is open; harmless when it is closed already."""
+        ...
