@@ -96,7 +96,7 @@ class Listeners:
             failures = self._failures[place]
         name = getattr(listener, "__qualname__", None) or type(listener).__qualname__
         if failures == 1:
-            text = "listener %s failed at %s of message %r; the message goes on, the next event calls the listener again"
+            text = "listener %s failed at %s of message %r; it is called again at the next event, and the message goes on"
             logger.error(text, name, event.point, event.message_id, exc_info=error)
         elif failures % FAILURES_BETWEEN_LINES == 0:
             text = "listener %s has failed %d times, the last time at %s: %s: %s"
@@ -115,5 +115,5 @@ def _checked(listeners: Sequence[Listener]) -> tuple[Listener, ...]:
         if not callable(listener):
             raise UsageError(f"listeners: a function that takes an Event, not a {type(listener).__name__}")
         if inspect.iscoroutinefunction(listener):
-            raise UsageError(f"the listener {listener.__qualname__} is async, and nothing would await it")
+            raise UsageError(f"the listener {listener.__qualname__} is async; nobody would await it")
     return tuple(listeners)
