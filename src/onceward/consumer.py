@@ -15,11 +15,12 @@ from onceward.callables import check_plain
 from onceward.database import HANDLER_SECONDS_MAX, Database, DatabaseSource, tuples
 from onceward.errors import UsageError
 from onceward.events import Listener, Listeners
-from onceward.inbox import Inbox, parked_id, storable
-from onceward.intents import Intents
+from onceward.inbox import LEASE_SECONDS_DEFAULT, InboxTable, check_identity
+from onceward.intents import IntentTable
 from onceward.lease import LeaseKeeper
 from onceward.message import MalformedMessage, Message
 from onceward.outbox import Nudge
+from onceward.parked import parked_id
 from onceward.partitions import WINDOW_DEFAULT, make_partition_for
 from onceward.perform import NoHandler, Once, Performer
 from onceward.protocol.delivery import Limits, Shape
@@ -27,7 +28,7 @@ from onceward.retry import Backoff
 from onceward.rights import check_rights
 from onceward.runtime import Runtime
 from onceward.schema import check_schema
-from onceward.statements import SCHEMA_DEFAULT
+from onceward.statements import SCHEMA_DEFAULT, check_schema_name, storable
 from onceward.transport import ACK, LEAVE, Delivery, Settlement, Source
 
 logger = logging.getLogger("onceward")
@@ -60,7 +61,7 @@ class Consumer:
         name: str,
         *,
         window: timedelta = WINDOW_DEFAULT,
-        lease_seconds: float = 30.0,
+        lease_seconds: float = LEASE_SECONDS_DEFAULT,
         attempts_max: int = 10,
         deliveries_max: int = 50,
         backoff: Backoff = Backoff(),  # noqa: B008 - immutable
@@ -68,7 +69,8 @@ class Consumer:
         handler_seconds_max: float = HANDLER_SECONDS_MAX,
         schema: str = SCHEMA_DEFAULT,
     ) -> None:
-        Inbox(name, window=window, lease_seconds=lease_seconds, schema=schema)  # refuses a bad name, window or lease now
+        check_identity(name, window=window, lease_seconds=lease_seconds)
+        check_schema_name(schema)
         if attempts_max < 1 or deliveries_max < 1:
             raise UsageError("attempts_max and deliveries_max must be at least 1")
         if not isinstance(backoff, Backoff):
@@ -171,7 +173,7 @@ class OpenConsumer:
 
     def _start(self, source: Source | None, *, upkeep: bool) -> None:
         consumer = self.consumer
-        inbox = Inbox(
+        inbox = InboxTable(
             consumer.name,
             window=consumer.window,
             lease_seconds=consumer.lease_seconds,
@@ -186,7 +188,7 @@ class OpenConsumer:
         self.keeper = LeaseKeeper(self.database, inbox, source, self.listeners)
         self.runtime = Runtime(
             inbox=inbox,
-            intents=Intents(consumer.name, schema=consumer.schema),
+            intents=IntentTable(consumer.name, schema=consumer.schema),
             database=self.database,
             limits=consumer.limits,
             backoff=consumer.backoff,
@@ -270,7 +272,7 @@ class OpenConsumer:
         self.close()
 
 
-def check_window(conn: Connection[Any], inbox: Inbox, source: Source | None) -> None:
+def check_window(conn: Connection[Any], inbox: InboxTable, source: Source | None) -> None:
     """Raises `UsageError` when the window is shorter than the queue keeps messages: a late duplicate would be unknown.
 
     An older row in the outbox is no reason to stop everything else: its message is parked when it arrives.
@@ -292,7 +294,7 @@ def check_window(conn: Connection[Any], inbox: Inbox, source: Source | None) -> 
         )  # fmt: skip
 
 
-def say_window(conn: Connection[Any], inbox: Inbox) -> None:
+def say_window(conn: Connection[Any], inbox: InboxTable) -> None:
     """Upkeep knows this process's window; a longer one of the same consumer is kept, and said."""
     longest = inbox.seen(conn)
     if longest > inbox.window.total_seconds():

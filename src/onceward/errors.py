@@ -1,6 +1,6 @@
 """What can go wrong, grouped by what the caller must do.
 
-    OncewardError
+    OncewardError               what Onceward itself finds wrong
     ├── UsageError              fix the code or the configuration
     │   ├── NotInTransaction    `conn` would commit this write on its own
     │   └── SchemaMismatch      run `onceward migrate`, or run newer code
@@ -13,6 +13,11 @@
     Signal                      not errors: what a handler raises to steer its message
     ├── Defer                   give it back for a while; costs no attempt
     └── Reject                  park it now
+
+    MalformedMessage            fix what makes the message; one that comes from a queue is parked
+
+`MalformedMessage` stands outside the tree: it is a ValueError, as `Message(...)` raises for any value that it cannot take,
+and it is defined beside `Message`, in `onceward.message`.
 
 psycopg's errors are never wrapped: what the driver raises is what the caller sees.
 """
@@ -39,7 +44,7 @@ class TransportError(OncewardError):
 
 
 class ConflictError(OncewardError):
-    """The same id was met with another payload: one of the two is wrong, and only a person can tell which."""
+    """Two facts under one id, or two answers to one effect: one is wrong, and only a person can tell which."""
 
 
 class UnknownOutcome(OncewardError):
@@ -47,15 +52,19 @@ class UnknownOutcome(OncewardError):
 
 
 class LeaseLost(OncewardError):
-    """Another worker has taken this message over: nothing that this one still does may count."""
+    """Another worker has taken this message over: nothing that this one still does can count."""
 
 
 class EffectRefused(OncewardError):
     """The provider refused definitely; `answer` is its recorded, plain-JSON reason."""
 
     def __init__(self, answer: object) -> None:
-        super().__init__(f"the provider refused: {answer}")
+        # The arguments as they came, and the text made from them: pickle calls the class with `args` again.
+        super().__init__(answer)
         self.answer = answer
+
+    def __str__(self) -> str:
+        return f"the provider refused: {self.answer}"
 
 
 class Signal(Exception):
@@ -66,8 +75,11 @@ class Defer(Signal):
     """Give the message back and take it again in `delay_seconds`; costs no attempt."""
 
     def __init__(self, delay_seconds: float) -> None:
-        super().__init__(f"deferred for {delay_seconds} s")
+        super().__init__(delay_seconds)
         self.delay_seconds = delay_seconds
+
+    def __str__(self) -> str:
+        return f"deferred for {self.delay_seconds} s"
 
 
 class Reject(Signal):

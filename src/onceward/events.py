@@ -1,8 +1,6 @@
 """What happens to a message, as named moments: one list for crash points, for listeners, for spans and for the docs.
 
-A listener is called in the thread where it happened, between two steps of the protocol. What it raises is logged and
-counted, never passed on: watching must not change what is watched. (A listener may end the process: that is how crash
-points are tested.)
+A listener may end the process: that is how crash points are tested.
 """
 
 from __future__ import annotations
@@ -11,8 +9,8 @@ import inspect
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, Protocol
 
 from onceward.errors import UsageError
 
@@ -23,7 +21,7 @@ POINTS: Final = {
     "consumer.received": "the delivery is here; nothing is written",
     "consumer.claimed": "effectful: the inbox row is committed as pending, with a lease",
     "consumer.taken": "transactional: the inbox row is inserted, not committed",
-    "consumer.duplicate": "the inbox row was there: a redelivery is turned away",
+    "consumer.duplicate": "the inbox row exists: a redelivery is turned away",
     "consumer.in_flight": "another worker holds the row",
     "effect.intended": "the intent is committed, the provider not yet called",
     "effect.answered": "the provider has answered, nothing is recorded",
@@ -57,11 +55,18 @@ class Event(NamedTuple):
     fields: dict[str, Any]
 
 
-Listener = Callable[[Event], None]
+class Listener(Protocol):
+    """A function that takes an `Event`: called in the thread where it happened, between two steps of the protocol.
+
+    What it raises is logged and counted, never passed on: watching must not change what is watched. It must be quick: the
+    message waits for it.
+    """
+
+    def __call__(self, event: Event, /) -> None: ...
 
 
 class Listeners:
-    """Hands each event to every listener; costs nothing but a test when there is none."""
+    """Hands each event to every listener. Without any, an event costs one test and is not even made."""
 
     def __init__(self, listeners: Sequence[Listener] = ()) -> None:
         self._listeners = _checked(listeners)
@@ -85,21 +90,21 @@ class Listeners:
                 self._failed(place, listener, event, error)
 
     def _failed(self, place: int, listener: Listener, event: Event, error: BaseException) -> None:
-        """One that fails at every event must not fill the log: the first time it is told in full, then now and then."""
+        """Logged with its traceback the first time, then in one line every thousandth time: it must not fill the log."""
         with self._lock:
             self._failures[place] += 1
             failures = self._failures[place]
         name = getattr(listener, "__qualname__", None) or type(listener).__qualname__
         if failures == 1:
-            text = "the listener %s failed at %s of message %r; it is called again at the next event, the message goes on"
+            text = "listener %s failed at %s of message %r; it is called again at the next event, and the message goes on"
             logger.error(text, name, event.point, event.message_id, exc_info=error)
         elif failures % FAILURES_BETWEEN_LINES == 0:
-            text = "the listener %s has failed %d times, the last time at %s: %s: %s"
+            text = "listener %s has failed %d times, the last time at %s: %s: %s"
             logger.error(text, name, failures, event.point, type(error).__name__, error)
 
 
 def interrupts(error: BaseException) -> bool:
-    """Ctrl-C, which Python raises on the main thread: somebody wants the program to end."""
+    """True for Ctrl-C, which Python raises on the main thread: somebody wants the program to end."""
     return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
@@ -110,5 +115,5 @@ def _checked(listeners: Sequence[Listener]) -> tuple[Listener, ...]:
         if not callable(listener):
             raise UsageError(f"listeners: a function that takes an Event, not a {type(listener).__name__}")
         if inspect.iscoroutinefunction(listener):
-            raise UsageError(f"listeners: {listener.__qualname__} is async; nobody would await it")
+            raise UsageError(f"the listener {listener.__qualname__} is async; nobody would await it")
     return tuple(listeners)

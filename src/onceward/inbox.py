@@ -1,20 +1,18 @@
 """The inbox row: "this consumer has taken this message". INSERT first; done in the handler's own transaction.
 
-This is also the second door, for code that keeps its own loop: every method takes the caller's connection first and never
-opens one of its own. A duplicate is a result, not an exception. The one exception: above READ COMMITTED, Postgres answers a
-race with 40001 (serialization failure), and the caller's transaction must be run again, as any transaction there.
+`Inbox` is the second door, for code that keeps its own loop. `InboxTable` is what it shares with the runtime: the
+statements, their parameters, and what Postgres' answers mean.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID, uuid4
 
 import psycopg
@@ -23,12 +21,15 @@ from psycopg.types.json import Json
 
 from onceward.database import check_connection, one_tuple
 from onceward.errors import UsageError
-from onceward.message import ATTRIBUTE_BYTES_MAX, Message, canonical_id, parse_uuid7
+from onceward.message import Message, canonical_id, parse_uuid7
 from onceward.outbox import check_in_transaction
+from onceward.parked import parked_id
 from onceward.partitions import WINDOW_DEFAULT, WINDOW_MAX, day_of, make_partition_for, make_partitions, partition_name
 from onceward.schema import check_schema
-from onceward.statements import SCHEMA_DEFAULT, statements
+from onceward.statements import SCHEMA_DEFAULT, statements, storable
 
+CONSUMER_CHARS_MAX: Final = 200
+LEASE_SECONDS_DEFAULT: Final = 30.0
 FUTURE_SECONDS: Final = 3600.0  # a producer whose clock runs ahead by less than this is served like any other
 LEASE_BELIEVED_SECONDS: Final = 3600.0  # one that reaches further was made by a clock that was ahead
 TAKES_AGAIN_MAX: Final = 8
@@ -51,9 +52,9 @@ class TakeResult(Enum):
 
     TAKEN = "taken"
     DUPLICATE = "duplicate"  # done or parked: acknowledge it
-    IN_FLIGHT = "in flight"  # another worker holds it: give it back for `retry_after_seconds`
+    IN_FLIGHT = "in flight"  # another worker holds it: give it back to the queue for `retry_after_seconds`
     CONFLICT = "conflict"  # the id is known with another payload: a person must look
-    OUTSIDE_WINDOW = "outside window"  # too old to be told from a duplicate, or no time in its id: never processed
+    OUTSIDE_WINDOW = "outside window"  # cannot be told from a duplicate: never process it
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,54 +66,54 @@ class Take:
     fresh: bool = True  # the row did not exist before
     takes: int = 1  # claims that ended in nothing so far, this one included
     transaction: str = ""  # the id of the transaction that took it
-    cleaning: Sequence[str] = ()  # what takes away that an earlier handler left in this session
+    cleaning: Sequence[str] = ()  # statements that remove what an earlier handler left in this session
     retry_after_seconds: float = 0.0
     detail: str = ""
     early: bool = False  # outside the window because its time is still to come: a later copy would be inside it
 
 
 class Inbox:
-    """The inbox of one consumer. `consumer` is part of the key: renaming it is a migration."""
+    """The inbox of one consumer, for code that keeps its own loop.
+
+    Every method works on the caller's connection. `take`, `finish` and `give_back` join the transaction that is open there;
+    `claim`, `register` and `make_partition` commit on their own. A duplicate is a result, not an exception. Above READ
+    COMMITTED, Postgres answers a race with 40001 (serialization failure), and the caller runs its transaction again, as it
+    does for any other statement there.
+    """
 
     def __init__(
         self,
         consumer: str,
         *,
         window: timedelta = WINDOW_DEFAULT,
-        lease_seconds: float = 30.0,
+        lease_seconds: float = LEASE_SECONDS_DEFAULT,
         schema: str = SCHEMA_DEFAULT,
         worker: str | None = None,
     ) -> None:
-        if not consumer or not consumer.isprintable() or len(consumer) > 200:
-            raise UsageError(f"a consumer needs a stable name of 1 to 200 printable characters, not {consumer!r}")
-        if not isinstance(window, timedelta):
-            raise UsageError(f"window is a timedelta, like timedelta(days=30), not {window!r}")
-        if not timedelta(0) < window <= WINDOW_MAX:
-            raise UsageError(f"window must be more than 0 and at most {WINDOW_MAX.days} days, not {window}")
-        if lease_seconds <= 0:
-            raise UsageError("lease_seconds must be more than 0")
-        self.consumer = consumer
-        self.window = window
-        self.lease_seconds = lease_seconds
-        self.worker = worker or worker_id()
-        self.schema = schema
-        self.statements = statements(schema)
+        """`consumer` is part of every key: renaming it is a migration.
 
-    # ---- the second door ---------------------------------------------------------------------------------------------
+        `window`: how far back a duplicate is recognised. `lease_seconds`: how long a claim is this worker's; nothing
+        extends it here, so it must be longer than the longest work from `claim` to `finish`. `worker` names this process
+        in the row.
+        Raises `UsageError` for a name, window or lease that cannot work.
+        """
+        check_identity(consumer, window=window, lease_seconds=lease_seconds)
+        self.consumer = consumer
+        self._table = InboxTable(consumer, window=window, lease_seconds=lease_seconds, schema=schema, worker=worker)
 
     def register(self, conn: Connection[Any]) -> None:
         """Upkeep knows this consumer's window, and there are partitions for the ids of these days.
 
         `run` does this by itself. In a loop of your own, call it at the start and then every hour, outside any transaction:
-        a window that nobody has said for a day is given up once another process of this consumer has said a shorter one.
-        Upkeep itself (`onceward upkeep`, or a consumer that runs on this schema) must happen daily.
+        a window that no process has reported for a day is given up once another process of this consumer has reported a
+        shorter one. Upkeep itself (`onceward upkeep`, or a consumer that runs on this schema) must happen daily.
 
         Crash in it: run it again. Raises `SchemaMismatch`, or `UsageError` inside an open transaction.
         """
         _check_outside_transaction(conn, "register()")
-        check_schema(conn, self.schema)
-        self.seen(conn)
-        make_partitions(conn, self.schema)
+        check_schema(conn, self._table.schema)
+        self._table.seen(conn)
+        make_partitions(conn, self._table.schema)
 
     def make_partition(self, conn: Connection[Any], message: Message) -> None:
         """There is a partition for the id of `message`, unless its day was retired: then a take says so.
@@ -121,13 +122,7 @@ class Inbox:
         upkeep ran. Outside any transaction: it must be committed before the take.
         """
         _check_outside_transaction(conn, "make_partition()")
-        make_partition_for(conn, message.id, self.schema)
-
-    def seen(self, conn: Connection[Any]) -> float:
-        """A process of this consumer is here, with this window; the longest (seconds) that one of them had within a day."""
-        params = {"consumer": self.consumer, "window_seconds": self.window.total_seconds()}
-        row = one_tuple(conn, self.statements["consumer_seen"], params)
-        return float(row[0]) if row is not None else self.window.total_seconds()
+        make_partition_for(conn, message.id, self._table.schema)
 
     def take(self, conn: Connection[Any], message: Message) -> Take:
         """Take `message` inside the transaction open on `conn`: its row is done when the caller commits.
@@ -135,14 +130,15 @@ class Inbox:
         Crash before the caller's commit: nothing is taken, the redelivery starts afresh.
         Crash after it: the redelivery is a DUPLICATE.
 
-        Raises `NotInTransaction` in autocommit mode, `UsageError` when the session would not commit durably.
+        Raises `NotInTransaction` in autocommit mode; `UsageError` when the session would not commit durably, or when upkeep
+        has made no partition for this id.
         """
         check_in_transaction(conn)
         _check_durable(conn)
-        return self._second_door(conn, message, "done")
+        return self._take(conn, message, "done")
 
     def claim(self, conn: Connection[Any], message: Message) -> Take:
-        """Claim `message` for an effectful handler: its row is committed as pending, under a lease, before this returns.
+        """Claim `message` for work that touches the outside: its row is committed as pending, under a lease.
 
         Crash after it: the lease lapses, and a redelivery takes over with the next token.
         Raises `UsageError` inside an open transaction (the claim must be committed before any effect).
@@ -150,77 +146,105 @@ class Inbox:
         _check_outside_transaction(conn, "claim()")
         with conn.transaction():
             _check_durable(conn)
-            return self._second_door(conn, message, "pending")
+            return self._take(conn, message, "pending")
 
-    def finish(self, conn: Connection[Any], message: Message, taking: Take) -> bool:
+    def finish(self, conn: Connection[Any], message: Message, *, take: Take) -> bool:
         """The claimed row is done, in the transaction open on `conn`; the first statement there, before any write.
 
-        False: the lease was lost to another worker: roll back and write nothing.
+        `take` is what `claim` returned. False: the lease was lost to another worker: roll back and write nothing.
+
+        Crash before the caller's commit: the claim is pending; a redelivery takes over once its lease lapses.
+        Crash after it: the redelivery is a DUPLICATE.
         """
         check_in_transaction(conn)
         _check_durable(conn)
-        params = self.key(message) | {"token": taking.token, "lock_timeout": "0"}
-        return one_tuple(conn, self.statements["inbox_finish"], params) is not None
+        params = self._table.key(message) | {"token": take.token, "lock_timeout": "0"}
+        return one_tuple(conn, self._table.statements["inbox_finish"], params) is not None
 
-    def give_back(self, conn: Connection[Any], message: Message, taking: Take) -> bool:
-        """The claim is given back uncounted, so that a retry may take over at once. False: it was lost already."""
+    def give_back(self, conn: Connection[Any], message: Message, *, take: Take) -> bool:
+        """The claim is given back uncounted, so that a retry may take over at once. False: it was lost already.
+
+        Crash before it: the lease lapses by itself, and the claim counts as one that ended in a crash.
+        """
         check_connection(conn)
-        return one_tuple(conn, self.statements["inbox_give_back"], self.key(message) | {"token": taking.token}) is not None
+        params = self._table.key(message) | {"token": take.token}
+        return one_tuple(conn, self._table.statements["inbox_give_back"], params) is not None
 
-    def _second_door(self, conn: Connection[Any], message: Message, state: str) -> Take:
-        """A savepoint around the take, so that a lock that was waited for too long is a result, not a dead transaction."""
+    def _take(self, conn: Connection[Any], message: Message, state: RowState) -> Take:
         before = one_tuple(conn, "SELECT current_setting('lock_timeout'), set_config('lock_timeout', '1s', true)")
         lock_timeout = before[0] if before else "0"
-        params = self.take_params(message, state, lock_timeout=lock_timeout)
+        params = self._table.take_params(message, state, lock_timeout=lock_timeout)
         if params is None:
             return untimed(message)
         try:
+            # A savepoint: a lock that was waited for too long is a result, and must not abort the caller's transaction.
             with conn.transaction():
-                taking = self.take_with(conn, params)
+                take = self._table.take_with(conn, params)
         except psycopg.errors.LockNotAvailable:
-            taking = locked_out()
+            take = locked_out()
         except psycopg.errors.CheckViolation as error:
+            # Only "no partition of relation found for row" comes without the name of a constraint.
             if error.diag.constraint_name is not None:
                 raise
-            taking = self._without_partition(conn, params)
+            take = self._without_partition(conn, params)
         conn.execute("SELECT set_config('lock_timeout', %s, true)", (lock_timeout,))
-        return taking
+        return take
 
     def _without_partition(self, conn: Connection[Any], params: dict[str, Any]) -> Take:
-        taking = self.without_partition(conn, params)
-        if taking is None:
+        take = self._table.without_partition(conn, params)
+        if take is None:
             raise UsageError(
                 f"there is no partition for message {params['message_id']}, although its id is inside the window: outside "
                 f"this transaction, call inbox.make_partition(conn, message), and take it again (inbox.register(conn) at "
-                f"the start makes those of the coming days, `onceward upkeep --schema {self.schema}` daily those after)"
+                f"the start makes those of the coming days, `onceward upkeep --schema {self._table.schema}` daily those "
+                f"after)"
             )
-        return taking
+        return take
 
-    def without_partition(self, conn: Connection[Any], params: dict[str, Any]) -> Take | None:
-        """What Postgres' refusal means (23514: no partition for this id); None: its day is served, and upkeep is late.
 
-        Retired is retired for every process, whatever its window: what was finished there can no longer be told from new.
-        """
-        age = self.read(conn, params)[0]
-        if age != "current":
-            return outside_window(age)
-        day = day_of(params["message_id"])
-        table = f"{self.schema}.{partition_name('inbox', day)}"
-        row = one_tuple(conn, self.statements["retired_day"], {"day": day, "table": table})
-        if row is None or not row[0]:
-            return None
-        if row[1]:
-            return Take(TakeResult.IN_FLIGHT, retry_after_seconds=UNDECIDED_SECONDS, detail="its day is being retired")
-        return outside_window("retired")
+RowState = Literal["done", "pending"]
+Age = Literal["current", "old", "future"]
 
-    # ---- statements, shared with the runtime -------------------------------------------------------------------------
+
+class InboxRow(NamedTuple):
+    """One look at a message's row, by the database's clock. `state` None: there is no row, and the rest says nothing."""
+
+    age: Age  # of the id, not of the row
+    state: str | None
+    same_payload: bool
+    token: int
+    lapsed: bool
+    lease_left_seconds: float
+
+
+class InboxTable:
+    """The inbox as the runtime and the second door use it: statements, their parameters, and what their answers mean.
+
+    Its methods join whatever transaction is open on the connection, and check nothing that the caller has checked before.
+    """
+
+    def __init__(
+        self,
+        consumer: str,
+        *,
+        window: timedelta = WINDOW_DEFAULT,
+        lease_seconds: float = LEASE_SECONDS_DEFAULT,
+        schema: str = SCHEMA_DEFAULT,
+        worker: str | None = None,
+    ) -> None:
+        self.consumer = consumer
+        self.window = window
+        self.lease_seconds = lease_seconds
+        self.schema = schema
+        self.worker = worker or worker_id()
+        self.statements = statements(schema)
 
     def key(self, message: Message) -> dict[str, Any]:
-        """The parameters that name the row of `message`."""
+        """The parameters that name one row."""
         return {"consumer": self.consumer, "message_id": UUID(message.id)}
 
-    def take_params(self, message: Message, state: str, *, lock_timeout: str) -> dict[str, Any] | None:
-        """All that a take needs; None when the id is no UUIDv7 and so has no time."""
+    def take_params(self, message: Message, state: RowState, *, lock_timeout: str) -> dict[str, Any] | None:
+        """All that a take needs; None when the id is not a UUIDv7 and so has no time."""
         message_id = parse_uuid7(message.id)
         if message_id is None:
             return None
@@ -239,49 +263,64 @@ class Inbox:
         }
 
     def take_with(self, conn: Connection[Any], params: dict[str, Any]) -> Take:
-        """INSERT, and where that gives no row: read, decide, perhaps take over; again when the row changed meanwhile."""
-        row = one_tuple(conn, self.statements["inbox_insert"], params)
-        if row is not None:
-            return Take(TakeResult.TAKEN, token=row[0], transaction=row[1], cleaning=row[2])
-        for _ in range(TAKES_AGAIN_MAX):
-            taking = self.take_existing(conn, params)
-            if taking is not None:
-                return taking
-            row = one_tuple(conn, self.statements["inbox_insert"], params)
-            if row is not None:
-                return Take(TakeResult.TAKEN, token=row[0], transaction=row[1], cleaning=row[2])
+        """INSERT; where that gives no row, read the row and perhaps take it over; again when it changed in between."""
+        for _ in range(TAKES_AGAIN_MAX + 1):
+            inserted = one_tuple(conn, self.statements["inbox_insert"], params)
+            if inserted is not None:
+                return Take(TakeResult.TAKEN, token=inserted[0], transaction=inserted[1], cleaning=inserted[2])
+            # A second statement, not one with the INSERT: in a race, both halves of a single one would see no row.
+            take = self._take_existing(conn, params)
+            if take is not None:
+                return take
         return Take(TakeResult.IN_FLIGHT, retry_after_seconds=0.1, detail="the row changed again and again")
 
-    def take_existing(self, conn: Connection[Any], params: dict[str, Any]) -> Take | None:
-        """Decide on the row that is there; None: it vanished or changed in between, so take again."""
-        age, state, same_payload, token, lapsed, lease_left_seconds = self.read(conn, params)
-        if state is None:
-            return None if age == "current" else outside_window(age)
-        if not same_payload:
+    def _take_existing(self, conn: Connection[Any], params: dict[str, Any]) -> Take | None:
+        """What the row that exists allows; None: it vanished or changed in between, so take again."""
+        row = self.read(conn, params)
+        if row.state is None:
+            return None if row.age == "current" else outside_window(row.age)
+        if not row.same_payload:
             return Take(TakeResult.CONFLICT, detail="another payload under an id that is known")
-        if state != "pending":
-            return Take(TakeResult.DUPLICATE, detail=state)
-        if not lapsed:
-            return Take(TakeResult.IN_FLIGHT, retry_after_seconds=lease_left_seconds, detail="its lease is alive")
-        row = one_tuple(conn, self.statements["inbox_take_over"], params | {"token": token})
-        if row is None:
+        if row.state != "pending":
+            return Take(TakeResult.DUPLICATE, detail=row.state)
+        if not row.lapsed:
+            return Take(TakeResult.IN_FLIGHT, retry_after_seconds=row.lease_left_seconds, detail="its lease is alive")
+        taken = one_tuple(conn, self.statements["inbox_take_over"], params | {"token": row.token})
+        if taken is None:
             return None
-        return Take(TakeResult.TAKEN, token=row[0], fresh=False, takes=row[3], transaction=row[1], cleaning=row[2])
+        token, transaction, cleaning, takes = taken[:4]
+        return Take(TakeResult.TAKEN, token=token, fresh=False, takes=takes, transaction=transaction, cleaning=cleaning)
 
-    def read(self, conn: Connection[Any], params: dict[str, Any]) -> tuple[Any, ...]:
-        """(age, state, same payload, token, lapsed, seconds of lease left) by the database's clock; state None: no row."""
+    def read(self, conn: Connection[Any], params: dict[str, Any]) -> InboxRow:
+        """The row as it is now; `params` are those of a take."""
         row = one_tuple(conn, self.statements["inbox_read"], params)
         if row is None:
             raise psycopg.InternalError("inbox_read gave no row")
-        return row
+        return InboxRow(*row)
+
+    def without_partition(self, conn: Connection[Any], params: dict[str, Any]) -> Take | None:
+        """What Postgres' refusal means (23514: no partition for this id); None: its day is served, and upkeep is late.
+
+        Retired is retired for every process, whatever its window: what was finished there can no longer be told from new.
+        """
+        age = self.read(conn, params).age
+        if age != "current":
+            return outside_window(age)
+        day = day_of(params["message_id"])
+        table = f"{self.schema}.{partition_name('inbox', day)}"
+        retired = one_tuple(conn, self.statements["retired_day"], {"day": day, "table": table})
+        if retired is None or not retired[0]:
+            return None
+        if retired[1]:
+            return Take(TakeResult.IN_FLIGHT, retry_after_seconds=UNDECIDED_SECONDS, detail="its day is being retired")
+        return outside_window("retired")
 
     def park_params(self, message: Message, source: str, reason: str, detail: str) -> dict[str, Any]:
         """All that a parked row needs; its `message_id` is None for an id that no inbox row can have."""
         headers, body = message.to_wire()
-        known = parse_uuid7(message.id)
         return {
             "consumer": self.consumer,
-            "message_id": known,
+            "message_id": parse_uuid7(message.id),
             "parked_id": parked_id(canonical_id(message.id)),
             "fingerprint": message.fingerprint(),
             "reason": reason,
@@ -292,33 +331,42 @@ class Inbox:
             "worker": self.worker,
         }
 
-
-def parked_id(text: str) -> str:
-    """The text as the id of a parked row: storable, and short enough for an index entry; a longer one ends in its hash."""
-    whole = storable(text)
-    if len(whole.encode()) <= ATTRIBUTE_BYTES_MAX:
-        return whole
-    digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
-    return f"{whole.encode()[: ATTRIBUTE_BYTES_MAX - 80].decode(errors='ignore')}...{digest}"
+    def seen(self, conn: Connection[Any]) -> float:
+        """A process of this consumer is here, with this window; the longest (seconds) that one of them had within a day."""
+        params = {"consumer": self.consumer, "window_seconds": self.window.total_seconds()}
+        row = one_tuple(conn, self.statements["consumer_seen"], params)
+        return float(row[0]) if row is not None else self.window.total_seconds()
 
 
-def storable(text: str, chars_max: int = 4000) -> str:
-    """The text as Postgres can hold it: no NUL, no lone surrogates, bounded."""
-    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()[:chars_max]
+def check_identity(consumer: str, *, window: timedelta, lease_seconds: float) -> None:
+    """Raises `UsageError` for a consumer's name, window or lease that cannot work."""
+    if not consumer or not consumer.isprintable() or len(consumer) > CONSUMER_CHARS_MAX:
+        raise UsageError(
+            f"a consumer needs a stable name of 1 to {CONSUMER_CHARS_MAX} printable characters, not {consumer!r}"
+        )
+    if not isinstance(window, timedelta):
+        raise UsageError(f"window is a timedelta, like timedelta(days=30), not {window!r}")
+    if not timedelta(0) < window <= WINDOW_MAX:
+        raise UsageError(f"window must be more than 0 and at most {WINDOW_MAX.days} days, not {window}")
+    if lease_seconds <= 0:
+        raise UsageError("lease_seconds must be more than 0")
 
 
-def outside_window(age: str) -> Take:
-    why = {
-        "old": "older than the window, and unseen",
-        "future": "its time is ahead of the database's clock",
-        "retired": "its day was retired: it cannot be told any more whether it was finished",
-    }
-    return Take(TakeResult.OUTSIDE_WINDOW, detail=why.get(age, age), early=age == "future")
+_OUTSIDE: Final = {
+    "old": "older than the window, and unseen",
+    "future": "its time is ahead of the database's clock",
+    "retired": "its day was retired: whether it was finished is no longer known",
+}
+
+
+def outside_window(age: Literal["old", "future", "retired"]) -> Take:
+    """An id whose time no inbox row can vouch for."""
+    return Take(TakeResult.OUTSIDE_WINDOW, detail=_OUTSIDE[age], early=age == "future")
 
 
 def untimed(message: Message) -> Take:
     """An id without a time: after its row is pruned it would be taken as new, so it is refused."""
-    return Take(TakeResult.OUTSIDE_WINDOW, detail=f"its id is no UUIDv7, so it has no time: {message.id[:80]!r}")
+    return Take(TakeResult.OUTSIDE_WINDOW, detail=f"its id is not a UUIDv7, so it has no time: {message.id[:80]!r}")
 
 
 def locked_out() -> Take:

@@ -1,12 +1,14 @@
 """The intent row: "this consumer is about to touch the outside", committed before the call.
 
-Also part of the second door: the caller's connection comes first, and each method is one transaction of its own on it.
+`Intents` is the second door, for code that keeps its own loop. `IntentTable` is what it shares with the runtime.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -18,89 +20,182 @@ from onceward.database import check_connection, one_tuple
 from onceward.errors import UsageError
 from onceward.inbox import Take
 from onceward.message import Message, canonical_id, canonical_json
-from onceward.protocol.words import Changed, Expired, FencedOff, Intended, Recorded, TwoAnswers
 from onceward.provider import ProviderProfile, idempotency_key
 from onceward.statements import SCHEMA_DEFAULT, statements
 
 
+class IntentResult(Enum):
+    """What is to be done about an effect. Only CALL allows the call."""
+
+    CALL = "call"  # the intent is committed, and the provider still knows its key: call now, with that key
+    ANSWERED = "answered"  # the answer is recorded: use it, do not call
+    LOOK_UP = "look up"  # it may have happened, and the provider may have forgotten the key: look it up, never call
+    CHANGED = "changed"  # another effect or request is recorded under this number: never call, a person must look
+    LEASE_LOST = "lease lost"  # the claim lapsed or is another worker's: stop, touch nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """The result of `Intents.intend`."""
+
+    result: IntentResult
+    key: str  # the idempotency key: the same on every attempt
+    answer_json: str = "null"  # ANSWERED: the recorded answer, as JSON text
+    refused: bool = False  # ANSWERED: the provider refused, and the answer is its reason
+    detail: str = ""
+
+    @property
+    def answer(self) -> Any:
+        """The recorded answer as a JSON value; None unless the result is ANSWERED."""
+        return json.loads(self.answer_json)
+
+
+class RecordResult(Enum):
+    """What became of an answer."""
+
+    RECORDED = "recorded"  # stored, now or before
+    TWO_ANSWERS = "two answers"  # another answer is stored: the effect may have happened twice, a person must look
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The result of `Intents.record`; `detail` holds both answers where there are two."""
+
+    result: RecordResult
+    detail: str = ""
+
+
 class Intents:
-    """The intents of one consumer."""
+    """The intents of one consumer, for code that keeps its own loop.
+
+    Each method is one transaction of its own on the caller's connection, which must be in autocommit mode with no
+    transaction open: an intent that the caller could still roll back would not say that a call may have happened.
+    """
+
+    def __init__(self, consumer: str, *, schema: str = SCHEMA_DEFAULT) -> None:
+        self.consumer = consumer
+        self._table = IntentTable(consumer, schema=schema)
+
+    def key(self, message: Message, name: str) -> str:
+        """The idempotency key to send with the effect `name` of `message`: the same for every attempt."""
+        return self._table.key(message, name)
+
+    def intend(
+        self,
+        conn: Connection[Any],
+        message: Message,
+        *,
+        take: Take,
+        n: int,
+        name: str,
+        request: object,
+        provider: ProviderProfile,
+    ) -> Intent:
+        """The intent is committed, or what is known of it is returned; see `IntentResult`.
+
+        `take` is what `Inbox.claim` returned. `n` counts this message's effects from 1, in the order in which the code asks
+        for them: on a retry, the n-th effect must be the one that was recorded as the n-th, with the same `name` and an
+        equal `request` (plain JSON). By its name alone, an effect that a deploy renamed would be new, and be called again.
+
+        Raises `UsageError` for a request that is not plain JSON, or inside a transaction.
+
+        Crash after it: the intent is pending; the redelivery calls with the same key, inside the provider's window.
+        """
+        fingerprint = request_fingerprint(request)
+        return self._table.intend(
+            conn, message, token=take.token, n=n, name=name, fingerprint=fingerprint, provider=provider
+        )
+
+    def record(self, conn: Connection[Any], message: Message, *, n: int, answer: object, refused: bool = False) -> Record:
+        """The answer (any JSON value) of the n-th effect is stored, write-once.
+
+        It needs no lease: an answer is a fact, whoever reports it, and a worker that was taken over must not throw away the
+        only trace of a charge. `refused`: the provider said no, definitely, and `answer` is its reason.
+
+        Crash before it: the intent stays pending, and the redelivery asks with the same key.
+        Crash after it: the redelivery gets this answer without a call.
+        """
+        return self._table.record(conn, message, n=n, answer_json=canonical_json(answer), refused=refused)
+
+
+class IntentTable:
+    """The intents as the runtime and the second door use them: a request by its fingerprint, an answer as JSON text."""
 
     def __init__(self, consumer: str, *, schema: str = SCHEMA_DEFAULT) -> None:
         self.consumer = consumer
         self.statements = statements(schema)
 
     def key(self, message: Message, name: str) -> str:
-        """The idempotency key to send with the effect `name` of `message`: the same for every attempt.
+        """The idempotency key of one effect.
 
         From the id's one canonical spelling: a resend that writes the same UUID in capitals is the same message.
         """
         return idempotency_key(self.consumer, canonical_id(message.id), name)
 
     def intend(
-        self, conn: Connection[Any], message: Message, taking: Take, *, n: int, name: str, request: object,
+        self,
+        conn: Connection[Any],
+        message: Message,
+        *,
+        token: int,
+        n: int,
+        name: str,
+        fingerprint: bytes,
         provider: ProviderProfile,
-    ) -> Intended | Recorded | Expired | Changed | FencedOff:  # fmt: skip
-        """The n-th intent of this message is committed, or what is known of it is returned.
-
-        `Intended`: call now, with `key(message, name)`. `Recorded`: its answer, do not call. `Expired`: never call, look it
-        up. `Changed`: another effect is recorded at this place. `FencedOff`: the lease is lost or lapsed, do not call.
-
-        Crash after it: the intent is pending; the redelivery calls with the same key, inside the provider's window.
-        """
-        fingerprint = request_fingerprint(request)
+    ) -> Intent:
+        """As `Intents.intend`."""
+        _check_autocommit(conn)
+        key = self.key(message, name)
         params = self._params(message, n) | {
-            "token": taking.token,
+            "token": token,
             "name": name,
             "request_fingerprint": fingerprint,
-            "key": self.key(message, name),
+            "key": key,
             "callable_seconds": provider.callable_seconds,
         }
-        _check_autocommit(conn)
         held, made, _ = one_tuple(conn, self.statements["intent_insert"], params) or (False, False, None)
         if made:
-            return Intended()
-        return self._read(conn, params) if held else FencedOff()
+            return Intent(IntentResult.CALL, key)
+        return self._read(conn, params) if held else Intent(IntentResult.LEASE_LOST, key)
 
-    def _read(self, conn: Connection[Any], params: dict[str, Any]) -> Intended | Recorded | Expired | Changed | FencedOff:
+    def _read(self, conn: Connection[Any], params: dict[str, Any]) -> Intent:
+        key = params["key"]
         with conn.cursor(row_factory=dict_row) as cursor:
             row = cursor.execute(self.statements["intent_read"], params).fetchone()
         if row is None:
-            return FencedOff()
+            # Between the two statements the lease ran out, and upkeep dropped the message's day.
+            return Intent(IntentResult.LEASE_LOST, key)
         if (row["name"], row["request_fingerprint"]) != (params["name"], params["request_fingerprint"]):
-            what = "another request" if row["name"] == params["name"] else f"the effect {row['name']!r}"
-            return Changed(f"effect {params['n']} is {params['name']!r} now, but {what} is recorded there")
+            recorded = "another request" if row["name"] == params["name"] else f"the effect {row['name']!r}"
+            detail = f"effect {params['n']} is {params['name']!r} now, but {recorded} is recorded there"
+            return Intent(IntentResult.CHANGED, key, detail=detail)
         if row["state"] == "done":
-            return Recorded(row["answer"], row["refused"])
-        return Intended() if row["state"] == "pending" and row["callable"] else Expired()
+            return Intent(IntentResult.ANSWERED, key, row["answer"], row["refused"])
+        may_call = row["state"] == "pending" and row["callable"]
+        return Intent(IntentResult.CALL if may_call else IntentResult.LOOK_UP, key)
 
-    def record(
-        self, conn: Connection[Any], message: Message, *, n: int, answer: str, refused: bool = False
-    ) -> Recorded | TwoAnswers:
-        """The answer (canonical JSON text) is stored, write-once and not fenced: a fact is a fact, whoever reports it.
-
-        Crash before it: the intent stays pending, and the redelivery asks with the same key.
-        Crash after it: the redelivery gets this answer without a call.
-        """
+    def record(self, conn: Connection[Any], message: Message, *, n: int, answer_json: str, refused: bool) -> Record:
+        """As `Intents.record`; `answer_json` is canonical JSON."""
         _check_autocommit(conn)
-        params = self._params(message, n) | {"answer": answer, "refused": refused}
+        params = self._params(message, n) | {"answer": answer_json, "refused": refused}
         with conn.cursor(row_factory=dict_row) as cursor:
             if cursor.execute(self.statements["intent_record"], params).fetchone() is not None:
-                return Recorded(answer, refused)
-            there = cursor.execute(self.statements["intent_read"], params | {"callable_seconds": 0.0}).fetchone()
-        if there is None:
+                return Record(RecordResult.RECORDED)
+            row = cursor.execute(self.statements["intent_read"], params | {"callable_seconds": 0.0}).fetchone()
+        if row is None:
             raise psycopg.InternalError(f"intent {n} of message {message.id} is gone")
-        if canonical_json(json.loads(there["answer"])) == answer and there["refused"] == refused:
-            return Recorded(answer, refused)
-        # The new one first: it is stored nowhere else.
-        return TwoAnswers(f"effect {n} met the answer {answer}, but the one that is recorded is {there['answer']}")
+        if canonical_json(json.loads(row["answer"])) == answer_json and row["refused"] == refused:
+            return Record(RecordResult.RECORDED)
+        # The new answer first: it is stored nowhere else, and a long detail is cut at its end.
+        detail = f"effect {n} was answered by {answer_json}, but the answer that is recorded is {row['answer']}"
+        return Record(RecordResult.TWO_ANSWERS, detail)
 
     def _params(self, message: Message, n: int) -> dict[str, Any]:
         return {"consumer": self.consumer, "message_id": UUID(message.id), "n": n}
 
 
 def request_fingerprint(request: object) -> bytes:
-    """32 bytes: SHA-256 of the request as canonical JSON. Raises `UsageError` for a request that is no JSON."""
+    """32 bytes: SHA-256 of the request as canonical JSON. Raises `UsageError` for a request that is not JSON."""
     try:
         return hashlib.sha256(canonical_json(request).encode()).digest()
     except (TypeError, ValueError) as error:

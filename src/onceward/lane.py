@@ -20,12 +20,12 @@ from psycopg.rows import dict_row
 
 from onceward.database import Database
 from onceward.events import Listeners
-from onceward.inbox import storable
 from onceward.outbox import check_numbering
 from onceward.outgoing import one_line, publish_rows, read
 from onceward.protocol import relay as d
 from onceward.retry import Backoff
 from onceward.session import our_work
+from onceward.statements import storable
 from onceward.transport import Sink
 
 logger = logging.getLogger("onceward")
@@ -105,7 +105,7 @@ class Shared:
                 waited += slice_seconds
 
     def delay_seconds(self, attempts: int) -> float:
-        return min(self.backoff.delay_seconds(attempts), DELAY_SECONDS_MAX)
+        return min(self.backoff.seconds_after(attempts), DELAY_SECONDS_MAX)
 
     @property
     def delay_seconds_max(self) -> float:
@@ -116,7 +116,7 @@ class Shared:
         now = time.monotonic()
         if now >= self._numbering_due:
             self._numbering_due = now + self.numbering_seconds
-            check_numbering(conn, self.database.schema)
+            check_numbering(conn, schema=self.database.schema)
 
 
 class Lane:
@@ -163,7 +163,7 @@ class Lane:
         if not command.failures:
             self._shared.sleep(self._shared.poll_seconds, nudges)
             return
-        pause = min(self._shared.backoff.delay_seconds(command.failures), PAUSE_SECONDS_MAX)
+        pause = min(self._shared.backoff.seconds_after(command.failures), PAUSE_SECONDS_MAX)
         logger.warning("%s; tried again in %.1f s (failures in a row: %d)", self._why, pause, command.failures)
         self._shared.sleep(pause, None)
 

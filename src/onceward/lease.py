@@ -19,7 +19,7 @@ import psycopg
 
 from onceward.database import Database, tuples
 from onceward.events import Listeners
-from onceward.inbox import Inbox
+from onceward.inbox import InboxTable
 from onceward.message import Message
 from onceward.transport import Delivery, Outcome, Source
 
@@ -40,7 +40,7 @@ class Claim:
 class LeaseKeeper:
     """Extends, at least three times a lease, the queue's lease of all deliveries held and the inbox's of all claims."""
 
-    def __init__(self, database: Database, inbox: Inbox, source: Source | None, listeners: Listeners) -> None:
+    def __init__(self, database: Database, inbox: InboxTable, source: Source | None, listeners: Listeners) -> None:
         self._database = database
         self._inbox = inbox
         self._source = source

@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import time as _time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Self
 from uuid import UUID
@@ -22,7 +23,7 @@ ATTRIBUTE_BYTES_MAX: Final = 1024
 
 
 class MalformedMessage(ValueError):
-    """A delivery whose envelope cannot be a message; its text is the reason that it is parked with."""
+    """What was to be a message cannot be one; its text says why, and a delivery is parked with it."""
 
 
 def uuid7() -> UUID:
@@ -36,6 +37,7 @@ def uuid7() -> UUID:
 
 def uuid7_at(milliseconds: int, random_bits: int = 0) -> UUID:
     """The UUIDv7 of this Unix millisecond with these low bits: with 0, the smallest of that millisecond."""
+    # From the top: 48 bits of time, 4 of version (7), 12 of chance, 2 of variant (binary 10), 62 of chance.
     value = (milliseconds & (1 << 48) - 1) << 80 | random_bits & (1 << 80) - 1
     value = value & ~(0xF << 76) | 0x7 << 76
     return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)
@@ -52,15 +54,17 @@ def parse_uuid7(text: str) -> UUID | None:
 
 def canonical_id(text: str) -> str:
     """The id as it is stored: a UUIDv7 in its one spelling, anything else as it is written."""
-    known = parse_uuid7(text)
-    return text if known is None else str(known)
+    value = parse_uuid7(text)
+    return text if value is None else str(value)
 
 
+@dataclass(frozen=True, init=False, repr=False)
 class Message:
-    """One fact that travels: immutable; equal ids and equal bodies are the same message.
+    """One fact that travels. Immutable; equal to another when every attribute and the body are.
 
-    `id` is made once, by the producer, and kept over every resend. `subject` is what the message is about, and the key
-    whose order the relay keeps. `body` is bytes; `data` is the same as a JSON value.
+    `id` is made once, by the producer, and kept over every resend: the inbox knows a message again by its id, its type and
+    its body (`fingerprint`), whatever else a resend has changed. `subject` is what the message is about, and the key whose
+    order the relay keeps. `body` is bytes; `data` is the same as a JSON value.
     """
 
     __slots__ = ("body", "id", "source", "subject", "time", "traceparent", "type")
@@ -98,38 +102,37 @@ class Message:
             "type": _attribute("type", type),
             "source": _attribute("source", source),
             "subject": None if subject is None else _attribute("subject", str(subject)),
-            "time": _moment(time or datetime.now(UTC)),
+            "time": _with_zone(time or datetime.now(UTC)),
             "traceparent": None if traceparent is None else _attribute("traceparent", traceparent),
             "body": bytes(content),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"a message cannot be changed (tried to set {name})")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"a message cannot be changed (tried to delete {name})")
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Message) and self.to_wire() == other.to_wire()
-
     def __hash__(self) -> int:
+        # Not of all attributes, as a dataclass would have it: a body may be large, and ids hardly ever collide.
         return hash(self.id)
 
+    def __reduce__(self) -> tuple[Callable[[dict[str, str], bytes], Self], tuple[dict[str, str], bytes]]:
+        # Copies and pickles travel as any other copy of a message does. (Without this, they would set one attribute after
+        # the other, which a frozen class refuses.)
+        return self.from_wire, self.to_wire()
+
+    # Without the body: a message that is logged must not show a card's number.
     def __repr__(self) -> str:
         return f"Message(type={self.type!r}, id={self.id!r}, subject={self.subject!r}, body_bytes={len(self.body)})"
 
     def json(self) -> Any:
-        """The body as a JSON value. Raises ValueError when it is none; unhandled, that parks the message in the end."""
+        """The body as a JSON value. Raises ValueError when it is not JSON; unhandled, that parks the message in the end."""
         return json.loads(self.body)
 
     def fingerprint(self) -> bytes:
-        """32 bytes: SHA-256 of the type and the raw body: two facts under one id are told apart, also with equal bodies.
+        """32 bytes that tell two facts under one id apart: SHA-256 of the type and the raw body.
 
         The other headers are left out: they change on a resend, or where a bridge passes the message on.
         """
         kind = self.type.encode()
+        # The type's length first: else a byte could move from the one into the other unseen.
         digest = hashlib.sha256(b"%d:%b:" % (len(kind), kind))
         digest.update(self.body)
         return digest.digest()
@@ -150,14 +153,15 @@ class Message:
         missing = [name for name in ("id", "type") if not headers.get(name)]
         if missing:
             raise MalformedMessage(f"envelope without {' and '.join(missing)}")
-        known = {name: headers[name] for name in _ATTRIBUTES if headers.get(name) is not None}
-        if "time" in known:
-            return cls(body=body, **{**known, "time": _parse_time(known["time"])})  # type: ignore[arg-type]
-        return cls(body=body, **known)  # type: ignore[arg-type]
+        # Headers that are not ours are let pass: other producers and brokers add their own.
+        attributes: dict[str, Any] = {name: headers[name] for name in _ATTRIBUTES if headers.get(name) is not None}
+        if "time" in attributes:
+            attributes["time"] = _parse_time(attributes["time"])
+        return cls(body=body, **attributes)
 
 
 def encode_json(value: object) -> bytes:
-    """JSON as bytes, ASCII only, keys in the caller's order; NaN and infinities are refused (they are not JSON)."""
+    """JSON as bytes, ASCII only, keys in the caller's order; NaN and infinities are refused, for they are not JSON."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -171,23 +175,24 @@ def _attribute(name: str, value: object) -> str:
         raise MalformedMessage(f"{name} must be a text that is not empty, not {value!r}")
     if not value.isprintable():
         raise MalformedMessage(f"{name} has a character that headers cannot carry: {value!r}")
+    # A character is at most four bytes in UTF-8: most values need not be encoded to be measured.
     if len(value) > ATTRIBUTE_BYTES_MAX // 4 and len(value.encode()) > ATTRIBUTE_BYTES_MAX:
         raise MalformedMessage(f"{name} is longer than {ATTRIBUTE_BYTES_MAX} bytes in UTF-8")
     return value
 
 
-def _moment(given: datetime) -> datetime:
+def _with_zone(time: datetime) -> datetime:
     """The time, in UTC where it names no zone. One whose year in UTC is not between 1 and 9999 cannot travel."""
-    moment = given if given.tzinfo else given.replace(tzinfo=UTC)
+    zoned = time if time.tzinfo else time.replace(tzinfo=UTC)
     try:
-        moment.astimezone(UTC)
+        zoned.astimezone(UTC)
     except OverflowError:
-        raise MalformedMessage(f"time {given.isoformat()} is, in UTC, not between the years 1 and 9999") from None
-    return moment
+        raise MalformedMessage(f"time {time.isoformat()} is, in UTC, not between the years 1 and 9999") from None
+    return zoned
 
 
 def _parse_time(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text)
     except ValueError:
-        raise MalformedMessage(f"time is no RFC 3339 timestamp: {text!r}") from None
+        raise MalformedMessage(f"time is not an RFC 3339 timestamp: {text!r}") from None

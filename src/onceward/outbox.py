@@ -119,7 +119,7 @@ def check_in_transaction(conn: Connection[Any]) -> None:
         )
 
 
-def check_numbering(conn: Connection[Any], schema: str = SCHEMA_DEFAULT) -> None:
+def check_numbering(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> None:
     """Raises `UsageError`, with the statements that mend it, when new rows would get positions below those that wait.
 
     Not mended here: it locks the table and moves every row, and whoever failed over may want to look first.

@@ -1,10 +1,8 @@
-"""Parked messages: what a person sees when paged, and the redrive that puts one back on its way.
-
-Every function takes the caller's connection first and never opens one.
-"""
+"""Parked messages: what a person sees when paged, and the redrive that puts one back on its way."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,9 +11,9 @@ from typing import Any, Final, NamedTuple
 from psycopg import Connection
 from psycopg.rows import dict_row
 
-from onceward.message import MalformedMessage, Message, canonical_id, parse_uuid7
+from onceward.message import ATTRIBUTE_BYTES_MAX, MalformedMessage, Message, canonical_id, parse_uuid7
 from onceward.outbox import publish
-from onceward.statements import SCHEMA_DEFAULT, statements
+from onceward.statements import SCHEMA_DEFAULT, statements, storable
 
 # The provider may have acted twice: running the handler again cannot mend that, whatever the inbox row says.
 TWO_ANSWERS: Final = "two answers"
@@ -62,20 +60,26 @@ class ParkedMessage(ParkedRow):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redrive:
-    """What became of a redrive. `refused` says why nothing was done; '': the message is on its way, under `token`.
+    """What became of a redrive.
 
-    `expect` says what its handler will meet that no redrive changes; '': nothing of that kind is recorded.
+    `why_not`: the reason for which nothing was done; '' when the message is on its way, under `token`.
+    `expect`: what its handler will meet that no redrive changes; '' when nothing of that kind is recorded.
     """
 
     consumer: str
     message_id: str
     token: int = 0
-    refused: str = ""
+    why_not: str = ""
     expect: str = ""
+
+    @property
+    def redriven(self) -> bool:
+        """The message is on its way."""
+        return not self.why_not
 
 
 def list_parked(
-    conn: Connection[Any], schema: str = SCHEMA_DEFAULT, consumer: str | None = None, limit: int = 100
+    conn: Connection[Any], *, consumer: str | None = None, limit: int = 100, schema: str = SCHEMA_DEFAULT
 ) -> list[ParkedRow]:
     """The parked messages, newest first, at most `limit`; of one consumer, or of all. A long `detail` is cut."""
     params = {"consumer": consumer, "limit": limit}
@@ -83,7 +87,9 @@ def list_parked(
         return [ParkedRow(**row) for row in cursor.execute(statements(schema)["parked_list"], params)]
 
 
-def show_parked(conn: Connection[Any], schema: str, message_id: str, consumer: str | None = None) -> list[ParkedMessage]:
+def show_parked(
+    conn: Connection[Any], message_id: str, *, consumer: str | None = None, schema: str = SCHEMA_DEFAULT
+) -> list[ParkedMessage]:
     """All that is parked under this id, whole: one per consumer and body; empty when there is none."""
     params = {"consumer": consumer, "message_id": canonical_id(message_id)}
     with conn.cursor(row_factory=dict_row) as cursor:
@@ -91,18 +97,25 @@ def show_parked(conn: Connection[Any], schema: str, message_id: str, consumer: s
     return [ParkedMessage(**row, intents=_intents(conn, schema, row["consumer"], row["message_id"])) for row in rows]
 
 
-def redrive(conn: Connection[Any], schema: str, consumer: str, message_id: str, fingerprint: str | None = None) -> Redrive:
-    """The message is pending again, without attempts, under a new token, and an outbox row sends it under its own id.
+def redrive(
+    conn: Connection[Any],
+    message_id: str,
+    *,
+    consumer: str,
+    fingerprint: str | None = None,
+    schema: str = SCHEMA_DEFAULT,
+) -> Redrive:
+    """The message is pending again, without attempts, and an outbox row sends it under its own id.
 
-    One transaction (a savepoint, inside one of the caller's). The inbox row is what lets it past the window, so what is
-    parked without one (outside the window, a conflict, no id) is refused with the reason, and so are two answers. Effects
-    that have an answer keep it; an unknown one is looked up again, never called. `fingerprint` (or how it begins) chooses
-    between two bodies.
+    One transaction (a savepoint, inside one of the caller's), under a new token. The inbox row is what lets it past the
+    window, so what is parked without one (outside the window, a conflict, no id) is refused with the reason, and so are two
+    answers. Effects that have an answer keep it; an unknown one is looked up again, never called. `fingerprint` (or how it
+    begins) chooses between two bodies.
 
     A "foreign commit" runs its handler again: look first that nothing of the first run stands.
 
     Crash before commit: it is parked as before.
-    Crash after commit: the relay finds the outbox row and sends it; whoever held the message before is fenced out.
+    Crash after commit: the relay finds the outbox row and sends it; the worker that held it before is fenced out.
     """
     known = canonical_id(message_id)
     params = {"consumer": consumer, "message_id": parse_uuid7(known), "parked_id": known}
@@ -110,10 +123,10 @@ def redrive(conn: Connection[Any], schema: str, consumer: str, message_id: str, 
         candidates = _candidates(conn, schema, params, fingerprint)
         chosen = next((row for row in candidates if not row.refusal), None)
         if chosen is None:
-            return Redrive(consumer=consumer, message_id=known, refused=_why_not(candidates))
+            return Redrive(consumer=consumer, message_id=known, why_not=_why_not(candidates))
         token = _move(conn, schema, params | {"fingerprint": chosen.fingerprint})
         if token is None:
-            return Redrive(consumer=consumer, message_id=known, refused="somebody else redrove it at the same moment")
+            return Redrive(consumer=consumer, message_id=known, why_not="another redrive of it came first")
         publish(conn, chosen.message, schema=schema)
         expect = _what_to_expect(_intents(conn, schema, consumer, known))
     return Redrive(consumer=consumer, message_id=known, token=token, expect=expect)
@@ -166,7 +179,7 @@ def _refusal(reason: str, inbox_state: str | None, same_payload: bool | None) ->
     if inbox_state is None:
         return (
             f"it was parked ({reason}) without an inbox row, so nothing would stop a second run: make sure that it was "
-            f"never handled, and publish it anew"
+            f"never handled, and publish it again under a new id"
         )
     if not same_payload:
         return f"it was parked ({reason}), and the inbox row of its id is of another payload: one of the two is wrong"
@@ -202,3 +215,13 @@ def _intents(conn: Connection[Any], schema: str, consumer: str, message_id: str)
     params = {"consumer": consumer, "message_id": known}
     with conn.cursor(row_factory=dict_row) as cursor:
         return [ParkedIntent(**row) for row in cursor.execute(statements(schema)["parked_intents"], params)]
+
+
+def parked_id(text: str) -> str:
+    """The text as the id of a parked row: storable, and short enough for an index entry; a longer one ends in its hash."""
+    whole = storable(text)
+    if len(whole.encode()) <= ATTRIBUTE_BYTES_MAX:
+        return whole
+    digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+    # 80 bytes are room for the dots and the hash.
+    return f"{whole.encode()[: ATTRIBUTE_BYTES_MAX - 80].decode(errors='ignore')}...{digest}"

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn, assert_never
 
 import psycopg
 from psycopg import Connection
@@ -15,14 +15,14 @@ from psycopg import Connection
 from onceward.callables import check_done, check_plain, is_awaitable
 from onceward.database import is_broken
 from onceward.errors import ConflictError, Defer, EffectRefused, LeaseLost, Reject, Signal, UnknownOutcome, UsageError
-from onceward.inbox import storable
-from onceward.intents import request_fingerprint
+from onceward.intents import IntentResult, RecordResult, request_fingerprint
 from onceward.message import Message, canonical_json
 from onceward.protocol import words as p
 from onceward.protocol.delivery import Shape, start, step
 from onceward.provider import ProviderProfile, read_error
 from onceward.runtime import Runtime
 from onceward.session import left_open
+from onceward.statements import storable
 from onceward.transactions import Transactions
 from onceward.transport import Delivery, Settlement
 
@@ -291,19 +291,27 @@ class Performer:
         effect = self._effect()
         try:
             with self.runtime.database.connection() as conn:
-                event = self.runtime.intents.intend(
-                    conn, self.message, self._rows.taking, n=n, name=effect.name, request=effect.request,
-                    provider=effect.provider,
+                intent = self.runtime.intents.intend(
+                    conn, self.message, token=self._rows.taking.token, n=n, name=effect.name,
+                    fingerprint=request_fingerprint(effect.request), provider=effect.provider,
                 )  # fmt: skip
         except psycopg.Error as error:
             return self._rows.database_lost("effect not started", error)
-        if isinstance(event, p.Intended):
-            self._rows.emit("effect.intended", n=n, name=effect.name)
-        elif isinstance(event, p.Recorded):
-            self._rows.emit("effect.replayed", n=n, name=effect.name)
-        elif isinstance(event, p.FencedOff):
-            self._rows.emit("consumer.lease_lost")
-        return event
+        match intent.result:
+            case IntentResult.CALL:
+                self._rows.emit("effect.intended", n=n, name=effect.name)
+                return p.Intended()
+            case IntentResult.ANSWERED:
+                self._rows.emit("effect.replayed", n=n, name=effect.name)
+                return p.Recorded(intent.answer_json, intent.refused)
+            case IntentResult.LOOK_UP:
+                return p.Expired()
+            case IntentResult.CHANGED:
+                return p.Changed(intent.detail)
+            case IntentResult.LEASE_LOST:
+                self._rows.emit("consumer.lease_lost")
+                return p.FencedOff()
+        assert_never(intent.result)
 
     def _call(self, n: int) -> p.Event:
         effect = self._effect()
@@ -348,13 +356,18 @@ class Performer:
     def _record(self, command: p.Record) -> p.Event:
         try:
             with self.runtime.database.connection() as conn:
-                event = self.runtime.intents.record(
-                    conn, self.message, n=command.n, answer=command.answer, refused=command.refused
+                record = self.runtime.intents.record(
+                    conn, self.message, n=command.n, answer_json=command.answer, refused=command.refused
                 )
         except psycopg.Error as error:
             return self._rows.database_lost("answer not recorded", error)
         self._rows.emit("effect.recorded", n=command.n, name=self._effect().name)
-        return event
+        match record.result:
+            case RecordResult.RECORDED:
+                return p.Recorded(command.answer, command.refused)
+            case RecordResult.TWO_ANSWERS:
+                return p.TwoAnswers(record.detail)
+        assert_never(record.result)
 
     def _effect(self) -> Effect:
         if self._asked is None:

@@ -1,4 +1,4 @@
-"""What is known of an outside provider, as data; and which of its answers means what. No I/O.
+"""What is known of an outside provider, as data; and what its answers mean. No I/O.
 
 A profile is what the provider's own documentation promises of its idempotency keys. The numbers are guarantees: outside
 the window a retry is a new request.
@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from onceward.errors import UsageError
 from onceward.message import canonical_json
@@ -19,39 +19,31 @@ from onceward.protocol.words import Answered, Failed, Later, Mismatch, Replayed
 Replies = Answered | Failed | Later | Mismatch | Replayed
 REFUSALS: Final = frozenset({402})
 BODY_CHARS_MAX: Final = 100_000
-_WORDS: Final = {
-    "starts_at": ("first request", "completion"),
-    "caches": ("everything", "success", "nothing"),
-    "on_mismatch": ("error", "ignore"),
-    "after_expiry": ("new request", "error"),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderProfile:
     """One provider's promise, and how it is called.
 
-    `window_seconds` runs from `starts_at`; None: the provider knows no keys, and an intent without an answer is never
-    called again. `margin_seconds` is kept free at its end: it must be longer than the longest call.
+    `window_seconds`: how long it remembers a key, counted from the moment the intent was committed, which is before the
+    first request. None: it knows no keys, and an intent without an answer is never called again.
+    `margin_seconds` is kept free at the window's end: it must be longer than the longest call.
     `refusals`: the 4xx statuses by which it says no, definitely (402: the card was declined). Such an answer is recorded
     and raised as `EffectRefused`; any other 4xx is tried again. Not 409 and 429, which mean "later".
-    Raises `UsageError` when the margin is too short: a call that could still be under way when its key expires is a second
-    charge; and for values that no provider can have.
+
+    Raises `UsageError` when the margin is too short (a call that is still under way when its key expires may be a second
+    charge), and for values that no provider can have.
     """
 
     name: str
     window_seconds: float | None
     margin_seconds: float
-    starts_at: Literal["first request", "completion"] = "first request"
-    caches: Literal["everything", "success", "nothing"] = "everything"
-    on_mismatch: Literal["error", "ignore"] = "error"
-    after_expiry: Literal["new request", "error"] = "new request"
     call_timeout_seconds: float = 80.0
     call_retries: int = 0
     refusals: frozenset[int] = REFUSALS
 
     def __post_init__(self) -> None:
-        self._check_words()
+        self._check_refusals()
         if self.window_seconds is None:
             return
         longest = self.call_timeout_seconds * (self.call_retries + 1)
@@ -66,10 +58,7 @@ class ProviderProfile:
                 f"{self.window_seconds:g} s"
             )
 
-    def _check_words(self) -> None:
-        for name, known in _WORDS.items():
-            if getattr(self, name) not in known:
-                raise UsageError(f"provider {self.name}: {name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
+    def _check_refusals(self) -> None:
         object.__setattr__(self, "refusals", frozenset(self.refusals))
         wrong = sorted(status for status in self.refusals if not 400 <= status < 500 or status in (409, 429))
         if wrong:
@@ -90,14 +79,15 @@ class ProviderProfile:
 STRIPE_V1: Final = ProviderProfile(name="stripe-v1", window_seconds=86_400.0, margin_seconds=3_600.0)
 
 # A provider without idempotency keys: at most once per message; an intent without an answer is held, never called again.
-NO_KEYS: Final = ProviderProfile(name="no-keys", window_seconds=None, margin_seconds=0.0, caches="nothing")
+NO_KEYS: Final = ProviderProfile(name="no-keys", window_seconds=None, margin_seconds=0.0)
 
 
 def idempotency_key(consumer: str, message_id: str, name: str) -> str:
-    """The key of one effect: the same for every attempt and every worker, another for every message, consumer and effect.
+    """The key of one effect: the same for every attempt and worker, another for every message, consumer and effect.
 
-    44 characters: `ow1:` and 40 hex digits of SHA-256 over the three, each with its length before it.
+    44 characters: `ow1:` and 40 hex digits of SHA-256 over the three.
     """
+    # Each part with its length before it: else two different triples could be joined to one text.
     parts = "".join(f"{len(part)}:{part}" for part in (consumer, message_id, name))
     return "ow1:" + hashlib.sha256(parts.encode()).hexdigest()[:40]
 
@@ -115,6 +105,7 @@ def read_error(profile: ProviderProfile, error: BaseException) -> Replies:
     - everything else (401, other 4xx, a first 5xx, timeouts, connection errors): nothing definite; it is tried again.
     """
     status = _status(error)
+    # A provider without keys is never called twice, so none of its answers may say "later" or "try again".
     keys = profile.window_seconds is not None
     if keys and status == 400 and _error_type(error) == "idempotency_error":
         return Mismatch(_describe(error))
@@ -131,32 +122,32 @@ def read_error(profile: ProviderProfile, error: BaseException) -> Replies:
 
 def _refusal(error: BaseException, status: int | None) -> Answered:
     code = getattr(error, "code", None)
-    told = {
+    answer = {
         "type": type(error).__name__,
         "status": status,
         "code": code if isinstance(code, str) else None,
         "message": str(error),
         "body": _body(error),
     }
-    return Answered(canonical_json(told), refused=True)
+    return Answered(canonical_json(answer), refused=True)
 
 
 def _body(error: BaseException) -> Any:
     """What the provider wrote: as JSON where it is that, else as text; None where the client did not keep it."""
     response = getattr(error, "response", None)
     try:
-        said = getattr(error, "json_body", None)
-        if said is None and response is not None:
-            said = response.content
-        if said is None and callable(getattr(error, "read", None)):
-            said = error.read()  # type: ignore[attr-defined] # urllib's error is its own response
+        body = getattr(error, "json_body", None)
+        if body is None and response is not None:
+            body = response.content
+        if body is None and callable(getattr(error, "read", None)):
+            body = error.read()  # type: ignore[attr-defined] # urllib's error is its own response
     except Exception:  # noqa: BLE001 - a response that was streamed, read or closed: the refusal stands without its body
         return None
-    return None if said is None else _as_json(said)
+    return None if body is None else _as_json(body)
 
 
-def _as_json(said: Any) -> Any:
-    text = said.decode("utf-8", "backslashreplace") if isinstance(said, bytes) else said
+def _as_json(body: Any) -> Any:
+    text = body.decode("utf-8", "backslashreplace") if isinstance(body, bytes) else body
     try:
         value = json.loads(text[:BODY_CHARS_MAX]) if isinstance(text, str) else text
         canonical_json(value)
@@ -167,9 +158,10 @@ def _as_json(said: Any) -> Any:
 
 def _status(error: BaseException) -> int | None:
     response = getattr(error, "response", None)
-    found = [getattr(error, name, None) for name in ("http_status", "status_code", "status")]
-    found += [getattr(response, "status_code", None), getattr(error, "code", None)]
-    return next((value for value in found if isinstance(value, int) and 100 <= value < 600), None)
+    candidates = [getattr(error, name, None) for name in ("http_status", "status_code", "status")]
+    # `code` last: urllib keeps the status there, stripe the name of an error.
+    candidates += [getattr(response, "status_code", None), getattr(error, "code", None)]
+    return next((value for value in candidates if isinstance(value, int) and 100 <= value < 600), None)
 
 
 def _error_type(error: BaseException) -> str | None:

@@ -1,4 +1,4 @@
-"""How long to wait before the next try: exponential backoff with full jitter."""
+"""How long to wait before the next try: exponential backoff with equal jitter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from onceward.errors import UsageError
 class Backoff:
     """Waits grow from `first_seconds` by `factor` up to `seconds_max`, each drawn evenly from its upper half.
 
-    The upper half, not the whole: a retry that comes at once helps nobody, and two that failed together still part.
+    The upper half ("equal jitter"), not the whole ("full jitter"): a retry that comes at once helps nobody, and two that
+    failed together still part.
     """
 
     first_seconds: float = 1.0
@@ -23,8 +24,9 @@ class Backoff:
         if not (0 < self.first_seconds <= self.seconds_max and self.factor >= 1):
             raise UsageError("backoff: 0 < first_seconds <= seconds_max and factor >= 1 must hold")
 
-    def delay_seconds(self, attempts: int) -> float:
-        """The wait after this many failed attempts (1 = the first)."""
+    def seconds_after(self, attempts: int) -> float:
+        """The wait after this many failed attempts (1: after the first)."""
+        # 64 doublings are beyond any wait; more would overflow a float.
         exponent = min(max(attempts, 1) - 1, 64)
         ceiling = min(self.first_seconds * self.factor**exponent, self.seconds_max)
         return random.uniform(ceiling / 2, ceiling)

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from onceward.database import Database
 from onceward.events import Listeners
-from onceward.inbox import Inbox
-from onceward.intents import Intents
+from onceward.inbox import InboxTable
+from onceward.intents import IntentTable
 from onceward.message import Message
 from onceward.protocol.delivery import Limits
 from onceward.retry import Backoff
@@ -28,8 +28,8 @@ class Keeper(Protocol):
 class Runtime:
     """What the deliveries of one consumer in one process share."""
 
-    inbox: Inbox
-    intents: Intents
+    inbox: InboxTable
+    intents: IntentTable
     database: Database
     limits: Limits
     backoff: Backoff

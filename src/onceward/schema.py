@@ -33,7 +33,7 @@ def migrations() -> list[Migration]:
     return sorted(parsed)
 
 
-def migrate(conn: Connection[Any], schema: str = SCHEMA_DEFAULT) -> list[Migration]:
+def migrate(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> list[Migration]:
     """The schema is at this code's version, with partitions for today; returns what had to be applied.
 
     Safe to run twice, and by two at once: all of it is one transaction under one advisory lock.

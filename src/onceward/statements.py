@@ -1,4 +1,4 @@
-"""Every runtime statement, by name, read from `sql/*.sql` with the schema's name put in.
+"""Every runtime statement, by name, read from `sql/*.sql` with the schema's name put in; and what text Postgres can hold.
 
 Each block there says its name, why it is as it is, what it locks and which index serves it.
 """
@@ -35,6 +35,11 @@ def check_schema_name(schema: str) -> str:
     if not _SCHEMA.fullmatch(schema):
         raise UsageError(f"schema name {schema!r}: use lower-case letters, digits and _, at most 48, no digit first")
     return schema
+
+
+def storable(text: str, chars_max: int = 4000) -> str:
+    """The text as Postgres can hold it: no NUL, no lone surrogates, at most `chars_max` characters."""
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()[:chars_max]
 
 
 def _parse(text: str, schema: str) -> dict[str, LiteralString]:

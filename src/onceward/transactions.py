@@ -12,7 +12,7 @@ from psycopg import Connection
 from psycopg.pq import TransactionStatus
 
 from onceward.database import is_broken, one_tuple
-from onceward.inbox import Take, TakeResult, locked_out, storable, untimed
+from onceward.inbox import Take, TakeResult, locked_out, untimed
 from onceward.logs import say, say_failed, say_parked, with_trace
 from onceward.message import Message
 from onceward.outbox import pop_published
@@ -20,6 +20,7 @@ from onceward.protocol import words as p
 from onceward.protocol.delivery import State
 from onceward.runtime import Runtime
 from onceward.session import begin, commit_guarded, discard, left_open, put_back
+from onceward.statements import storable
 from onceward.transport import Delivery
 
 logger = logging.getLogger("onceward")
@@ -49,9 +50,10 @@ class Transactions:
 
     def take(self, state: State) -> p.Event:
         shape = state.shape
-        row_state = "done" if shape == "transactional" else "pending"
         lock_timeout = self.runtime.database.lock_timeout
-        params = self.runtime.inbox.take_params(self.message, row_state, lock_timeout=lock_timeout)
+        params = self.runtime.inbox.take_params(
+            self.message, "done" if shape == "transactional" else "pending", lock_timeout=lock_timeout
+        )
         if params is None:
             return p.OutsideWindow(untimed(self.message).detail)
         try:
@@ -240,7 +242,7 @@ class Transactions:
                 return p.FencedOff()
             counted[:] = row[:2]
             if counted[0] < limits.attempts_max and counted[1] < limits.deliveries_max:
-                return p.Counted(self.runtime.backoff.delay_seconds(sum(counted)))
+                return p.Counted(self.runtime.backoff.seconds_after(sum(counted)))
             return p.Parked() if self._fenced(conn, state, "park", self._park_params(park)) else p.FencedOff()
 
         limits = self.runtime.limits

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from onceward.message import Message
 
@@ -21,11 +21,16 @@ class Outcome(Enum):
     LOST = "lost"  # the delivery is not ours any more: it was, or will be, delivered again
 
 
-class Settlement(NamedTuple):
-    """What is to happen to a delivery at its queue: `ack`, `release` (again after the delay), or `leave` (say nothing)."""
+# What a queue is told of a delivery: it is done; it is to come again; nothing, so that it comes again by itself.
+Action = Literal["ack", "release", "leave"]
 
-    action: str
-    delay_seconds: float = 0.0
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What is to happen to a delivery at its queue: see `ACK`, `LEAVE` and `release`."""
+
+    action: Action
+    delay_seconds: float = 0.0  # of a release
 
 
 ACK: Final = Settlement("ack")
@@ -50,7 +55,7 @@ class Delivery:
 
 
 class Received(NamedTuple):
-    """What one `receive` gave: new deliveries, and earlier ones that were taken away (revoked partitions)."""
+    """What one `receive` gave: new deliveries, and earlier ones that are no longer ours (revoked partitions)."""
 
     deliveries: Sequence[Delivery]
     lost: Sequence[Delivery] = ()
@@ -64,7 +69,6 @@ class Traits:
     settle_fenced: bool  # settling an old delivery of a message that was delivered again is refused (LOST)
     counts_deliveries: bool  # `Delivery.count` is right
     delay_step_seconds: float = 0.0  # the grain of a release's delay; 0: any
-    delay_seconds_max: float | None = None
     poll_seconds_max: float | None = None  # `receive` must be called at least this often, also with limit 0
     receive_max: int = 100  # entries that one `receive` may give
     publish_max: int = 100  # entries that one `publish` takes
@@ -76,10 +80,14 @@ class Source(Protocol):
     """Where deliveries come from. `receive` is called on one thread; `settle` and `extend` on any."""
 
     @property
-    def name(self) -> str: ...  # stable, for humans and for the parked rows of deliveries without an id
+    def name(self) -> str:
+        """A stable name, for people and for the parked rows of deliveries without an id."""
+        ...
 
     @property
-    def traits(self) -> Traits: ...
+    def traits(self) -> Traits:
+        """What this transport can do."""
+        ...
 
     def receive(self, limit: int, wait_seconds: float) -> Received:
         """At most `limit` deliveries (0: only keep the connection alive), waiting up to `wait_seconds` for the first.
@@ -99,25 +107,31 @@ class Source(Protocol):
         """Each delivery stays ours for `seconds` from now; one outcome per entry, in order."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give up what is open; harmless when it is closed already."""
+        ...
 
 
 class Sink(Protocol):
     """Where messages go to."""
 
     @property
-    def traits(self) -> Traits: ...
+    def traits(self) -> Traits:
+        """What this transport can do."""
+        ...
 
     def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
         """Send each message; returns once the queue has confirmed. One entry each: None = confirmed, else why not.
 
         Entries with the same subject are sent in order: behind one that has an error, none of its subject is sent in this
-        call (each gets an error too). A confirmed entry is stored durably; an entry with an error may
-        be stored too (a lost ack): it is sent again, and the consumer's inbox removes the double.
+        call (each gets an error too). A confirmed entry is stored durably; an entry with an error may be stored too (a lost
+        ack): it is sent again, and the consumer's inbox turns the double away.
 
         Raises only when nothing can be said of any entry (the queue is away): all of them are sent again, in a batch. So a
-        message that cannot be sent must be an entry with an error: raised, it would hold up everybody else's.
+        message that cannot be sent must be an entry with an error: raised, it would hold up all the others.
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give up what is open; harmless when it is closed already."""
+        ...

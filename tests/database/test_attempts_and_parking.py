@@ -323,8 +323,8 @@ def test_a_redriven_message_starts_with_no_attempts_and_no_takes(shape: str, ope
     for _ in range(2):
         consumer.deliver(delivery(message))
     for _ in range(2):
-        redriven = redrive(db, "onceward", rows.CONSUMER, message.id)
-        assert not redriven.refused
+        redriven = redrive(db, message.id, consumer=rows.CONSUMER)
+        assert redriven.redriven
         assert (rows.attempts(db, message), rows.parked(db), rows.inbox_row(db, message).token) == (0, [], redriven.token)
         first = consumer.deliver(delivery(message))
         if first == ACK:
@@ -340,7 +340,7 @@ def test_a_redrive_that_fails_again_is_counted_under_the_old_row(shape: str, ope
     message = order()
     consumer = opened(of_shape(shape, raising(Reject("no"), RuntimeError("again"))))
     consumer.deliver(delivery(message))
-    redrive(db, "onceward", rows.CONSUMER, message.id)
+    redrive(db, message.id, consumer=rows.CONSUMER)
     assert consumer.deliver(delivery(message)).action == "release"
     assert (rows.state(db, message), rows.attempts(db, message)) == ("pending", 1)
     assert consumer.deliver(delivery(message)) == ACK
@@ -352,7 +352,7 @@ def test_what_was_parked_without_an_inbox_row_cannot_be_redriven(opened: Opened,
     consumer = opened(of_shape("transactional"))
     consumer.deliver(delivery(message))
     consumer.deliver(delivery(order({"amount": 5}, id=message.id)))
-    assert redrive(db, "onceward", rows.CONSUMER, message.id).refused
+    assert redrive(db, message.id, consumer=rows.CONSUMER).why_not
     assert rows.state(db, message) == "done"
 
 
@@ -363,6 +363,6 @@ def test_effects_answered_before_a_park_are_replayed_after_the_redrive(opened: O
     assert consumer.deliver(delivery(message)) == ACK
     assert rows.state(db, message) == "parked"
     db.execute("ALTER TABLE effects DROP CONSTRAINT is_full")
-    redrive(db, "onceward", rows.CONSUMER, message.id)
+    redrive(db, message.id, consumer=rows.CONSUMER)
     assert consumer.deliver(delivery(message)) == ACK
     assert (provider.calls, rows.state(db, message), rows.effects(db, message)) == (1, "done", 1)

@@ -163,7 +163,7 @@ def test_once_the_call_is_mended_a_redrive_looks_the_answer_up(opened: Opened, d
     message = order()
     consumer = opened(effectful(handle))
     assert consumer.deliver(delivery(message)) == ACK
-    assert redrive(db, "onceward", rows.CONSUMER, message.id).refused == ""
+    assert redrive(db, message.id, consumer=rows.CONSUMER).why_not == ""
     assert consumer.deliver(delivery(message)) == ACK
     assert (len(calls), rows.state(db, message), rows.effects(db, message)) == (1, "done", 1)
 

@@ -270,7 +270,7 @@ def test_a_redriven_message_whose_handler_rolls_back_by_itself_is_parked_again(s
     message = order()
     consumer = opened(doing(shape, work))
     consumer.deliver(delivery(message))
-    assert not redrive(db, "onceward", rows.CONSUMER, message.id).refused
+    assert not redrive(db, message.id, consumer=rows.CONSUMER).why_not
     assert consumer.deliver(delivery(message, times=2)) == ACK
     assert rows.state(db, message) == "parked"
     assert [entry.reason for entry in rows.parked(db)] == ["foreign commit"]

@@ -133,7 +133,7 @@ def test_a_kill_after_a_park_is_parked_and_can_be_redriven(shape: str, queued: M
     assert (rows.state(db, queued), rows.effects(db, queued), len(rows.parked(db))) == ("parked", 0, 1)
     crash.recover(dsn, shape, deliver_again(db, queued))
     assert (rows.state(db, queued), rows.effects(db, queued), len(rows.parked(db))) == ("parked", 0, 1)
-    assert not redrive(db, "onceward", rows.CONSUMER, queued.id).refused
+    assert not redrive(db, queued.id, consumer=rows.CONSUMER).why_not
     drain(dsn, pgmq.Sink(crash.QUEUE, dsn))
     crash.recover(dsn, shape, 1)
     check_one_effect_and_nothing_lost(db, queued, shape)

@@ -17,7 +17,7 @@ from tests.support.shop import transactional
 
 from onceward import session
 from onceward.database import Database
-from onceward.inbox import Inbox
+from onceward.inbox import InboxTable
 from onceward.message import Message
 from onceward.outbox import outbox_row
 from onceward.schema import migrate
@@ -64,7 +64,7 @@ def slow() -> Iterator[Cluster]:
 
 def params_of(message: Message) -> dict[str, Any]:
     """All that any of the statements needs."""
-    inbox = Inbox(rows.CONSUMER)
+    inbox = InboxTable(rows.CONSUMER)
     taken = inbox.take_params(message, "pending", lock_timeout="0")
     assert taken is not None
     return {

@@ -169,7 +169,7 @@ def test_a_redrive_looks_up_again_and_records_what_is_there_by_then(opened: Open
     rows.age_intents(db, message, timedelta(hours=25))
     consumer.deliver(delivery(message, times=2))
     provider.charges[provider.requests[0]] = {"id": "ch_by_hand"}
-    assert not redrive(db, "onceward", rows.CONSUMER, message.id).refused
+    assert not redrive(db, message.id, consumer=rows.CONSUMER).why_not
     assert consumer.deliver(delivery(message, times=3)) == ACK
     assert (provider.calls, len(provider.lookups)) == (1, 2)
     assert rows.books(db, message) == rows.Books("done", 4, 0, [], 1)

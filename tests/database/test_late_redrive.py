@@ -57,7 +57,7 @@ def test_what_was_parked_before_the_window_is_kept_and_its_redrive_looks_up(open
     rows.age_windows(db, WINDOW)
     done = upkeep(db, SCHEMA)
     assert (done.dropped, done.kept) == ([], {day_of(message).isoformat(): 2})
-    assert not redrive(db, SCHEMA, rows.CONSUMER, message.id).refused
+    assert not redrive(db, message.id, consumer=rows.CONSUMER).why_not
     drain(dsn, sink)
     for times, sent in enumerate(sink.messages * 2, 1):
         assert consumer.deliver(delivery(sent, times=times)) == ACK
@@ -76,7 +76,7 @@ def test_what_was_done_and_is_forgotten_is_parked_and_cannot_be_redriven(opened:
     assert set(upkeep(db, SCHEMA).dropped) == names_of(day_of(message))
     for times in (2, 3):
         assert consumer.deliver(delivery(message, times=times)) == ACK
-        assert "without an inbox row" in redrive(db, SCHEMA, rows.CONSUMER, message.id).refused
+        assert "without an inbox row" in redrive(db, message.id, consumer=rows.CONSUMER).why_not
     assert (provider.calls, provider.lookups, rows.outbox(db)) == (1, [], [])
     assert rows.books(db, message) == rows.Books(None, None, 0, ["outside window"], 1)
     assert not names_of(day_of(message)) & partitions(db)

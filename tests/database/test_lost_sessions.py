@@ -88,7 +88,7 @@ def test_a_redrive_forgets_the_lost_sessions(shape: str, opened: Opened, db: Db)
 
     consumer = opened(inside_its_transaction(shape, work, deliveries_max=2))
     assert [consumer.deliver(delivery(message)).action for _ in range(2)] == ["release", "ack"]
-    assert redrive(db, "onceward", rows.CONSUMER, message.id).refused == ""
+    assert redrive(db, message.id, consumer=rows.CONSUMER).why_not == ""
     assert rows.sessions_lost(db, message) == 0
     assert consumer.deliver(delivery(message)) == ACK
     assert rows.state(db, message) == "done"

@@ -53,16 +53,17 @@ class DatabaseWrapper:
     __module__ = "django.db.backends.postgresql.base"
 
 
+TAKEN = Take(TakeResult.TAKEN)
 DOORS: dict[str, Callable[[Any], object]] = {
     "publish": lambda conn: publish(conn, order()),
     "take": lambda conn: Inbox("payments").take(conn, order()),
     "claim": lambda conn: Inbox("payments").claim(conn, order()),
-    "finish": lambda conn: Inbox("payments").finish(conn, order(), Take(TakeResult.TAKEN)),
-    "give back": lambda conn: Inbox("payments").give_back(conn, order(), Take(TakeResult.TAKEN)),
+    "finish": lambda conn: Inbox("payments").finish(conn, order(), take=TAKEN),
+    "give back": lambda conn: Inbox("payments").give_back(conn, order(), take=TAKEN),
     "intend": lambda conn: Intents("payments").intend(
-        conn, order(), Take(TakeResult.TAKEN), n=1, name="charge", request={}, provider=STRIPE_V1
+        conn, order(), take=TAKEN, n=1, name="charge", request={}, provider=STRIPE_V1
     ),
-    "record": lambda conn: Intents("payments").record(conn, order(), n=1, answer="{}"),
+    "record": lambda conn: Intents("payments").record(conn, order(), n=1, answer={}),
 }
 OTHERS = [
     (Session(), "sqlalchemy.orm.session.Session: give it session.connection().connection.driver_connection"),
@@ -125,8 +126,8 @@ def test_the_same_id_and_body_under_another_type_is_a_conflict(shape: str, opene
 def test_a_uuid_that_is_not_v7_is_found_under_the_spelling_in_which_it_is_listed(opened: Opened, db: Db) -> None:
     message = order(id="550E8400-E29B-41D4-A716-446655440000")
     opened(transactional()).deliver(delivery(message))
-    assert [entry.message_id for entry in show_parked(db, "onceward", message.id)] == [message.id]
-    assert "without an inbox row" in redrive(db, "onceward", rows.CONSUMER, message.id).refused
+    assert [entry.message_id for entry in show_parked(db, message.id)] == [message.id]
+    assert "without an inbox row" in redrive(db, message.id, consumer=rows.CONSUMER).why_not
 
 
 # ---- types of newer code ---------------------------------------------------------------------------------------------
@@ -143,7 +144,7 @@ def test_a_type_that_only_newer_code_knows_is_parked_under_its_own_id_and_redriv
     assert (entry.message_id, entry.reason, entry.body) == (refund.id, "unknown type", refund.body)
     assert new.deliver(delivery(refund)) == ACK, "a copy is a duplicate of what is parked"
     assert rows.effects(db, refund) == 0
-    assert redrive(db, "onceward", rows.CONSUMER, refund.id).refused == ""
+    assert redrive(db, refund.id, consumer=rows.CONSUMER).why_not == ""
     assert new.deliver(delivery(refund)) == ACK
     assert (rows.effects(db, refund), rows.parked(db)) == (1, [])
 

@@ -163,7 +163,7 @@ class Deliveries(RuleBasedStateMachine):
     def redrive(self, n: int) -> None:
         model, message = self.models[n], self.messages[n]
         fingerprint = message.fingerprint().hex()
-        refused = redrive(self.db, "onceward", CONSUMER, message.id, fingerprint).refused
+        refused = redrive(self.db, message.id, consumer=CONSUMER, fingerprint=fingerprint).why_not
         assert bool(refused) == (model.state != "parked")
         if not refused:
             model.state, model.leased, model.attempts = "pending", False, 0

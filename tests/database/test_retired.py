@@ -19,7 +19,7 @@ from tests.support.shop import SHAPES, of_shape
 from tests.support.waiting import Background, until, until_blocked
 
 from onceward.consumer import OpenConsumer
-from onceward.inbox import Inbox, TakeResult
+from onceward.inbox import Inbox, InboxTable, TakeResult
 from onceward.message import Message
 from onceward.partitions import (
     LOCK_RETIRE,
@@ -77,9 +77,10 @@ def interrupted(dsn: str) -> Iterator[Callable[..., Interrupted]]:
 
 def widest(db: Db, message: Message) -> Inbox:
     """The inbox of a process of this consumer for whose window `message` is young."""
-    inbox = Inbox(rows.CONSUMER, window=timedelta(days=365))
-    assert inbox.read(db, inbox.take_params(message, "done", lock_timeout="0") or {})[0] == "current"
-    return inbox
+    wide = timedelta(days=365)
+    table = InboxTable(rows.CONSUMER, window=wide)
+    assert table.read(db, table.take_params(message, "done", lock_timeout="0") or {}).age == "current"
+    return Inbox(rows.CONSUMER, window=wide)
 
 
 def take(db: Db, message: Message) -> TakeResult:
@@ -297,8 +298,8 @@ def test_a_shorter_window_does_not_take_the_longer_one_away_from_a_process_that_
 
 def test_a_longer_window_that_nobody_says_for_a_day_is_given_up_and_said(db: Db, caplog: pytest.LogCaptureFixture) -> None:
     old_message(db)
-    Inbox(rows.CONSUMER, window=timedelta(days=90)).seen(db)
-    Inbox(rows.CONSUMER, window=timedelta(days=7)).seen(db)
+    InboxTable(rows.CONSUMER, window=timedelta(days=90)).seen(db)
+    InboxTable(rows.CONSUMER, window=timedelta(days=7)).seen(db)
     rows.age_windows(db, timedelta(days=7))
     assert names_of(old_day(db)) <= set(upkeep(db, SCHEMA).dropped)
     assert any("is given up" in record.message for record in caplog.records)
@@ -306,8 +307,8 @@ def test_a_longer_window_that_nobody_says_for_a_day_is_given_up_and_said(db: Db,
 
 def test_a_consumer_that_is_stopped_keeps_its_window(db: Db) -> None:
     old_message(db)
-    Inbox(rows.CONSUMER, window=timedelta(days=90)).seen(db)
-    Inbox("another", window=timedelta(days=7)).seen(db)
+    InboxTable(rows.CONSUMER, window=timedelta(days=90)).seen(db)
+    InboxTable("another", window=timedelta(days=7)).seen(db)
     rows.age_windows(db, timedelta(days=7))
     assert upkeep(db, SCHEMA).dropped == []
 
@@ -342,7 +343,7 @@ def test_a_database_clock_that_is_a_month_ahead_throws_nothing_away(
 
 
 def test_upkeep_of_one_schema_does_not_wait_for_that_of_another(db: Db, connect: Connect) -> None:
-    migrate(db, "second")
+    migrate(db, schema="second")
     make_partition_for(db, order_aged(db, OLD_SECONDS).id, "second")
     elsewhere = connect()
     elsewhere.execute("SELECT pg_advisory_lock(%s, %s)", lock_key(SCHEMA, LOCK_RETIRE))

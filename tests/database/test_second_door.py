@@ -15,11 +15,11 @@ from tests.support.deliveries import order, order_aged
 
 from onceward.consumer import Consumer
 from onceward.errors import NotInTransaction, UsageError
-from onceward.inbox import Inbox, TakeResult
-from onceward.intents import Intents
+from onceward.inbox import Inbox, Take, TakeResult
+from onceward.intents import Intent, IntentResult, Intents, Record, RecordResult
+from onceward.message import Message
 from onceward.outbox import publish
 from onceward.partitions import WINDOW_MAX, attached, database_now, partition_name, upkeep
-from onceward.protocol.words import Changed, Expired, FencedOff, Intended, Recorded, TwoAnswers
 from onceward.provider import NO_KEYS, STRIPE_V1
 
 Db = psycopg.Connection[Any]
@@ -83,9 +83,9 @@ def test_a_session_that_does_not_commit_durably_is_refused(db: Db, connect: Conn
     with conn.transaction(), pytest.raises(UsageError, match="synchronous_commit"):
         INBOX.take(conn, message)
     assert rows.state(db, message) is None
-    taking = INBOX.claim(db, message)
+    take = INBOX.claim(db, message)
     with conn.transaction(), pytest.raises(UsageError, match="synchronous_commit"):
-        INBOX.finish(conn, message, taking)
+        INBOX.finish(conn, message, take=take)
     assert rows.state(db, message) == "pending"
 
 
@@ -110,31 +110,31 @@ def test_a_claim_inside_an_open_transaction_is_refused(db: Db) -> None:
 
 def test_a_finish_needs_a_transaction_and_a_token_that_is_still_mine(db: Db) -> None:
     message = order()
-    taking = INBOX.claim(db, message)
+    take = INBOX.claim(db, message)
     with pytest.raises(NotInTransaction):
-        INBOX.finish(db, message, taking)
+        INBOX.finish(db, message, take=take)
     rows.claim_by_another(db, message)
     with db.transaction():
-        assert not INBOX.finish(db, message, taking)
+        assert not INBOX.finish(db, message, take=take)
     assert (rows.state(db, message), rows.inbox_row(db, message).token) == ("pending", 2)
 
 
 def test_a_finish_makes_the_row_done_with_the_callers_writes(db: Db) -> None:
     message = order()
-    taking = INBOX.claim(db, message)
+    take = INBOX.claim(db, message)
     with db.transaction():
-        assert INBOX.finish(db, message, taking)
+        assert INBOX.finish(db, message, take=take)
         rows.write_effect(db, message)
     assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
 
 
 def test_a_claim_that_is_given_back_may_be_taken_at_once(db: Db) -> None:
     message = order()
-    taking = INBOX.claim(db, message)
-    assert INBOX.give_back(db, message, taking)
+    take = INBOX.claim(db, message)
+    assert INBOX.give_back(db, message, take=take)
     again = INBOX.claim(db, message)
     assert (again.result, again.token, again.takes) == (TakeResult.TAKEN, 2, 1)
-    assert not INBOX.give_back(db, message, taking)
+    assert not INBOX.give_back(db, message, take=take)
 
 
 def test_takes_are_counted_over_crashes(db: Db) -> None:
@@ -153,11 +153,12 @@ def test_an_id_without_a_time_is_outside_the_window(db: Db) -> None:
 def test_the_callers_rows_may_be_dictionaries(connect: Connect) -> None:
     conn = connect(row_factory=dict_row)
     message = order()
-    taking = INBOX.claim(conn, message)
-    assert isinstance(_intend(conn, message, taking), Intended)
-    assert isinstance(INTENTS.record(conn, message, n=1, answer='{"id":1}'), Recorded)
+    take = INBOX.claim(conn, message)
+    assert _intend(conn, message, take).result is IntentResult.CALL
+    assert INTENTS.record(conn, message, n=1, answer={"id": 1}).result is RecordResult.RECORDED
+    assert _intend(conn, message, take).answer == {"id": 1}
     with conn.transaction():
-        assert INBOX.finish(conn, message, taking)
+        assert INBOX.finish(conn, message, take=take)
 
 
 def test_the_callers_lock_timeout_is_its_own_again_after_a_take(db: Db) -> None:
@@ -196,8 +197,8 @@ def test_a_retired_day_is_outside_the_window_and_no_error(db: Db) -> None:
     upkeep(db, "onceward")
     inbox.make_partition(db, message)
     with db.transaction():
-        taking = inbox.take(db, message)
-        assert (taking.result, "retired" in taking.detail) == (TakeResult.OUTSIDE_WINDOW, True)
+        take = inbox.take(db, message)
+        assert (take.result, "retired" in take.detail) == (TakeResult.OUTSIDE_WINDOW, True)
         rows.write_effect(db, message)
     assert inbox.claim(db, message).result is TakeResult.OUTSIDE_WINDOW
 
@@ -233,67 +234,105 @@ def test_a_window_that_was_written_before_there_was_a_limit_stops_no_upkeep(db: 
 
 
 def _intend(
-    conn: Db, message: Any, taking: Any, *, name: str = "charge", request: object = 1, provider: Any = STRIPE_V1
-) -> Any:
-    return INTENTS.intend(conn, message, taking, n=1, name=name, request=request, provider=provider)
+    conn: Db, message: Message, take: Take, *, name: str = "charge", request: object = 1, provider: Any = STRIPE_V1
+) -> Intent:
+    return INTENTS.intend(conn, message, take=take, n=1, name=name, request=request, provider=provider)
 
 
 def test_an_intent_is_committed_and_found_again_with_the_same_key(db: Db) -> None:
     message = order()
-    taking = INBOX.claim(db, message)
-    assert _intend(db, message, taking) == Intended()
-    assert _intend(db, message, taking) == Intended()
+    take = INBOX.claim(db, message)
+    first, again = _intend(db, message, take), _intend(db, message, take)
+    assert first == again == Intent(IntentResult.CALL, key=INTENTS.key(message, "charge"))
     [intent] = rows.intents(db, message)
-    assert (intent.state, intent.name, intent.key) == ("pending", "charge", INTENTS.key(message, "charge"))
+    assert (intent.state, intent.name, intent.key) == ("pending", "charge", first.key)
 
 
 def test_an_intent_in_an_open_transaction_is_refused(db: Db, connect: Connect) -> None:
     message = order()
-    taking = INBOX.claim(db, message)
+    take = INBOX.claim(db, message)
     with db.transaction(), pytest.raises(UsageError):
-        _intend(db, message, taking)
+        _intend(db, message, take)
     with pytest.raises(UsageError):
-        _intend(connect(autocommit=False), message, taking)
+        _intend(connect(autocommit=False), message, take)
+
+
+def test_a_request_that_is_not_plain_json_is_refused_before_anything_is_written(db: Db) -> None:
+    message = order()
+    take = INBOX.claim(db, message)
+    with pytest.raises(UsageError, match="plain JSON"):
+        _intend(db, message, take, request={"amount": object()})
+    assert rows.intents(db, message) == []
 
 
 def test_an_intent_under_a_lapsed_lease_is_refused(db: Db) -> None:
     message = order()
-    taking = INBOX.claim(db, message)
+    take = INBOX.claim(db, message)
     rows.lapse(db, message)
-    assert _intend(db, message, taking) == FencedOff()
+    assert _intend(db, message, take).result is IntentResult.LEASE_LOST
     assert rows.intents(db, message) == []
 
 
 def test_an_intent_under_another_workers_token_is_refused(db: Db) -> None:
     message = order()
-    taking = INBOX.claim(db, message)
+    take = INBOX.claim(db, message)
     rows.claim_by_another(db, message)
-    assert _intend(db, message, taking) == FencedOff()
+    assert _intend(db, message, take).result is IntentResult.LEASE_LOST
 
 
 def test_another_name_or_request_at_the_same_place_is_changed(db: Db) -> None:
     message = order()
-    taking = INBOX.claim(db, message)
-    _intend(db, message, taking)
-    assert isinstance(_intend(db, message, taking, name="refund"), Changed)
-    assert isinstance(_intend(db, message, taking, request=2), Changed)
+    take = INBOX.claim(db, message)
+    _intend(db, message, take)
+    renamed, changed = _intend(db, message, take, name="refund"), _intend(db, message, take, request=2)
+    assert (renamed.result, changed.result) == (IntentResult.CHANGED, IntentResult.CHANGED)
+    assert "'charge'" in renamed.detail
+    assert "another request" in changed.detail
+
+
+def test_an_answer_that_is_recorded_is_given_again_without_a_call(db: Db) -> None:
+    message = order()
+    take = INBOX.claim(db, message)
+    _intend(db, message, take)
+    INTENTS.record(db, message, n=1, answer={"code": "card_declined"}, refused=True)
+    again = _intend(db, message, take)
+    assert (again.result, again.answer, again.refused) == (IntentResult.ANSWERED, {"code": "card_declined"}, True)
+
+
+def test_a_key_that_its_provider_may_have_forgotten_is_looked_up(db: Db) -> None:
+    message = order()
+    take = INBOX.claim(db, message)
+    _intend(db, message, take)
+    rows.age_intents(db, message, timedelta(hours=23.5))
+    assert _intend(db, message, take).result is IntentResult.LOOK_UP
 
 
 def test_a_provider_without_keys_is_never_called_a_second_time(db: Db) -> None:
     message = order()
-    taking = INBOX.claim(db, message)
-    assert _intend(db, message, taking, provider=NO_KEYS) == Intended()
-    assert _intend(db, message, taking, provider=NO_KEYS) == Expired()
+    take = INBOX.claim(db, message)
+    assert _intend(db, message, take, provider=NO_KEYS).result is IntentResult.CALL
+    assert _intend(db, message, take, provider=NO_KEYS).result is IntentResult.LOOK_UP
     db.execute("UPDATE onceward.intents SET started_at = clock_timestamp() + interval '1 hour'")
-    assert _intend(db, message, taking, provider=NO_KEYS) == Expired(), "also when the clock was set back meanwhile"
+    again = _intend(db, message, take, provider=NO_KEYS)
+    assert again.result is IntentResult.LOOK_UP, "also when the clock was set back meanwhile"
 
 
 def test_an_answer_is_write_once_and_not_fenced(db: Db) -> None:
     message = order()
-    taking = INBOX.claim(db, message)
-    _intend(db, message, taking)
+    take = INBOX.claim(db, message)
+    _intend(db, message, take)
     rows.claim_by_another(db, message)
-    assert INTENTS.record(db, message, n=1, answer='{"id":"ch_1"}') == Recorded('{"id":"ch_1"}')
-    assert INTENTS.record(db, message, n=1, answer='{"id":"ch_1"}') == Recorded('{"id":"ch_1"}')
-    assert isinstance(INTENTS.record(db, message, n=1, answer='{"id":"ch_2"}'), TwoAnswers)
-    assert rows.intents(db, message)[0].text == '{"id":"ch_1"}'
+    answers = [{"id": "ch_1", "n": 1}, {"n": 1, "id": "ch_1"}, {"id": "ch_2"}]
+    first, same, other = [INTENTS.record(db, message, n=1, answer=answer) for answer in answers]
+    assert first == same == Record(RecordResult.RECORDED)
+    assert other.result is RecordResult.TWO_ANSWERS
+    assert "ch_1" in other.detail
+    assert "ch_2" in other.detail
+    assert rows.intents(db, message)[0].answer == answers[0]
+
+
+def test_a_refusal_and_an_answer_of_the_same_text_are_two_answers(db: Db) -> None:
+    message = order()
+    _intend(db, message, INBOX.claim(db, message))
+    INTENTS.record(db, message, n=1, answer={"id": 1})
+    assert INTENTS.record(db, message, n=1, answer={"id": 1}, refused=True).result is RecordResult.TWO_ANSWERS

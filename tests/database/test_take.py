@@ -18,7 +18,7 @@ from tests.support.waiting import until
 
 from onceward.consumer import OpenConsumer
 from onceward.errors import Reject
-from onceward.inbox import FUTURE_SECONDS, Inbox, TakeResult
+from onceward.inbox import FUTURE_SECONDS, Inbox, InboxRow, InboxTable, TakeResult
 from onceward.message import Message
 from onceward.outbox import publish
 from onceward.parked import redrive
@@ -140,7 +140,7 @@ def test_a_redriven_message_is_taken_over_at_once(shape: str, opened: Opened, db
     consumer = opened(of_shape(shape, reject_once))
     consumer.deliver(delivery(message))
     broken.clear()
-    assert not redrive(db, "onceward", rows.CONSUMER, message.id).refused
+    assert not redrive(db, message.id, consumer=rows.CONSUMER).why_not
     assert consumer.deliver(delivery(message, times=2)) == ACK
     assert rows.books(db, message) == rows.Books("done", 3, 0, [], 1)
     assert [row.id for row in rows.outbox(db)] == [message.id]
@@ -156,7 +156,7 @@ def test_a_redriven_message_is_sent_although_its_first_row_is_still_to_be_sent(o
     with db.transaction():
         publish(db, message)
     opened(of_shape("transactional", reject)).deliver(delivery(message))
-    assert not redrive(db, "onceward", rows.CONSUMER, message.id).refused
+    assert not redrive(db, message.id, consumer=rows.CONSUMER).why_not
     assert [row.id for row in rows.outbox(db)] == [message.id] * 2
     drain(dsn, sink)
     assert sink.ids == [message.id] * 2
@@ -166,15 +166,17 @@ def test_a_redriven_message_is_sent_although_its_first_row_is_still_to_be_sent(o
 def test_a_row_that_vanishes_between_insert_and_read_is_taken_again(
     shape: str, opened: Opened, db: Db, connect: Callable[[], Db]
 ) -> None:
-    class Pruned(Inbox):
-        def read(self, conn: Db, params: dict[str, Any]) -> tuple[Any, ...]:
+    class Pruned(InboxTable):
+        def read(self, conn: Db, params: dict[str, Any]) -> InboxRow:
             other.execute("DELETE FROM onceward.inbox")
             return super().read(conn, params)
 
     message, other = order(), connect()
     Inbox(rows.CONSUMER).claim(db, message)
+    pruned = Inbox(rows.CONSUMER)
+    pruned._table = Pruned(rows.CONSUMER)
     with db.transaction():
-        assert Pruned(rows.CONSUMER).take(db, message).result is TakeResult.TAKEN
+        assert pruned.take(db, message).result is TakeResult.TAKEN
 
 
 @both_shapes
@@ -227,7 +229,7 @@ def test_a_copy_that_comes_when_the_time_of_its_id_has_come_is_a_duplicate(shape
 def test_an_id_from_the_future_can_be_redriven(shape: str, opened: Opened, db: Db) -> None:
     message, consumer = order_aged(db, -2 * 86_400), opened(of_shape(shape))
     consumer.deliver(delivery(message))
-    assert redrive(db, "onceward", rows.CONSUMER, message.id).refused == ""
+    assert redrive(db, message.id, consumer=rows.CONSUMER).why_not == ""
     assert consumer.deliver(delivery(message, times=2)) == ACK
     assert rows.books(db, message) == rows.Books("done", 3, 0, [], 1)
 
@@ -240,13 +242,13 @@ def test_an_id_from_so_far_ahead_that_no_partition_is_there_is_parked_without_a_
     message, consumer = order_aged(db, -30 * 86_400), opened(of_shape(shape))
     assert consumer.deliver(delivery(message)) == ACK
     assert rows.books(db, message) == rows.Books(None, None, 0, ["outside window"], 0)
-    assert "never handled" in redrive(db, "onceward", rows.CONSUMER, message.id).refused
+    assert "never handled" in redrive(db, message.id, consumer=rows.CONSUMER).why_not
     make_partition_for(db, message.id)
     db.execute(
         "INSERT INTO onceward.inbox (consumer, message_id, fingerprint, state) VALUES (%s, %s, %s, 'done')",
         (rows.CONSUMER, message.id, message.fingerprint()),
     )
-    assert "was handled since" in redrive(db, "onceward", rows.CONSUMER, message.id).refused
+    assert "was handled since" in redrive(db, message.id, consumer=rows.CONSUMER).why_not
 
 
 @both_shapes

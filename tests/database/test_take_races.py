@@ -15,7 +15,7 @@ from tests.support.shop import SHAPES, of_shape, transactional
 from tests.support.waiting import Background, until_any_blocked, until_blocked
 
 from onceward.consumer import OpenConsumer
-from onceward.inbox import Inbox, TakeResult
+from onceward.inbox import Inbox, InboxRow, InboxTable, TakeResult
 from onceward.message import Message
 from onceward.parked import redrive
 from onceward.transport import ACK
@@ -131,16 +131,18 @@ def test_a_take_over_that_races_with_a_heartbeat_finds_the_lease_alive(
 def test_a_row_that_changes_again_and_again_is_in_flight(db: Db, connect: Connect) -> None:
     """Whoever changes it, between each look and the take-over, is at work on the message: it is no duplicate."""
 
-    class Contended(Inbox):
-        def read(self, conn: Db, params: dict[str, Any]) -> tuple[Any, ...]:
-            found = super().read(conn, params)
+    class Contended(InboxTable):
+        def read(self, conn: Db, params: dict[str, Any]) -> InboxRow:
+            row = super().read(conn, params)
             other.execute("UPDATE onceward.inbox SET token = token + 1")
-            return found
+            return row
 
     message, other = order(), connect()
     Inbox(rows.CONSUMER).claim(db, message)
     rows.lapse(db, message)
-    taking = Contended(rows.CONSUMER).claim(db, message)
+    contended = Inbox(rows.CONSUMER)
+    contended._table = Contended(rows.CONSUMER)
+    taking = contended.claim(db, message)
     assert (taking.result, taking.retry_after_seconds) == (TakeResult.IN_FLIGHT, 0.1)
     assert rows.inbox_row(db, message).token > 2
     rows.lapse(db, message)
@@ -203,12 +205,11 @@ def test_above_read_committed_the_loser_of_a_race_gets_a_serialization_failure(
 
 
 def _parked(db: Db, message: Message) -> None:
-    inbox = Inbox(rows.CONSUMER)
-    taking = inbox.claim(db, message)
-    params = inbox.park_params(message, "test", "rejected", "") | {"token": taking.token, "unknown_n": 0}
-    assert db.execute(inbox.statements["park_held"], params).fetchone()
+    table, take = InboxTable(rows.CONSUMER), Inbox(rows.CONSUMER).claim(db, message)
+    params = table.park_params(message, "test", "rejected", "") | {"token": take.token, "unknown_n": 0}
+    assert db.execute(table.statements["park_held"], params).fetchone()
 
 
 def _redrive(dsn: str, message: Message) -> bool:
     with psycopg.connect(dsn, autocommit=True) as conn:
-        return not redrive(conn, "onceward", rows.CONSUMER, message.id).refused
+        return not redrive(conn, message.id, consumer=rows.CONSUMER).why_not

@@ -15,6 +15,7 @@ from tests.support.waiting import Background, until_blocked
 
 from onceward.inbox import Inbox
 from onceward.partitions import HeldBack, attached, database_now, make_partitions, partition_bounds, partition_name, upkeep
+from onceward.statements import statements
 
 Db = psycopg.Connection[Any]
 Connect = Callable[..., Db]
@@ -59,14 +60,14 @@ def test_the_longest_window_of_all_consumers_decides(db: Db) -> None:
     old_message(db)
     params = [{"consumer": "short", "window_seconds": 86_400.0}, {"consumer": "long", "window_seconds": 90 * 86_400.0}]
     for param in params:
-        db.execute(Inbox("x").statements["consumer_seen"], param)
+        db.execute(statements()["consumer_seen"], param)
     assert upkeep(db, SCHEMA).dropped == []
     db.execute("DELETE FROM onceward.consumers WHERE name = 'long'")
     assert names_of(old_day(db)) <= set(upkeep(db, SCHEMA).dropped)
 
 
 def test_yesterday_stays_with_the_shortest_window(db: Db) -> None:
-    db.execute(Inbox("x").statements["consumer_seen"], {"consumer": "short", "window_seconds": 1.0})
+    db.execute(statements()["consumer_seen"], {"consumer": "short", "window_seconds": 1.0})
     upkeep(db, SCHEMA)
     assert names_of(database_now(db).date() - timedelta(days=1)) <= partitions(db)
 

@@ -18,8 +18,8 @@ from tests.support.shop import AT_ONCE
 
 from onceward.database import Database
 from onceward.events import Listeners
-from onceward.inbox import Inbox
-from onceward.intents import Intents
+from onceward.inbox import InboxTable
+from onceward.intents import Intent, IntentResult, IntentTable, Record, RecordResult, request_fingerprint
 from onceward.message import Message
 from onceward.parked import redrive
 from onceward.partitions import PARTITIONED, WINDOW_DEFAULT, day_of, make_partition_for, partition_name
@@ -145,10 +145,11 @@ class Pair:
         before = self.books.intent
         with self.runtime.database.connection() as conn:
             try:
-                event: p.Event = self.runtime.intents.intend(
-                    conn, self.messages[holder.payload], holder.rows.taking, n=1, name="charge", request={},
-                    provider=STRIPE_V1,
+                intent = self.runtime.intents.intend(
+                    conn, self.messages[holder.payload], token=holder.rows.taking.token, n=1, name="charge",
+                    fingerprint=request_fingerprint({}), provider=STRIPE_V1,
                 )  # fmt: skip
+                event: p.Event = _intent_event(intent)
             except psycopg.Error:
                 event = p.DatabaseLost()
         self._written("intend", event, tables.intend(self.books, self._who_of(holder), self._clock()))
@@ -162,7 +163,8 @@ class Pair:
         answer, refused = f'"c{payload}"', payload == 1
         with self.runtime.database.connection() as conn:
             try:
-                event: p.Event = self.runtime.intents.record(conn, self.messages[0], n=1, answer=answer, refused=refused)
+                record = self.runtime.intents.record(conn, self.messages[0], n=1, answer_json=answer, refused=refused)
+                event: p.Event = _record_event(record, answer, refused=refused)
             except psycopg.Error:
                 event = p.DatabaseLost()
         self._written("record", event, tables.record(self.books, answer, refused))
@@ -239,9 +241,9 @@ class Pair:
     def redrive(self) -> None:
         if self._locked():
             return
-        done = redrive(self.db, "onceward", CONSUMER, self.messages[0].id)
+        done = redrive(self.db, self.messages[0].id, consumer=CONSUMER)
         expected = tables.redrive(self.books)
-        assert bool(done.refused) == (expected is None), done
+        assert done.redriven == (expected is not None), done
         self.met["redriven" if expected else "redrive refused"] += 1
         self.books = expected or self.books
         assert expected is None or (expected.row is not None and expected.row.token == done.token)
@@ -338,6 +340,29 @@ class Pair:
         return first, second
 
 
+def _intent_event(intent: Intent) -> p.Event:
+    """As the performer tells it to the protocol."""
+    match intent.result:
+        case IntentResult.CALL:
+            return p.Intended()
+        case IntentResult.ANSWERED:
+            return p.Recorded(intent.answer_json, intent.refused)
+        case IntentResult.LOOK_UP:
+            return p.Expired()
+        case IntentResult.CHANGED:
+            return p.Changed(intent.detail)
+        case IntentResult.LEASE_LOST:
+            return p.FencedOff()
+
+
+def _record_event(record: Record, answer: str, *, refused: bool) -> p.Event:
+    match record.result:
+        case RecordResult.RECORDED:
+            return p.Recorded(answer, refused)
+        case RecordResult.TWO_ANSWERS:
+            return p.TwoAnswers(record.detail)
+
+
 def retire(db: Conn, message: Message) -> None:
     """Its partitions are dropped, whatever else is in them, and without the memory of it: the next run needs them again."""
     day = day_of(UUID(message.id))
@@ -350,8 +375,8 @@ def runtime(dsn: str) -> Iterator[Runtime]:
     database = Impatient(dsn, size=4)
     try:
         yield Runtime(
-            inbox=Inbox(CONSUMER, lease_seconds=3600.0),
-            intents=Intents(CONSUMER),
+            inbox=InboxTable(CONSUMER, lease_seconds=3600.0),
+            intents=IntentTable(CONSUMER),
             database=database,
             limits=LIMITS,
             backoff=AT_ONCE,

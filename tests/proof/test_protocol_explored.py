@@ -13,6 +13,7 @@ import pytest
 from onceward.errors import UsageError
 from onceward.protocol import words as p
 from onceward.protocol.delivery import State, Step, step
+from onceward.transport import LEAVE
 from onceward_proof.explorer import promises, report
 from onceward_proof.explorer.cell import Cell
 from onceward_proof.explorer.outbox import Lane, Post
@@ -71,7 +72,7 @@ def test_from_every_world_with_a_redrive_left_the_message_can_still_be_done(shap
 def test_a_protocol_that_can_never_end_is_stuck() -> None:
     def never_acked(state: State, event: p.Event) -> Step:
         after, command = step(state, event)
-        return after, p.Settle(command.settlement._replace(action="leave")) if isinstance(command, p.Settle) else command
+        return after, p.Settle(LEAVE) if isinstance(command, p.Settle) else command
 
     assert searched(passage(Rules(step=never_acked), faults=0), goal=Space.is_quiet).startswith(STUCK)
 

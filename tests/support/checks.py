@@ -16,8 +16,9 @@ from tests.support.waiting import Background, until, until_any_blocked
 
 from onceward.consumer import Consumer, OpenConsumer
 from onceward.errors import Reject
-from onceward.inbox import Inbox
-from onceward.message import Message, canonical_json
+from onceward.inbox import Inbox, InboxTable
+from onceward.intents import Intents
+from onceward.message import Message
 from onceward.outbox import publish
 from onceward.transport import ACK, LEAVE
 
@@ -46,9 +47,8 @@ def check_one_answer_is_kept(opened: Opened, db: Conn, *, padding: str = "", sta
     first = {"id": "ch_first", "padding": padding}
 
     def answer_first() -> None:
-        intents = consumer.runtime.intents
-        intents_of_the_other = type(intents)(rows.CONSUMER)
-        intents_of_the_other.record(db, message, n=1, answer=canonical_json(first))
+        intents_of_the_other = Intents(rows.CONSUMER)
+        intents_of_the_other.record(db, message, n=1, answer=first)
 
     consumer = weaken(opened(_charging(provider, padding), At("effect.answered", answer_first)), **statements)
     consumer.deliver(delivery(message))
@@ -138,7 +138,7 @@ def check_a_lease_extended_meanwhile_is_not_taken_over(
     consumer = weaken(opened(of_shape(shape)), **statements)
     taking_over = background(consumer.deliver, delivery(message, times=2))
     until_any_blocked(db)
-    assert holder.execute(inbox.statements["inbox_extend"], mine).fetchall()
+    assert holder.execute(InboxTable(rows.CONSUMER).statements["inbox_extend"], mine).fetchall()
     holder.commit()
     settlement = taking_over.result()
     assert settlement.action == "release"

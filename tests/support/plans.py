@@ -13,7 +13,7 @@ from psycopg.types.json import Json
 from tests.support.deliveries import order
 from tests.support.rows import CONSUMER, explain, scalar
 
-from onceward.inbox import Inbox
+from onceward.inbox import InboxTable
 from onceward.message import uuid7_at
 from onceward.provider import idempotency_key
 
@@ -58,7 +58,7 @@ def _copy(db: Connection[Any], target: str, values: list[tuple[Any, ...]]) -> No
 
 def _params(message_id: str, others: list[Any]) -> dict[str, Any]:
     message = order(id=message_id, subject="key-7")
-    inbox = Inbox(CONSUMER)
+    inbox = InboxTable(CONSUMER)
     taking = inbox.take_params(message, "pending", lock_timeout="1s")
     assert taking is not None
     return (

@@ -9,7 +9,7 @@ from uuid import UUID
 from psycopg import Connection
 from psycopg.rows import dict_row, namedtuple_row
 
-from onceward.inbox import Inbox
+from onceward.inbox import Inbox, Take, TakeResult
 from onceward.message import Message
 
 CONSUMER = "payments"
@@ -119,13 +119,12 @@ def age_intents(conn: Conn, message: Message, age: timedelta) -> None:
     assert changed.rowcount > 0
 
 
-def claim_by_another(conn: Conn, message: Message, consumer: str = CONSUMER) -> Any:
+def claim_by_another(conn: Conn, message: Message, consumer: str = CONSUMER) -> Take:
     """Another worker takes the message over, its lease having lapsed. Its Take."""
     lapse(conn, message)
-    with_dict = Inbox(consumer, worker="another")
-    taking = with_dict.claim(conn, message)
-    assert taking.result.value == "taken", taking
-    return taking
+    take = Inbox(consumer, worker="another").claim(conn, message)
+    assert take.result is TakeResult.TAKEN, take
+    return take
 
 
 def explain(conn: Conn, statement: str, params: dict[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,6 @@ from onceward.errors import UsageError
 from onceward.protocol.words import Answered, Failed, Later, Mismatch, Replayed
 from onceward.provider import NO_KEYS, STRIPE_V1, ProviderProfile, idempotency_key, read_error
 
-# ---- the margin ------------------------------------------------------------------------------------------------------
-
 
 def test_stripe_keeps_an_hour_of_its_day_free() -> None:
     assert STRIPE_V1.window_seconds == 86_400
@@ -50,8 +48,6 @@ def test_a_provider_without_keys_is_never_called_twice_however_long_a_call_takes
     assert NO_KEYS.with_timeout(timeout_seconds=1e9).callable_seconds == 0
 
 
-# ---- the key ---------------------------------------------------------------------------------------------------------
-
 parts = st.tuples(st.text(), st.text(), st.text())
 
 
@@ -73,8 +69,6 @@ def test_parts_cannot_be_shifted_into_each_other() -> None:
     assert idempotency_key("a", "b:1", "c") != idempotency_key("a:b", "1", "c")
     assert idempotency_key("1:a", "b", "c") != idempotency_key("1", "a:b", "c")
 
-
-# ---- what an answer means: real exceptions of the official SDK -------------------------------------------------------
 
 REPLAYED = {"Idempotent-Replayed": "true"}
 
@@ -141,9 +135,6 @@ def test_clients_that_keep_the_status_on_their_response_are_read_too() -> None:
     assert isinstance(read_error(STRIPE_V1, _OtherClientsError()), Later)
 
 
-# ---- refusals --------------------------------------------------------------------------------------------------------
-
-
 class Response:
     """What requests and httpx keep of an answer."""
 
@@ -170,28 +161,28 @@ def refused(reply: Any) -> Any:
 
 
 def test_the_providers_own_words_are_kept_of_a_refusal() -> None:
-    told = refused(read_error(STRIPE_V1, HTTPStatusError(402, DECLINE)))
-    assert (told["status"], told["body"]) == (402, {"code": "insufficient_funds", "retry": False})
+    reason = refused(read_error(STRIPE_V1, HTTPStatusError(402, DECLINE)))
+    assert (reason["status"], reason["body"]) == (402, {"code": "insufficient_funds", "retry": False})
 
 
 def test_the_official_sdks_body_is_kept() -> None:
     body = {"error": {"decline_code": "stolen_card"}}
     kind: Any = stripe.CardError
-    told = refused(read_error(STRIPE_V1, kind("no", "number", "card_declined", http_status=402, json_body=body)))
-    assert (told["code"], told["body"]) == ("card_declined", body)
+    reason = refused(read_error(STRIPE_V1, kind("no", "number", "card_declined", http_status=402, json_body=body)))
+    assert (reason["code"], reason["body"]) == ("card_declined", body)
 
 
 @pytest.mark.parametrize("content", [b"\xffnot json", b"[" * 100_000, b"x" * 1_000_000], ids=["bytes", "deep", "long"])
 def test_a_body_that_is_not_json_is_kept_as_text(content: bytes) -> None:
-    told = refused(read_error(STRIPE_V1, HTTPStatusError(402, content)))
-    assert isinstance(told["body"], str)
-    assert len(told["body"]) <= 100_000
+    reason = refused(read_error(STRIPE_V1, HTTPStatusError(402, content)))
+    assert isinstance(reason["body"], str)
+    assert len(reason["body"]) <= 100_000
 
 
 def test_urllibs_error_is_read() -> None:
     error = urllib.error.HTTPError("http://provider", 402, "Payment Required", Message(), io.BytesIO(DECLINE))
-    told = refused(read_error(STRIPE_V1, error))
-    assert (told["status"], told["body"]["code"]) == (402, "insufficient_funds")
+    reason = refused(read_error(STRIPE_V1, error))
+    assert (reason["status"], reason["body"]["code"]) == (402, "insufficient_funds")
     assert refused(read_error(STRIPE_V1, error))["body"] in (None, "")  # it was read already
 
 
@@ -211,9 +202,3 @@ def test_a_mismatch_of_the_key_is_not_a_refusal_whatever_the_profile_says() -> N
 def test_what_means_later_or_nothing_definite_cannot_be_a_refusal(status: int) -> None:
     with pytest.raises(UsageError, match="cannot be refusals"):
         replace(STRIPE_V1, refusals=frozenset({402, status}))
-
-
-@pytest.mark.parametrize("word", ["starts_at", "caches", "on_mismatch", "after_expiry"])
-def test_a_word_that_no_profile_knows_is_refused(word: str) -> None:
-    with pytest.raises(UsageError, match=f"{word} is one of"):
-        replace(STRIPE_V1, **{word: "all"})  # type: ignore[arg-type] # that is the question

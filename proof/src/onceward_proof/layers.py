@@ -74,7 +74,7 @@ def _put(owner: Any, name: str, value: Any) -> None:
 
 
 def _idempotency_key() -> None:
-    _put(intents.Intents, "key", lambda _self, _message, _name: f"ow1:{uuid4().hex}")
+    _put(intents.IntentTable, "key", lambda _self, _message, _name: f"ow1:{uuid4().hex}")
 
 
 def _heartbeat() -> None:
@@ -86,7 +86,7 @@ def _nudge() -> None:
 
 
 def _backoff() -> None:
-    _put(Backoff, "delay_seconds", lambda _self, _attempts: 0.0)
+    _put(Backoff, "seconds_after", lambda _self, _attempts: 0.0)
 
 
 def _commit_guard() -> None:

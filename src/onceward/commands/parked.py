@@ -1,4 +1,4 @@
-"""`onceward parked`: what waits for a person, and the redrive."""
+"""`onceward parked`: the messages that a person must look at, and the redrive."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from onceward.commands.arguments import add_database, add_json, add_schema, conn
 from onceward.errors import UsageError
 
 if TYPE_CHECKING:
-    from onceward.parked import ParkedMessage, ParkedRow
+    from onceward.parked import ParkedMessage, ParkedRow, Redrive
 
 SHOWN_BYTES_MAX: Final = 4096
-FOREIGN_COMMIT: Final = "foreign commit"  # what its handler wrote may stand: a second run would write it twice
+# What its handler wrote may stand: a second run would write it twice.
+FOREIGN_COMMIT: Final = "foreign commit"
 PARKED: Final = """\
 examples:
   onceward parked list                              the newest first
   onceward parked list --consumer payments.charge --json
   onceward parked show 0198c9f2-...                 body, headers, and what is known of its effects
-  onceward parked redrive 0198c9f2-...              once the cause is mended: sent again, under its own id
+  onceward parked redrive 0198c9f2-...              after the cause is fixed: sent again, under its own id
 """
 
 
 def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "parked",
-        help="messages that wait for a person: list, show, redrive",
-        description="Messages that wait for a person. Nothing is dropped: what cannot be done is here, with its reason.",
+        help="messages that a person must look at: list, show, redrive",
+        description="Messages that a person must look at. Nothing is dropped: what cannot be handled is kept.",
         epilog=PARKED,
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -37,10 +38,10 @@ def add_commands(commands: Any) -> None:
     listing.add_argument("--limit", type=whole(1, 100_000), default=100, metavar="N", help="at most (default: 100)")
     showing = _add_verb(verbs, "show", "one message: body, headers, effects", show)
     showing.add_argument("id", metavar="ID", help="the message id, as `list` prints it")
-    redriving = _add_verb(verbs, "redrive", "put one message back on its way, under its own id", redrive)
+    redriving = _add_verb(verbs, "redrive", "send one message again, under its own id", redrive)
     redriving.add_argument("id", metavar="ID", help="the message id, as `list` prints it")
-    redriving.add_argument("--checked", action="store_true", help="a foreign commit: I looked, nothing of it stands")
-    redriving.add_argument("--fingerprint", metavar="HEX", help="which body, where two are parked under one id")
+    redriving.add_argument("--checked", action="store_true", help="a foreign commit: I looked, none of its writes is there")
+    redriving.add_argument("--fingerprint", metavar="HEX", help="which body, where several are parked under one id")
 
 
 def _add_verb(verbs: Any, name: str, what: str, perform: Any) -> Any:
@@ -53,22 +54,19 @@ def _add_verb(verbs: Any, name: str, what: str, perform: Any) -> Any:
     return parser
 
 
-# ---- list ------------------------------------------------------------------------------------------------------------
-
-
-def list_(given: Any) -> int:
+def list_(arguments: Any) -> int:
     from onceward.parked import list_parked  # noqa: PLC0415
 
-    with connected(given.database, schema=given.schema) as conn:
-        rows = list_parked(conn, given.schema, given.consumer, given.limit)
-    if given.json:
+    with connected(arguments.database, schema=arguments.schema) as conn:
+        rows = list_parked(conn, consumer=arguments.consumer, limit=arguments.limit, schema=arguments.schema)
+    if arguments.json:
         say_json([asdict(row) for row in rows])
     elif not rows:
         say("nothing is parked")
     else:
         _print_table(rows)
-        if len(rows) == given.limit:
-            say(f"(the newest {given.limit}; there may be more: --limit)")
+        if len(rows) == arguments.limit:
+            say(f"(the newest {arguments.limit}; there may be more: --limit)")
     return 0
 
 
@@ -89,18 +87,15 @@ def _shortened(text: str, chars_max: int = 100) -> str:
     return text if len(text) <= chars_max else f"{text[: chars_max - 1]}…"
 
 
-# ---- show ------------------------------------------------------------------------------------------------------------
-
-
-def show(given: Any) -> int:
+def show(arguments: Any) -> int:
     from onceward.parked import show_parked  # noqa: PLC0415
 
-    with connected(given.database, schema=given.schema) as conn:
-        messages = show_parked(conn, given.schema, given.id, given.consumer)
+    with connected(arguments.database, schema=arguments.schema) as conn:
+        messages = show_parked(conn, arguments.id, consumer=arguments.consumer, schema=arguments.schema)
     if not messages:
-        warn(f"nothing is parked under {printable(given.id)}")
+        warn(f"nothing is parked under {printable(arguments.id)}")
         return 1
-    if given.json:
+    if arguments.json:
         say_json([_as_json(message) for message in messages])
     else:
         say("\n\n".join(_as_text(message) for message in messages))
@@ -123,7 +118,7 @@ def _as_json(message: ParkedMessage) -> dict[str, Any]:
 
 
 def _decoded(body: bytes) -> tuple[Any] | None:
-    """The body as a JSON value, in a tuple (it may be null); None when it is no JSON."""
+    """The body as a JSON value, in a tuple (it may be null); None when it is not JSON."""
     try:
         return (json.loads(body.decode()),)
     except (ValueError, RecursionError):
@@ -155,7 +150,7 @@ def _body_lines(body: bytes) -> list[str]:
         try:
             text = body.decode()
         except UnicodeDecodeError:
-            lines = [f"(no UTF-8, shown in hex) {body[: SHOWN_BYTES_MAX // 2].hex()}"]
+            lines = [f"(not UTF-8, shown in hex) {body[: SHOWN_BYTES_MAX // 2].hex()}"]
             return [*lines, _cut(SHOWN_BYTES_MAX // 2, len(body))] if len(body) > SHOWN_BYTES_MAX // 2 else lines
     if len(text) <= SHOWN_BYTES_MAX:
         return text.splitlines()
@@ -170,29 +165,39 @@ def _cut(shown: int, whole_length: int) -> str:
     return f"... (cut: {shown} of {whole_length} shown)"
 
 
-# ---- redrive ---------------------------------------------------------------------------------------------------------
-
-
-def redrive(given: Any) -> int:
-    from onceward.parked import redrive as put_back  # noqa: PLC0415
+def redrive(arguments: Any) -> int:
+    from onceward.parked import redrive as redrive_message  # noqa: PLC0415
     from onceward.parked import show_parked  # noqa: PLC0415
 
-    with connected(given.database, schema=given.schema) as conn:
-        there = show_parked(conn, given.schema, given.id, given.consumer)
-        consumers = sorted({message.consumer for message in there})
+    with connected(arguments.database, schema=arguments.schema) as conn:
+        messages = show_parked(conn, arguments.id, consumer=arguments.consumer, schema=arguments.schema)
+        consumers = sorted({message.consumer for message in messages})
         if len(consumers) > 1:
             raise UsageError(f"it is parked for several consumers, name one: --consumer {' | --consumer '.join(consumers)}")
-        consumer = consumers[0] if consumers else given.consumer or ""
-        if not given.checked and any(message.reason == FOREIGN_COMMIT for message in there):
+        consumer = consumers[0] if consumers else arguments.consumer or ""
+        if not arguments.checked and any(message.reason == FOREIGN_COMMIT for message in messages):
             warn("its handler ended its transaction by itself: look whether its writes stand, then redrive with --checked")
             return 1
-        done = put_back(conn, given.schema, consumer, given.id, given.fingerprint)
-    if given.json:
-        say_json(asdict(done) | {"redriven": not done.refused})
-    elif not done.refused:
-        say(f"{done.message_id} is pending again for {done.consumer} (token {done.token}); a relay sends it")
-        if done.expect:
-            say(f"expect: {done.expect}")
-    if done.refused:
-        warn(f"{printable(given.id)} is not redriven: {done.refused}")
-    return 1 if done.refused else 0
+        outcome = redrive_message(
+            conn, arguments.id, consumer=consumer, fingerprint=arguments.fingerprint, schema=arguments.schema
+        )
+    if arguments.json:
+        say_json(_redrive_as_json(outcome))
+    elif outcome.redriven:
+        say(f"{outcome.message_id} is pending again for {outcome.consumer} (token {outcome.token}); a relay sends it")
+        if outcome.expect:
+            say(f"expect: {outcome.expect}")
+    if not outcome.redriven:
+        warn(f"{printable(arguments.id)} was not redriven: {outcome.why_not}")
+    return 0 if outcome.redriven else 1
+
+
+def _redrive_as_json(outcome: Redrive) -> dict[str, Any]:
+    return {
+        "consumer": outcome.consumer,
+        "message_id": outcome.message_id,
+        "token": outcome.token,
+        "refused": outcome.why_not,
+        "expect": outcome.expect,
+        "redriven": outcome.redriven,
+    }

@@ -40,7 +40,7 @@ def migrate(given: Any) -> int:
     from onceward.schema import migrations  # noqa: PLC0415
 
     with connected(given.database) as conn:
-        applied = bring_up(conn, given.schema)
+        applied = bring_up(conn, schema=given.schema)
     version = migrations()[-1].version
     if given.json:
         names = [f"{migration.version:04d}_{migration.name}" for migration in applied]

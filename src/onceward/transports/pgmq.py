@@ -2,7 +2,7 @@
 
 Settling is by message id alone, so an old delivery settles a newer one of the same message (`settle_fenced=False`). That is
 safe here: an ack follows a durable fact, and the fact is about the message, not about the delivery.
-A delivery is visible again after whole seconds only (`read` takes an integer); a release may be shorter, by a timestamp.
+A delivery becomes visible again after whole seconds only (`read` takes an integer); a release may be shorter.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.resources import files
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import psycopg
 from psycopg import Connection
@@ -29,12 +29,12 @@ POLL_MILLISECONDS: Final = 50
 BODY_BYTES_MAX: Final = 64 * 1024 * 1024
 SEND_BYTES_MAX: Final = 8 * 1024 * 1024  # of bodies in one transaction
 _UNREADABLE: Final = object()
-_HELD: Final = TransportError("held by an earlier message of its subject")
+_HELD: Final = TransportError("held back: an earlier message of its subject was not sent")
 _MISSING: Final = "pgmq's SQL comes with its own package: pip install 'onceward[pgmq]'"
 
 
 def install(conn: Connection[Any]) -> bool:
-    """The schema `pgmq` is in this database; False: it was there already. One transaction under an advisory lock."""
+    """The schema `pgmq` is in this database; True when this call made it. One transaction under an advisory lock."""
     try:
         text = files("pgmq").joinpath("sql", "pgmq.sql").read_text(encoding="utf-8")
     except ModuleNotFoundError as error:
@@ -49,12 +49,12 @@ def install(conn: Connection[Any]) -> bool:
 
 
 def create_queue(conn: Connection[Any], name: str) -> None:
-    """The queue `name` is there; made if it was not. Needs `install` first."""
+    """The queue `name` exists; made if it did not. Needs `install` first."""
     conn.execute("SELECT pgmq.create(%s)", (name,))
 
 
 def check_queue(dsn: str, name: str) -> None:
-    """Raises `UsageError` when pgmq, or this queue, is not in that database: reading it would fail for ever.
+    """Raises `UsageError` when pgmq, or this queue, is not in that database: every read would fail.
 
     Also when the queue is UNLOGGED: what it has confirmed is gone after a crash of its server.
     """
@@ -74,7 +74,7 @@ def check_queue(dsn: str, name: str) -> None:
 
 
 class Session:
-    """One connection that is made when it is needed, and made anew after it was lost. One caller at a time."""
+    """One connection, made when it is first needed and again after it was lost. One caller at a time."""
 
     def __init__(self, dsn: str, application_name: str) -> None:
         self._dsn = dsn
@@ -87,14 +87,16 @@ class Session:
             return conn.execute(statement.encode(), params).fetchall()
 
     def send(self, by_queue: Mapping[str, Sequence[Message]]) -> None:
-        """Each queue has its messages, in one transaction. Their wire form is made while no other thread makes one."""
+        """Each queue has its messages, in one transaction."""
+        # The wire form of a batch is large: it is made under this session's lock, so that only one exists at a time. One
+        # statement is a transaction by itself, and needs no two round trips more for BEGIN and COMMIT.
         with self._connected() as conn, conn.transaction() if len(by_queue) > 1 else nullcontext():
             for queue, messages in by_queue.items():
                 conn.execute(_SEND.encode(), {"queue": queue} | _wire(messages))
 
     @contextmanager
     def _connected(self) -> Iterator[Connection[Any]]:
-        """The connection, for one caller at a time. Raises `TransportError` when it was lost."""
+        """The connection, for one caller at a time. Raises `TransportError` when it was lost in its hands."""
         with self._lock:
             try:
                 yield self._connection()
@@ -109,6 +111,7 @@ class Session:
             conn: Connection[Any] = psycopg.connect(
                 self._dsn, autocommit=True, connect_timeout=5, application_name=self._application_name
             )
+            # JSON is decoded below: Postgres takes numbers and depths that Python's decoder would refuse amid a batch.
             set_json_loads(_undecoded, conn)
             conn.execute(_SETTINGS)
             self._conn = conn
@@ -140,6 +143,8 @@ class Source:
         self._queue = queue
         self._visibility_seconds = int(visibility_seconds)
         self._remove = _ARCHIVE if archive else _DELETE
+        # Two sessions: a receive that waits for messages must not hold up an ack or an extension. Postgres cuts an
+        # application's name at 63 characters, with a notice for each connection.
         self._receiving = Session(dsn, f"onceward {queue} receive"[:63])
         self._settling = Session(dsn, f"onceward {queue} settle"[:63])
 
@@ -148,6 +153,7 @@ class Source:
             return Received(())
         rows = self._receiving.fetch(_READ, self._params() | {"limit": limit})
         if not rows and wait_seconds > 0:
+            # read_with_poll counts whole seconds, and with 0 it would not look even once.
             wait = {"limit": limit, "wait": max(1, round(wait_seconds)), "poll": POLL_MILLISECONDS}
             rows = self._receiving.fetch(_READ_WAITING, self._params() | wait)
         return Received([self._delivery(*row) for row in rows])
@@ -166,23 +172,31 @@ class Source:
         )
 
     def settle(self, entries: Sequence[tuple[Delivery, Settlement]]) -> Sequence[Outcome]:
-        done: set[int] = set()
-        acked = [delivery.handle for delivery, settlement in entries if settlement.action == "ack"]
+        acked: list[int] = []
+        released: dict[float, list[int]] = {}
+        settled: set[int] = set()
+        for delivery, settlement in entries:
+            match settlement.action:
+                case "ack":
+                    acked.append(delivery.handle)
+                case "release":
+                    released.setdefault(settlement.delay_seconds, []).append(delivery.handle)
+                case "leave":
+                    settled.add(delivery.handle)
+                case _:
+                    assert_never(settlement.action)
         if acked:
-            rows = self._settling.fetch(self._remove, self._ids(acked))
-            done.update(row[0] for row in rows)
-        released = [(d.handle, s.delay_seconds) for d, s in entries if s.action == "release"]
-        for delay in {delay for _, delay in released}:
-            done |= self._hide([handle for handle, its in released if its == delay], delay)
-        left = {delivery.handle for delivery, settlement in entries if settlement.action == "leave"}
-        return [Outcome.SETTLED if d.handle in done | left else Outcome.LOST for d, _ in entries]
+            settled.update(row[0] for row in self._settling.fetch(self._remove, self._ids(acked)))
+        for delay_seconds, ids in released.items():
+            settled |= self._hide(ids, delay_seconds)
+        return [Outcome.SETTLED if delivery.handle in settled else Outcome.LOST for delivery, _ in entries]
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
-        there = self._hide([delivery.handle for delivery in deliveries], seconds)
-        return [Outcome.SETTLED if delivery.handle in there else Outcome.LOST for delivery in deliveries]
+        hidden = self._hide([delivery.handle for delivery in deliveries], seconds)
+        return [Outcome.SETTLED if delivery.handle in hidden else Outcome.LOST for delivery in deliveries]
 
     def _hide(self, ids: list[int], seconds: float) -> set[int]:
-        """Hidden until `seconds` from now, by a timestamp: the integer form knows whole seconds only."""
+        """The ids that exist, hidden until `seconds` from now."""
         rows = self._settling.fetch(_SET_VT, self._ids(ids) | {"seconds": max(0.0, seconds)})
         return {row[0] for row in rows}
 
@@ -209,13 +223,14 @@ class Sink:
         self._session = Session(dsn, "onceward publish")
 
     def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
-        """Stored together, in one transaction over all queues, or not at all; what is refused so is sent one by one.
+        """Stored together, in one transaction over all queues; when the queues refuse that, one by one.
 
-        Together in parts of at most `SEND_BYTES_MAX`: as base64 in JSON, a batch would otherwise grow past what a protocol
-        message holds, and the memory that a call takes with it.
+        Together in parts of at most `SEND_BYTES_MAX`: as base64 in JSON, a batch would otherwise outgrow what one protocol
+        message holds, and the call's memory with it.
         """
         errors: list[BaseException | None] = [None] * len(messages)
-        held: set[str] = set()  # over all parts and queues: what is behind an error waits, wherever it would go
+        # Subjects behind an error, over all parts and queues: their later messages wait, wherever they would go.
+        held: set[str] = set()
         for part in _parts(messages):
             self._publish_part(part, messages, errors, held)
         return errors
@@ -237,7 +252,7 @@ class Sink:
                 held.add(subject)
 
     def _send(self, messages: Sequence[Message]) -> psycopg.Error | None:
-        """Why the queues did not take these, in one transaction; None: they did."""
+        """Why the queues did not take these messages, in one transaction; None: they did."""
         by_queue: dict[str, list[Message]] = {}
         for message in messages:
             for queue in self._targets(message.type):
@@ -255,7 +270,7 @@ class Sink:
         return (target,) if isinstance(target, str) else target
 
     def _refuse(self, message: Message, held: set[str]) -> BaseException | None:
-        """Why this cannot be sent at all, or not before an earlier one; its subject is held from then on."""
+        """Why this message cannot be sent, now or at all; its subject is held from then on. None: it can."""
         error = _HELD if message.subject in held else self._unsendable(message)
         if error is not None and message.subject is not None:
             held.add(message.subject)
@@ -275,7 +290,7 @@ class Sink:
 
 
 def _parts(messages: Sequence[Message]) -> Iterator[range]:
-    """The indexes of the messages, in order, in parts of at most `SEND_BYTES_MAX`; one that is larger is a part alone."""
+    """The messages' indexes, in order, in parts of at most `SEND_BYTES_MAX`; a larger message is a part of its own."""
     begin, body_bytes = 0, 0
     for index, message in enumerate(messages):
         body_bytes += len(message.body)
@@ -310,6 +325,7 @@ def _body(message: bytes | None) -> bytes:
     value = _read(message) if message else None
     if value is _UNREADABLE and message is not None:
         return message
+    # This one key and no other: another producer's object may have a field of the same name.
     if isinstance(value, dict) and set(value) == {"data_base64"} and isinstance(value["data_base64"], str):
         try:
             return base64.b64decode(value["data_base64"], validate=True)
@@ -317,7 +333,8 @@ def _body(message: bytes | None) -> bytes:
             pass
     try:
         return encode_json(value)
-    except ValueError:  # a number that is more than a float holds
+    except ValueError:
+        # A number that is larger than a float can be: what was read as infinity is not JSON.
         return message or b"null"
 
 
@@ -329,9 +346,9 @@ def _read(text: bytes) -> Any:
         return _UNREADABLE
 
 
+# No limit on idling: after a quiet hour, the first message must not find its connection closed.
 _SETTINGS: Final = (
-    "SET statement_timeout TO '30s'; SET lock_timeout TO '5s'; SET synchronous_commit TO on; "
-    "SET idle_session_timeout TO 0"  # a queue that is quiet for long must not cost the first message after it a try
+    "SET statement_timeout TO '30s'; SET lock_timeout TO '5s'; SET synchronous_commit TO on; SET idle_session_timeout TO 0"
 )
 _QUEUE: Final = (
     "SELECT c.oid::regclass::text, c.relpersistence FROM pgmq.meta AS m"
@@ -346,6 +363,7 @@ _READ_WAITING: Final = (
 )
 _DELETE: Final = "SELECT pgmq.delete(%(queue)s, %(ids)s::bigint[])"
 _ARCHIVE: Final = "SELECT pgmq.archive(%(queue)s, %(ids)s::bigint[])"
+# By a timestamp: the form of set_vt with an integer knows whole seconds only.
 _SET_VT: Final = (
     "SELECT msg_id FROM pgmq.set_vt(%(queue)s, %(ids)s::bigint[], clock_timestamp() + make_interval(secs => %(seconds)s))"
 )
