@@ -128,7 +128,7 @@ class Consumer:
     ) -> OpenConsumer:
         """Connect: checks the schema, the rights and the window, starts the heartbeat. Close what it returns.
 
-        `source`, whose leases are kept: a Source, or a function that makes one, which is then closed with what this returns.
+        `source`, whose leases are kept, is a Source, or a function that makes one: that is closed with what this returns.
         `upkeep=False`: this role may not make and drop partitions; `onceward upkeep` does it daily as their owner.
         Raises `SchemaMismatch`, `UsageError`, or psycopg's own error when the database does not answer.
         """
