@@ -181,8 +181,8 @@ class OpenConsumer:
             schema=consumer.schema,
         )
         with self.database.connection() as conn:
-            check_rights(conn, consumer.schema, upkeep=upkeep)
-            check_schema(conn, consumer.schema)
+            check_rights(conn, schema=consumer.schema, upkeep=upkeep)
+            check_schema(conn, schema=consumer.schema)
             check_window(conn, inbox, source)
             say_window(conn, inbox)
         self.nudge = Nudge(self.database)
@@ -250,7 +250,7 @@ class OpenConsumer:
     def _make_partition(self, message: Message) -> None:
         try:
             with self.database.connection() as conn:
-                make_partition_for(conn, message.id, self.consumer.schema)
+                make_partition_for(conn, message.id, schema=self.consumer.schema)
         except psycopg.OperationalError as error:
             logger.error("the missing partition could not be made, the message comes again: %s", error)
         except psycopg.errors.InsufficientPrivilege:

@@ -110,9 +110,9 @@ class Inbox:
         Crash in it: run it again. Raises `SchemaMismatch`, or `UsageError` inside an open transaction.
         """
         _check_outside_transaction(conn, "register()")
-        check_schema(conn, self.schema)
+        check_schema(conn, schema=self.schema)
         self.seen(conn)
-        make_partitions(conn, self.schema)
+        make_partitions(conn, schema=self.schema)
 
     def make_partition(self, conn: Connection[Any], message: Message) -> None:
         """There is a partition for the id of `message`, unless its day was retired: then a take says so.
@@ -121,7 +121,7 @@ class Inbox:
         upkeep ran. Outside any transaction: it must be committed before the take.
         """
         _check_outside_transaction(conn, "make_partition()")
-        make_partition_for(conn, message.id, self.schema)
+        make_partition_for(conn, message.id, schema=self.schema)
 
     def seen(self, conn: Connection[Any]) -> float:
         """A process of this consumer is here, with this window; the longest (seconds) that one of them had within a day."""

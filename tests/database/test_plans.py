@@ -65,5 +65,5 @@ def test_every_statement_names_its_index_or_says_none() -> None:
     """None: an insert; and what reads the catalogue, or a table of a few rows, at a start or once an hour."""
     assert set(INDEXES) == set(statements())
     rare = {"rights", "retired_day", "retired_hold", "retire", "consumer_windows_forget", "window_longest"}
-    rare |= {"partition_tables", "partitions_attached", "partition_owner"}
+    rare |= {"partition_tables", "partitions_attached", "partition_owner", "lock_timeout_set"}
     assert {name for name, indexes in INDEXES.items() if not indexes} == {"outbox_insert"} | rare

@@ -51,7 +51,7 @@ def test_two_schemas_in_one_database_do_not_meet(empty_dsn: str) -> None:
     message = order()
     with psycopg.connect(empty_dsn, autocommit=True) as conn:
         for schema in ("one", "two"):
-            migrate(conn, schema)
+            migrate(conn, schema=schema)
         for schema in ("one", "two"):
             consumer = Consumer("c", schema=schema)
             consumer.transactional("order.placed")(lambda _message, _tx: None)
@@ -65,7 +65,7 @@ def test_two_schemas_in_one_database_do_not_meet(empty_dsn: str) -> None:
 @pytest.mark.parametrize("name", ["", "Up", "1st", "a-b", 'x"; DROP SCHEMA public', "x" * 49])
 def test_a_schema_name_that_would_need_quoting_is_refused(name: str, db: Db) -> None:
     with pytest.raises(UsageError, match="schema name"):
-        migrate(db, name)
+        migrate(db, schema=name)
 
 
 def test_migrate_inside_a_transaction_is_refused(db: Db) -> None:
@@ -102,7 +102,7 @@ def test_what_was_retired_before_it_was_remembered_stays_retired(empty_dsn: str)
         migrate(conn)
         missing = [today - timedelta(days=days) for days in (3, 6, 29, 31)]
         assert make_partitions(conn, days=missing) == []
-        assert {partition_name("inbox", day) for day in served} <= {name for name, _ in attached(conn, "onceward")}
+        assert {partition_name("inbox", day) for day in served} <= {name for name, _ in attached(conn, schema="onceward")}
 
 
 def test_in_a_new_database_nothing_was_retired(db: Db) -> None:
