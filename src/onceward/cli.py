@@ -10,14 +10,13 @@ import re
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 from textwrap import fill
 from typing import Any, Final, NoReturn
 
 from onceward import __version__
 from onceward.commands import dev, loops, parked, schema
 from onceward.commands.arguments import one_line, warn
-from onceward.errors import OncewardError
+from onceward.errors import OncewardError, UsageError
 
 EPILOG: Final = """\
 start here:
@@ -26,7 +25,7 @@ start here:
   onceward dev                          a Postgres to play with, kept in ./.onceward
   onceward migrate --database DSN       our tables, in your Postgres
   onceward run shop.consumers:charges --queue orders
-  onceward parked list                  what waits for a person
+  onceward parked list                  messages that a person must look at
 
 exit codes: 0 fine, 1 what was asked about is broken or not there,
 2 usage or environment, 130 interrupted (`prove`: see its help)
@@ -47,8 +46,11 @@ EXTRA_OF: Final = {
     "jinja2": "prove",
 }
 
-# What the other distribution, onceward-proof, adds by its entry points: shown, too, where it is not installed.
+# What the other distribution, onceward-proof, adds by its entry points: listed in the help also where it is not installed.
+PROOF: Final = "onceward-proof"
 COMMANDS_OF_PROOF: Final = ("prove", "demo", "explore", "provider", "bench", "docs")
+PROOF_MISSING: Final = "needs onceward-proof: pip install 'onceward[prove]'"
+OWN_COMMANDS: Final = ("dev", "migrate", "upkeep", "run", "relay", "parked")
 
 
 class HelpFormatter(RawDescriptionHelpFormatter):
@@ -83,24 +85,48 @@ class Parser(ArgumentParser):
         raise SystemExit(2)
 
 
-def make_parser() -> Parser:
+def make_parser(command: str = "") -> Parser:
+    """The parser of the whole command line; of our own commands alone, when `command` is one of these.
+
+    Raises `UsageError` when `command` is one of the proof's, and no onceward-proof of our version is installed.
+    """
     parser = Parser(prog="onceward", description="Effectively-once message processing on Postgres.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"onceward {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (*_commands_of_proof(), dev, schema, loops, parked):
+    # To scan the metadata of all that is installed takes as long as the rest of this function: a consumer that starts, or
+    # a script that asks for the version, must not pay for it.
+    if command not in (*OWN_COMMANDS, "--version"):
+        _add_installed_commands(commands, command)
+    for module in (dev, schema, loops, parked):
         module.add_commands(commands)
     return parser
 
 
-def _commands_of_proof() -> list[Any]:
-    """The modules of the commands that installed distributions add, in the order in which the help lists them.
+def _add_installed_commands(commands: Any, command: str) -> None:
+    """The commands that installed distributions add, the proof's first; those that are missing, with what brings them."""
+    from importlib.metadata import entry_points  # noqa: PLC0415 - only where it is needed: see make_parser
 
-    Raises `UsageError` for one of another version: it takes the library apart at seams that are not public.
-    """
     found = {point.name: point for point in entry_points(group="onceward.commands")}
-    return [
-        found[name].load() for name in (*COMMANDS_OF_PROOF, *sorted(found.keys() - {*COMMANDS_OF_PROOF})) if name in found
-    ]
+    if command in COMMANDS_OF_PROOF:
+        _check_proof(command, installed=command in found)
+    for name in (*COMMANDS_OF_PROOF, *sorted(found.keys() - {*COMMANDS_OF_PROOF})):
+        if name in found:
+            found[name].load().add_commands(commands)
+        else:
+            commands.add_parser(name, help=PROOF_MISSING)
+
+
+def _check_proof(command: str, *, installed: bool) -> None:
+    if not installed:
+        raise UsageError(f"`onceward {command}` {PROOF_MISSING}")
+    from importlib.metadata import version  # noqa: PLC0415
+
+    # The proof removes layers of the library at seams that are not public: with another version it might prove nothing.
+    if (proof_version := version(PROOF)) != __version__:
+        raise UsageError(
+            f"`onceward {command}` needs {PROOF} of the library's own version, {__version__}, and {proof_version} is "
+            f"installed: pip install 'onceward[prove]=={__version__}'"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,9 +134,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     ONCEWARD_TRACEBACK=1 shows the traceback too.
     """
+    words = sys.argv[1:] if argv is None else argv
     try:
-        given = make_parser().parse_args(argv)
-        code = int(given.perform(given))
+        arguments = make_parser(words[0] if words else "").parse_args(words)
+        code = int(arguments.perform(arguments))
         sys.stdout.flush()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 2
@@ -136,13 +163,13 @@ def explain(error: Exception) -> str:
         return _explain_import(error)
     psycopg = sys.modules.get("psycopg")
     if psycopg is not None and isinstance(error, psycopg.OperationalError) and getattr(error, "sqlstate", None) is None:
-        named = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        return f"the database does not answer{named}: {' '.join(str(error).split())}"
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        return f"the database does not answer{notes}: {' '.join(str(error).split())}"
     if psycopg is not None and isinstance(error, psycopg.Error):
         return f"the database refused: {one_line(error)}"
     if isinstance(error, OSError):
         return one_line(error)
-    return f"a defect of onceward, or of what it was given: {one_line(error)} (ONCEWARD_TRACEBACK=1 shows where)"
+    return f"a defect of onceward, or of what was passed to it: {one_line(error)} (ONCEWARD_TRACEBACK=1 shows where)"
 
 
 def _explain_import(error: ImportError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any, Final, Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from psycopg.types.json import Json
 
 from onceward.callables import check_plain
 from onceward.database import HANDLER_SECONDS_MAX, Database, DatabaseSource, tuples
+from onceward.endpoints import SourceOrFactory, opened_source
 from onceward.errors import UsageError
 from onceward.events import Listener, Listeners
 from onceward.inbox import LEASE_SECONDS_DEFAULT, InboxTable, check_identity
@@ -123,11 +125,12 @@ class Consumer:
         *,
         threads: int = 1,
         listeners: Sequence[Listener] = (),
-        source: Source | None = None,
+        source: SourceOrFactory | None = None,
         upkeep: bool = True,
     ) -> OpenConsumer:
         """Connect: checks the schema, the rights and the window, starts the heartbeat. Close what it returns.
 
+        `source`, whose leases are kept, is a Source, or a function that makes one: that is closed with what this returns.
         `upkeep=False`: this role may not make and drop partitions; `onceward upkeep` does it daily as their owner.
         Raises `SchemaMismatch`, `UsageError`, or psycopg's own error when the database does not answer.
         """
@@ -151,25 +154,25 @@ class OpenConsumer:
         *,
         threads: int = 1,
         listeners: Sequence[Listener] = (),
-        source: Source | None = None,
+        source: SourceOrFactory | None = None,
         upkeep: bool = True,
     ) -> None:
         if not consumer.handlers:
             raise UsageError(f"consumer {consumer.name!r} has no handler: register one with @consumer.transactional(...)")
         self.consumer = consumer
         self.listeners = Listeners(listeners)
-        self.database = Database(
-            database,
-            size=threads + CONNECTIONS_BESIDE_THREADS,
-            schema=consumer.schema,
-            handler_seconds_max=consumer.handler_seconds_max,
-            application_name=f"onceward {consumer.name}"[:63],
-        )
-        try:
-            self._start(source, upkeep=upkeep)
-        except BaseException:
-            self.database.close()
-            raise
+        with ExitStack() as opening:
+            made = None if source is None else opening.enter_context(opened_source(source))
+            self.database = Database(
+                database,
+                size=threads + CONNECTIONS_BESIDE_THREADS,
+                schema=consumer.schema,
+                handler_seconds_max=consumer.handler_seconds_max,
+                application_name=f"onceward {consumer.name}"[:63],
+            )
+            opening.callback(self.database.close)
+            self._start(made, upkeep=upkeep)
+            self._closing = opening.pop_all()
 
     def _start(self, source: Source | None, *, upkeep: bool) -> None:
         consumer = self.consumer
@@ -180,8 +183,8 @@ class OpenConsumer:
             schema=consumer.schema,
         )
         with self.database.connection() as conn:
-            check_rights(conn, consumer.schema, upkeep=upkeep)
-            check_schema(conn, consumer.schema)
+            check_rights(conn, schema=consumer.schema, upkeep=upkeep)
+            check_schema(conn, schema=consumer.schema)
             check_window(conn, inbox, source)
             say_window(conn, inbox)
         self.nudge = Nudge(self.database)
@@ -249,7 +252,7 @@ class OpenConsumer:
     def _make_partition(self, message: Message) -> None:
         try:
             with self.database.connection() as conn:
-                make_partition_for(conn, message.id, self.consumer.schema)
+                make_partition_for(conn, message.id, schema=self.consumer.schema)
         except psycopg.OperationalError as error:
             logger.error("the missing partition could not be made, the message comes again: %s", error)
         except psycopg.errors.InsufficientPrivilege:
@@ -263,7 +266,7 @@ class OpenConsumer:
         """Stop the heartbeat and give the connections back. Claims that are still held lapse by themselves."""
         self.keeper.stop()
         self.nudge.stop()
-        self.database.close()
+        self._closing.close()
 
     def __enter__(self) -> OpenConsumer:
         return self

@@ -111,9 +111,9 @@ class Inbox:
         Crash in it: run it again. Raises `SchemaMismatch`, or `UsageError` inside an open transaction.
         """
         _check_outside_transaction(conn, "register()")
-        check_schema(conn, self._table.schema)
+        check_schema(conn, schema=self._table.schema)
         self._table.seen(conn)
-        make_partitions(conn, self._table.schema)
+        make_partitions(conn, schema=self._table.schema)
 
     def make_partition(self, conn: Connection[Any], message: Message) -> None:
         """There is a partition for the id of `message`, unless its day was retired: then a take says so.
@@ -122,7 +122,7 @@ class Inbox:
         upkeep ran. Outside any transaction: it must be committed before the take.
         """
         _check_outside_transaction(conn, "make_partition()")
-        make_partition_for(conn, message.id, self._table.schema)
+        make_partition_for(conn, message.id, schema=self._table.schema)
 
     def take(self, conn: Connection[Any], message: Message) -> Take:
         """Take `message` inside the transaction open on `conn`: its row is done when the caller commits.

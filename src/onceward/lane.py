@@ -1,138 +1,49 @@
-"""One lane of a relay: takes a batch of outbox rows, publishes it chunk by chunk, deletes what the sink confirmed.
+"""A lane of a relay: locks a batch of outbox rows, publishes it chunk by chunk, deletes what the sink confirmed.
 
-Carries out what `dispatch.step` says, and decides nothing itself.
+It carries out what `protocol.relay.step` says, and decides nothing itself.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, Final
 
 import psycopg
 from psycopg import Connection
-from psycopg.rows import dict_row
 
-from onceward.database import Database
-from onceward.events import Listeners
-from onceward.outbox import check_numbering
-from onceward.outgoing import one_line, publish_rows, read
-from onceward.protocol import relay as d
-from onceward.retry import Backoff
-from onceward.session import our_work
+from onceward.errors import TransportError
+from onceward.message import MalformedMessage, Message
+from onceward.outbox import row_message
+from onceward.outbox_batch import OutboxBatch, Row, described, kept_alive, one_line
+from onceward.protocol import relay as p
+from onceward.relay_runtime import RelayRuntime
 from onceward.statements import storable
 from onceward.transport import Sink
 
 logger = logging.getLogger("onceward")
-BATCH_SECONDS: Final = 20.0  # then a batch is marked, whatever of it is left
-IDLE_SECONDS_MAX: Final = 60.0  # a process that is frozen for longer gives its rows to other relays
-PUBLISH_SECONDS_MAX: Final = 900.0  # longer than any client's own timeout: a sink that says nothing for so long is hung
-PAYLOAD_BYTES_MAX: Final = 64 * 1024 * 1024  # of all lanes of a process; a larger row is there alone
-NUMBERING_SECONDS: Final = 60.0
 PAUSE_SECONDS_MAX: Final = 5.0
-DELAY_SECONDS_MAX: Final = 365 * 86_400.0  # what Postgres, and a person, can still make a date of
 ATTEMPTS_LOUD: Final = 10  # from here on a row that waits is an error, not a warning: by itself it will not go
 
 
-class Budget:
-    """At most `bytes_max` of payloads are in this process at once, over all lanes; whoever asks first is served first.
+class Lane:
+    """One thread of a relay, with one connection and one batch at a time.
 
-    In order, because a large payload must not wait for ever while small ones slip past it.
+    A relay has several, so that one batch can be locked and read while another one is at the sink. They share nothing but
+    their `RelayRuntime`; which rows a lane gets is settled by Postgres's row locks, as between two relays.
     """
 
-    def __init__(self, bytes_max: int = PAYLOAD_BYTES_MAX) -> None:
-        self._bytes_max = bytes_max
-        self._free = bytes_max
-        self._waiting: deque[object] = deque()
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def share(self, payload_bytes: int) -> Iterator[None]:
-        """Inside, the share is ours. What is larger than all there is gets all there is: it is alone then."""
-        share, turn = min(payload_bytes, self._bytes_max), object()
-        with self._changed:
-            self._waiting.append(turn)
-            self._changed.wait_for(lambda: self._waiting[0] is turn and self._free >= share)
-            self._waiting.popleft()
-            self._free -= share
-            self._changed.notify_all()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += share
-                self._changed.notify_all()
-
-
-@dataclass
-class Shared:
-    """What the lanes of one process share: where from, where to, how, and until when."""
-
-    database: Database
-    sink: Sink
-    limit: int
-    poll_seconds: float
-    backoff: Backoff
-    listeners: Listeners
-    until_empty: bool
-    pulse_seconds: float = IDLE_SECONDS_MAX / 4
-    batch_seconds: float = BATCH_SECONDS
-    numbering_seconds: float = NUMBERING_SECONDS
-    budget: Budget = field(default_factory=Budget)
-    nudges: int = 0
-    stopped: threading.Event = field(default_factory=threading.Event)
-    _woken: threading.Condition = field(default_factory=threading.Condition)
-    _numbering_due: float = 0.0
-
-    def wake(self) -> None:
-        with self._woken:
-            self.nudges += 1
-            self._woken.notify_all()
-
-    def sleep(self, seconds: float, nudges_seen: int | None) -> None:
-        """Until a nudge that came after `nudges_seen` (None: whatever nudges come), the time, or the stop."""
-        self.listeners.emit("relay.looked", "", failing=nudges_seen is None)
-        with self._woken:
-            waited = 0.0
-            while waited < seconds and nudges_seen in (None, self.nudges) and not self.stopped.is_set():
-                slice_seconds = min(0.2, seconds - waited)
-                self._woken.wait(slice_seconds)
-                waited += slice_seconds
-
-    def delay_seconds(self, attempts: int) -> float:
-        return min(self.backoff.seconds_after(attempts), DELAY_SECONDS_MAX)
-
-    @property
-    def delay_seconds_max(self) -> float:
-        return min(self.backoff.seconds_max, DELAY_SECONDS_MAX)
-
-    def look_at_numbering(self, conn: Connection[Any]) -> None:
-        """At the first call, and now and then: a failover may happen while the relay runs."""
-        now = time.monotonic()
-        if now >= self._numbering_due:
-            self._numbering_due = now + self.numbering_seconds
-            check_numbering(conn, schema=self.database.schema)
-
-
-class Lane:
-    """One connection and one batch at a time; every decision is `dispatch.step`'s."""
-
-    def __init__(self, shared: Shared) -> None:
-        self._shared = shared
-        self._statements = shared.database.statements
-        self._rows: dict[int, dict[str, Any]] = {}
-        self._taken_at = 0.0
-        self._why = ""
+    def __init__(self, runtime: RelayRuntime) -> None:
+        self._runtime = runtime
         self._conn: Connection[Any] | None = None
-        self._held = ExitStack()
+        self._lending = ExitStack()
+        self._batch: OutboxBatch | None = None
+        self._failure = ""
 
     def run(self) -> None:
-        """Until the stop, or (with `until_empty`) until there is nothing to take.
+        """Carry out the protocol until the stop, or (with `until_empty`) until there is nothing to lock.
 
         Crash anywhere: rows that were not deleted are sent again, under the same message id.
         """
@@ -142,133 +53,123 @@ class Lane:
             self._close()
 
     def _run(self) -> None:
-        state = d.State()
-        event: d.Event = d.Woken()
-        nudges = self._shared.nudges
+        state = p.State()
+        event: p.Event = p.Woken()
+        nudges_seen = self._runtime.nudges.count
         while True:
-            state, command = d.step(state, event)
-            if self._shared.stopped.is_set() and isinstance(command, d.Take | d.Sleep):
+            state, command = p.step(state, event)
+            # A stop ends a lane between two batches, never within one: what the sink confirmed must be deleted.
+            if self._runtime.stopping.is_set() and isinstance(command, p.Take | p.Sleep):
                 return
-            if isinstance(command, d.Sleep):
-                if self._shared.until_empty and not command.failures:
+            if isinstance(command, p.Sleep):
+                if self._runtime.until_empty and not command.failures:
                     return
-                self._sleep(command, nudges)
-                event = d.Woken()
-            else:
-                nudges = self._shared.nudges if isinstance(command, d.Take) else nudges
-                event = self._perform(command)
+                self._sleep(command, nudges_seen)
+                event = p.Woken()
+                continue
+            if isinstance(command, p.Take):
+                # Before the outbox is looked at: a nudge for a row that this look misses must wake the sleep after it.
+                nudges_seen = self._runtime.nudges.count
+            event = self._perform(command)
 
-    def _sleep(self, command: d.Sleep, nudges: int) -> None:
+    def _sleep(self, command: p.Sleep, nudges_seen: int) -> None:
+        # A pooled connection is not held through a sleep.
         self._close()
+        self._runtime.listeners.emit("relay.looked", "", failing=bool(command.failures))
         if not command.failures:
-            self._shared.sleep(self._shared.poll_seconds, nudges)
+            self._runtime.nudges.wait(self._runtime.poll_seconds, nudges_seen, self._runtime.stopping)
             return
-        pause = min(self._shared.backoff.seconds_after(command.failures), PAUSE_SECONDS_MAX)
-        logger.warning("%s; tried again in %.1f s (failures in a row: %d)", self._why, pause, command.failures)
-        self._shared.sleep(pause, None)
+        seconds = min(self._runtime.backoff.seconds_after(command.failures), PAUSE_SECONDS_MAX)
+        logger.warning("%s; retrying in %.1f s (failures in a row: %d)", self._failure, seconds, command.failures)
+        # Nudges do not shorten this pause: new rows make neither the database nor the sink answer.
+        self._runtime.nudges.wait(seconds, None, self._runtime.stopping)
 
-    def _perform(self, command: d.Take | d.Publish | d.SettleRows) -> d.Event:
+    def _perform(self, command: p.Take | p.Publish | p.SettleRows) -> p.Event:
         try:
             match command:
-                case d.Take():
-                    return self._take(command)
-                case d.Publish():
+                case p.Take():
+                    return self._lock(command)
+                case p.Publish():
                     return self._publish(command)
-                case d.SettleRows():
-                    return self._mark(command)
+                case p.SettleRows():
+                    return self._settle(command)
         except psycopg.Error as error:
-            self._why = f"the relay lost the database, what it held is free again: {one_line(error)}"
+            self._failure = f"the relay lost the database, and with it the locks on its rows: {one_line(error)}"
             self._close()
-            return d.DatabaseLost()
+            return p.DatabaseLost()
 
-    # ---- taking ------------------------------------------------------------------------------------------------------
-
-    def _take(self, command: d.Take) -> d.Event:
+    def _lock(self, command: p.Take) -> p.Event:
         conn = self._open()
-        self._shared.look_at_numbering(conn)
-        conn.execute("BEGIN")
-        rows = self._lock(conn, command)
-        if rows:
-            conn.execute("SAVEPOINT taken")  # behind the locks: a row that cannot be read costs only itself
-        else:
-            conn.execute("ROLLBACK")
+        self._runtime.check_numbering(conn)
+        self._batch = OutboxBatch(conn, self._runtime.database.statements)
+        rows = self._batch.lock(
+            rows_max=self._runtime.rows_max,
+            except_for=command.beside,
+            delay_seconds_max=self._runtime.delay_seconds_max,
+        )
+        if not rows:
             self._close()
-        self._rows = {row["position"]: row for row in rows}
-        self._taken_at = time.monotonic()
         self._emit("relay.taken", rows)
-        return d.Taken(
-            tuple(d.OutboxRow(row["position"], row["aggregateid"], row["attempts"], row["payload_bytes"]) for row in rows)
+        return p.Taken(
+            tuple(p.OutboxRow(row["position"], row["aggregateid"], row["attempts"], row["payload_bytes"]) for row in rows)
         )
 
-    def _lock(self, conn: Connection[Any], command: d.Take) -> list[dict[str, Any]]:
-        limit = self._shared.limit
-        heads = {"limit": limit, "beside": list(command.beside), "delay_seconds_max": self._shared.delay_seconds_max}
-        with conn.cursor(row_factory=dict_row) as cursor:
-            rows = cursor.execute(self._statements["outbox_take_heads"], heads).fetchall()
-            keys = [row["aggregateid"] for row in rows if row["aggregateid"] is not None]
-            room = limit - len(rows)
-            if keys and room:
-                followers = {"keys": keys, "positions": [row["position"] for row in rows], "limit": room}
-                rows += cursor.execute(self._statements["outbox_take_followers"], followers).fetchall()
-        return rows
-
-    # ---- publishing --------------------------------------------------------------------------------------------------
-
-    def _publish(self, command: d.Publish) -> d.Event:
+    def _publish(self, command: p.Publish) -> p.Event:
         """Nothing is decided here: what is confirmed now and not deleted later is sent twice, under one id."""
-        conn = self._open()
-        rows = [self._rows[row.position] for row in command.rows]
-        what = f"{len(rows)} outbox rows, from {_named(rows[0])} on"
+        conn, batch = self._open(), self._locked()
+        rows = [batch.rows[row.position] for row in command.rows]
+        what = f"{len(rows)} outbox rows, from {described(rows[0])} on"
         payload_bytes = sum(row.payload_bytes for row in command.rows)
-        with kept_alive(conn, self._shared.pulse_seconds, what), self._shared.budget.share(payload_bytes):
-            if self._shared.stopped.is_set():
-                return d.Stopped()
-            whole = read(conn, self._statements, rows)
-            began = time.monotonic()
+        # Waiting for a share of the budget is idleness to the server, too: the session is kept alive from before it.
+        with kept_alive(conn, self._runtime.beat_seconds, what), self._runtime.budget.share(payload_bytes):
+            if self._runtime.stopping.is_set():
+                return p.Stopped()
+            whole = batch.read(rows)
+            started_at = time.monotonic()
             try:
-                errors = publish_rows(self._shared.sink, whole)
-            except Exception as error:  # noqa: BLE001 - the sink as a whole: `dispatch` finds out whose fault it is
-                self._why = f"the sink gave no answer for {what}, they stay in the outbox: {one_line(error)}"
-                logger.info("%s", self._why)
-                return d.SinkLost(f"{type(error).__name__}: {error}")
+                errors = publish_rows(self._runtime.sink, whole)
+            except Exception as error:  # noqa: BLE001 - the sink as a whole: `step` finds out whose fault it is
+                self._failure = f"the sink gave no answer for {what}; they stay in the outbox: {one_line(error)}"
+                logger.info("%s", self._failure)
+                return p.SinkLost(f"{type(error).__name__}: {error}")
         self._emit("relay.published", rows)
         now = time.monotonic()
-        return d.Published(tuple(errors), now - began, late=now - self._taken_at > self._shared.batch_seconds)
+        late = now - batch.locked_at > self._runtime.batch_seconds
+        return p.Published(tuple(errors), now - started_at, late=late)
 
-    # ---- marking -----------------------------------------------------------------------------------------------------
-
-    def _mark(self, command: d.SettleRows) -> d.Event:
-        """What is confirmed is gone, what failed waits, and the rest is free.
+    def _settle(self, command: p.SettleRows) -> p.Event:
+        """What is confirmed is deleted, what failed waits, and the rest is free.
 
         Crash before COMMIT: everything is there as before, and is sent again under the same ids.
         """
-        conn = self._open()
-        if command.confirmed:
-            conn.execute(self._statements["outbox_delete"], {"positions": list(command.confirmed)})
+        batch = self._locked()
+        batch.delete(command.confirmed)
         for row, error in command.failed:
-            self._postpone(conn, row, error)
-        conn.execute("COMMIT")
-        self._emit("relay.deleted", [self._rows[position] for position in command.confirmed])
-        self._emit("relay.postponed", [self._rows[row.position] for row, _ in command.failed])
-        return d.RowsSettled()
+            self._postpone(batch, row, error)
+        batch.commit()
+        self._emit("relay.deleted", [batch.rows[position] for position in command.confirmed])
+        self._emit("relay.postponed", [batch.rows[row.position] for row, _ in command.failed])
+        return p.RowsSettled()
 
-    def _postpone(self, conn: Connection[Any], row: d.OutboxRow, error: str) -> None:
-        tries = row.attempts + 1
-        delay_seconds = self._shared.delay_seconds(tries)
-        params = {"position": row.position, "error": storable(error), "delay_seconds": delay_seconds}
-        conn.execute(self._statements["outbox_postpone"], params)
+    def _postpone(self, batch: OutboxBatch, row: p.OutboxRow, error: str) -> None:
+        attempts = row.attempts + 1
+        delay_seconds = self._runtime.delay_seconds(attempts)
+        batch.postpone(row.position, error=storable(error), delay_seconds=delay_seconds)
         logger.log(
-            logging.ERROR if tries >= ATTEMPTS_LOUD else logging.WARNING,
-            "outbox row %s could not be sent (try %d), next try in %.1f s%s: %s",
-            _named(self._rows[row.position]), tries, delay_seconds,
-            "" if row.key is None else "; the later rows of its subject wait", one_line(error),
+            logging.ERROR if attempts >= ATTEMPTS_LOUD else logging.WARNING,
+            "sending outbox row %s failed (attempt %d); retrying in %.1f s%s: %s",
+            described(batch.rows[row.position]), attempts, delay_seconds,
+            "" if row.key is None else ", and the later rows of its subject wait", one_line(error),
         )  # fmt: skip
 
-    # ---- the connection ----------------------------------------------------------------------------------------------
+    def _locked(self) -> OutboxBatch:
+        if self._batch is None:
+            raise AssertionError("the protocol publishes and settles only what is locked")
+        return self._batch
 
     def _open(self) -> Connection[Any]:
         if self._conn is None:
-            self._conn = self._held.enter_context(self._shared.database.connection())
+            self._conn = self._lending.enter_context(self._runtime.database.connection())
         return self._conn
 
     def _close(self) -> None:
@@ -278,50 +179,39 @@ class Lane:
             if conn is not None and not conn.closed and conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
                 conn.execute("ROLLBACK")
         except psycopg.Error as error:
-            logger.info("the relay's connection was lost while rolling back: %s", error)
+            logger.info("the relay's connection was lost while rolling back; the next one is new: %s", error)
         try:
-            self._held.close()
-        except Exception as error:  # noqa: BLE001 - given back, it was of no use any more; the next one is a fresh one
-            logger.info("the relay's connection was lost while it was given back: %s", error)
+            self._lending.close()
+        except Exception as error:  # noqa: BLE001 - it was of no use any more; the next one is new
+            logger.info("the relay's connection was lost while it was given back; the next one is new: %s", error)
 
-    def _emit(self, point: str, rows: Sequence[dict[str, Any]]) -> None:
-        if self._shared.listeners:
+    def _emit(self, point: str, rows: Sequence[Row]) -> None:
+        if self._runtime.listeners:
             for row in rows:
-                self._shared.listeners.emit(point, "", row["id"], position=row["position"])
+                self._runtime.listeners.emit(point, "", row["id"], position=row["position"])
 
 
-@contextmanager
-def kept_alive(conn: Connection[Any], pulse_seconds: float, what: str) -> Iterator[None]:
-    """Inside, the session is not ended as idle, however slow the sink is, up to `PUBLISH_SECONDS_MAX`.
+def publish_rows(sink: Sink, rows: Sequence[Row]) -> list[str | None]:
+    """Why each row could not be sent, or None.
 
-    A session without any limit would hold its keys for as long as its process is frozen. A pulse stops with the process,
-    and after `PUBLISH_SECONDS_MAX`; then the server ends the session, and other relays take the rows.
+    A row that is not a message is an error of its own, and holds what is behind it of its key; the rest still go.
     """
-    over = threading.Event()
-    pulse = threading.Thread(target=_beat, args=(conn, pulse_seconds, what, over), name="onceward-relay-pulse", daemon=True)
-    pulse.start()
-    try:
-        yield
-    finally:
-        over.set()
-        pulse.join()
-
-
-def _beat(conn: Connection[Any], pulse_seconds: float, what: str, over: threading.Event) -> None:
-    began = time.monotonic()
-    try:
-        while not over.wait(pulse_seconds):
-            seconds = time.monotonic() - began
-            if seconds > PUBLISH_SECONDS_MAX:
-                logger.error("%s: not published after %.0f s, their locks are given up: is the sink hung?", what, seconds)
-                return
-            logger.warning("%s: not yet published after %.0f s", what, seconds)
-            with our_work():  # the connection is lent to the lane
-                conn.execute("")  # the empty statement: enough for the server's clock of idleness
-    except psycopg.Error as error:
-        logger.info("the relay's session was lost while it published: %s", error)  # the next statement will find out
-
-
-def _named(row: dict[str, Any]) -> str:
-    subject = "" if row["aggregateid"] is None else f", subject {row['aggregateid']!r}"
-    return f"{row['position']} ({row['type']!r}, id {row['id']!r}{subject})"
+    errors: list[str | None] = [None] * len(rows)
+    messages: list[tuple[int, Message]] = []
+    held_keys: set[str] = set()
+    for index, row in enumerate(rows):
+        key = row["aggregateid"]
+        if key is not None and key in held_keys:
+            errors[index] = "held by an earlier row of its key"
+            continue
+        try:
+            messages.append((index, row_message(row)))
+        except MalformedMessage as error:
+            errors[index] = str(error)
+            held_keys.update(() if key is None else (key,))
+    results = sink.publish([message for _, message in messages]) if messages else []
+    if len(results) != len(messages):
+        raise TransportError(f"the sink answered for {len(results)} of {len(messages)} messages")
+    for (index, _), result in zip(messages, results, strict=True):
+        errors[index] = None if result is None else f"{type(result).__name__}: {result}"
+    return errors

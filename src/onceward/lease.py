@@ -1,8 +1,8 @@
-"""The heartbeat: keeps every delivery that this process holds, from receive on, through drain, until it is settled.
+"""The heartbeat: keeps the leases of every delivery that this process holds, from receive until it is settled.
 
-It makes two workers on one message rare; it is not what makes them harmless (that is the fence). On the database's clock,
-from a thread of its own: a handler that waits, computes or holds its transaction does not block it. A database that is away
-does not keep it from the queue for longer than a beat.
+A heartbeat makes it rare that two workers have one message; what makes two workers harmless is the fencing token. It goes
+by the database's clock, on a thread of its own: a handler that waits, computes or holds its transaction cannot block it,
+and a database that is away keeps it from the queue for no longer than one beat.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
-import psycopg
+from psycopg import Connection
 
 from onceward.database import Database, tuples
 from onceward.events import Listeners
@@ -25,11 +25,15 @@ from onceward.transport import Delivery, Outcome, Source
 
 logger = logging.getLogger("onceward")
 BEATS_PER_LEASE: Final = 3.5  # "at most a third", with room for a late beat
+STOP_SECONDS_MAX: Final = 5.0
 
 
 @dataclass(slots=True)
 class Claim:
-    """A claim that this process holds. `good_until` is by this process's clock: a hint, for its handler alone."""
+    """An inbox row that this process has claimed.
+
+    `good_until` is by this process's clock: a hint for its own handler, and nothing else.
+    """
 
     delivery: Delivery
     message_id: UUID
@@ -37,185 +41,226 @@ class Claim:
     good_until: float
 
 
+@dataclass(slots=True)
+class Held:
+    """One delivery in this process: whether the queue's lease on it is ours to extend, and the claim on its inbox row."""
+
+    delivery: Delivery
+    received: bool = False
+    claim: Claim | None = None
+    lost: bool = False
+    queue_extension_runs: bool = False
+    claim_extension_runs: bool = False
+
+
 class LeaseKeeper:
     """Extends, at least three times a lease, the queue's lease of all deliveries held and the inbox's of all claims."""
 
     def __init__(self, database: Database, inbox: InboxTable, source: Source | None, listeners: Listeners) -> None:
-        self._database = database
-        self._inbox = inbox
-        self._source = source
+        self._consumer = inbox.consumer
+        self._claim_seconds = inbox.lease_seconds
         self._listeners = listeners
-        # By the arrival itself, not by its id: a message that comes again while its first delivery is still in hand may
-        # come under the same id (pgmq), and settling the one must not end the heartbeat of the other.
-        self._held: dict[int, Delivery] = {}
-        self._claims: dict[int, Claim] = {}
-        self._lost: set[int] = set()
-        self._beating: set[int] = set()  # their extension at the queue is in flight
-        self._extending: set[int] = set()  # their claim's extension in the database is in flight
-        self._changed = threading.Condition()
-        self._stop = False
         leases = [inbox.lease_seconds] + ([source.traits.lease_seconds] if source is not None else [])
         self._every_seconds = min(leases) / BEATS_PER_LEASE
+        self._queue = QueueLeases(source, self._every_seconds)
+        self._claims = ClaimLeases(database, inbox, self._every_seconds)
+        # By the arrival itself (id() of the object), not by its delivery id: a message that comes again while its first
+        # delivery is still in hand may come under the same delivery id (pgmq), and settling the one must not end the
+        # heartbeat of the other. The record refers to its delivery, so Python cannot use that id() again meanwhile.
+        self._held: dict[int, Held] = {}
+        self._changed = threading.Condition()
+        self._stopping = False
         self._thread: threading.Thread | None = None
 
-    # ---- what is held ------------------------------------------------------------------------------------------------
-
     def received(self, deliveries: Sequence[Delivery]) -> None:
-        """These are ours from now on: also while they only wait in this process."""
+        """These deliveries are ours from now on: also while they only wait in this process."""
         with self._changed:
-            self._held.update((id(delivery), delivery) for delivery in deliveries)
+            for delivery in deliveries:
+                self._record(delivery).received = True
             self._ensure_thread()
 
     def claimed(self, delivery: Delivery, message: Message, token: int) -> None:
+        """This delivery's inbox row is ours from now on, under this fencing token."""
         with self._changed:
-            good_until = time.monotonic() + self._inbox.lease_seconds
-            self._claims[id(delivery)] = Claim(delivery, UUID(message.id), token, good_until)
+            good_until = time.monotonic() + self._claim_seconds
+            self._record(delivery).claim = Claim(delivery, UUID(message.id), token, good_until)
             self._ensure_thread()
 
     def done(self, delivery: Delivery) -> None:
         """The claim is over (finished, failed, parked or lost); the queue's lease goes on until `drop`.
 
-        Returns once no extension of it is in flight any more: it would take back a lease that is about to be given up. It
-        waits for a beat at the most: a database that hangs must not hold up whoever has a claim to end. May be called
-        before the handler has returned, and more than once.
+        May be called before the handler has returned, and more than once. Returns once no extension of the claim is in
+        flight.
         """
-        arrival = id(delivery)
         with self._changed:
-            self._claims.pop(arrival, None)
-            if arrival not in self._held:
-                self._lost.discard(arrival)
-            self._changed.wait_for(lambda: arrival not in self._extending, timeout=self._every_seconds)
+            held = self._held.get(id(delivery))
+            if held is None:
+                return
+            held.claim = None
+            if not held.received:
+                del self._held[id(delivery)]
+            # An extension that is carried out after this would take back a lease that is about to be given up. But this
+            # waits for one beat only: a database that hangs must not hold up a handler whose claim is to end.
+            self._changed.wait_for(lambda: not held.claim_extension_runs, timeout=self._every_seconds)
 
     def drop(self, deliveries: Sequence[Delivery]) -> None:
-        """These are about to be settled: returns once no extension of them is in flight any more."""
-        arrivals = {id(delivery) for delivery in deliveries}
+        """These deliveries are about to be settled: returns once no extension of them is in flight at the queue."""
         with self._changed:
-            for arrival in arrivals:
-                self._held.pop(arrival, None)
-                self._claims.pop(arrival, None)
-                self._lost.discard(arrival)
-            self._changed.wait_for(lambda: not (arrivals & self._beating))
+            dropped = [held for delivery in deliveries if (held := self._held.pop(id(delivery), None)) is not None]
+            # An extension that is carried out after a release would hide the message for another lease.
+            self._changed.wait_for(lambda: not any(held.queue_extension_runs for held in dropped))
 
     def lost(self, deliveries: Sequence[Delivery]) -> None:
-        """The queue took these away."""
+        """The queue has taken these away, and says so with deliveries of its own making: they are known by their ids."""
         ids = {delivery.id for delivery in deliveries}
         with self._changed:
-            gone = [delivery for delivery in self._held.values() if delivery.id in ids]
-        self._mark_lost(gone)
+            taken_away = [held.delivery for held in self._held.values() if held.received and held.delivery.id in ids]
+        self._mark_lost(taken_away)
 
     def is_lost(self, delivery: Delivery) -> bool:
-        """Another has it, or may have: no heartbeat reached the database for a whole lease. What decides is the fence."""
-        claim = self._claims.get(id(delivery))
-        return id(delivery) in self._lost or (claim is not None and time.monotonic() > claim.good_until)
+        """Another worker has the message, or may have: no heartbeat reached the database for a whole lease.
 
-    # ---- the beat ----------------------------------------------------------------------------------------------------
+        This only spares a handler work that would be refused. What decides is the fencing token.
+        """
+        held = self._held.get(id(delivery))
+        if held is None:
+            return False
+        claim = held.claim
+        return held.lost or (claim is not None and time.monotonic() > claim.good_until)
+
+    def stop(self) -> None:
+        """The heartbeat ends, after the beat that is under way. Leases that are still held lapse by themselves."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout=STOP_SECONDS_MAX)
+
+    def _record(self, delivery: Delivery) -> Held:
+        return self._held.setdefault(id(delivery), Held(delivery))
 
     def _ensure_thread(self) -> None:
-        if not self._stop and (self._thread is None or not self._thread.is_alive()):
+        if not self._stopping and (self._thread is None or not self._thread.is_alive()):
             self._thread = threading.Thread(target=self._run, name="onceward-heartbeat", daemon=True)
             self._thread.start()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                if self._changed.wait_for(lambda: self._stop, timeout=self._every_seconds):
+                if self._changed.wait_for(lambda: self._stopping, timeout=self._every_seconds):
                     return
             try:
-                self._beat()
+                # The queue's first: its leases must not wait for a database that is away.
+                self._extend_at_queue()
+                self._extend_claims()
             except BaseException:
                 # Whatever a source or a listener raises: without this thread, every lease of this process would lapse.
-                logger.exception("a heartbeat failed, the next is tried in %.1f s", self._every_seconds)
+                logger.exception("heartbeat failed; retrying in %.1f s", self._every_seconds)
 
-    def _beat(self) -> None:
-        self._extend_held()  # first: it must not wait for a database that is away
-        self._extend_claims()
-
-    def _extend_held(self) -> None:
+    def _extend_at_queue(self) -> None:
         with self._changed:
-            held = list(self._held.values())
-            self._beating = set(self._held)
+            extended = [held for held in self._held.values() if held.received]
+            for held in extended:
+                held.queue_extension_runs = True
         try:
-            gone = self._extended_at_queue(held) if held else []
+            # Outside the lock: the queue may take long to answer, and deliveries come and go meanwhile.
+            lost = self._queue.extend([held.delivery for held in extended]) if extended else []
         finally:
             with self._changed:
-                self._beating = set()
+                for held in extended:
+                    held.queue_extension_runs = False
                 self._changed.notify_all()
-        self._mark_lost(gone)
-
-    def _extended_at_queue(self, held: list[Delivery]) -> list[Delivery]:
-        """Each is ours for another lease; those that are not any more."""
-        if self._source is None:
-            return []
-        try:
-            outcomes = self._source.extend(held, self._source.traits.lease_seconds)
-            return [delivery for delivery, outcome in zip(held, outcomes, strict=True) if outcome is Outcome.LOST]
-        except Exception as error:  # noqa: BLE001 - the next beat tries again; if none succeeds, redelivery decides
-            logger.warning(
-                "the leases of %d deliveries could not be extended, tried again in %.1f s: %s",
-                len(held), self._every_seconds, error,
-            )  # fmt: skip
-            return []
+        self._mark_lost(lost)
 
     def _extend_claims(self) -> None:
         with self._changed:
-            claims = list(self._claims.values())
-            self._extending = set(self._claims)
+            extended = [(held, held.claim) for held in self._held.values() if held.claim is not None]
+            for held, _ in extended:
+                held.claim_extension_runs = True
         try:
-            gone = self._extended_in_database(claims) if claims else []
+            lost = self._claims.extend([claim for _, claim in extended]) if extended else []
         finally:
             with self._changed:
-                self._extending = set()
+                for held, _ in extended:
+                    held.claim_extension_runs = False
                 self._changed.notify_all()
-        self._mark_lost(gone)
+        self._mark_lost(lost)
 
-    def _extended_in_database(self, claims: list[Claim]) -> list[Delivery]:
-        """Each claim is ours for another lease; those that are another's now."""
-        params = {
+    def _mark_lost(self, deliveries: Sequence[Delivery]) -> None:
+        """Say once of each delivery that its lease is lost; its handler is refused at its next step."""
+        with self._changed:
+            # The answer may be about a delivery that was settled, or whose claim has ended, while it was on its way: that
+            # one is not lost. A delivery that was marked before (by the queue, then by the database) is not told twice.
+            records = [self._held.get(id(delivery)) for delivery in deliveries]
+            newly_lost = [held for held in records if held is not None and not held.lost]
+            for held in newly_lost:
+                held.lost = True
+        # A listener may take long, or come back to this keeper: it is called without the lock.
+        for held in newly_lost:
+            logger.warning("lease of delivery %s lost; another worker has its message, or will have it", held.delivery.id)
+            self._listeners.emit("consumer.lease_lost", self._consumer, delivery=held.delivery.id)
+
+
+class QueueLeases:
+    """Extends the queue's leases; an answer that does not come is logged, and asked for again at the next beat."""
+
+    def __init__(self, source: Source | None, every_seconds: float) -> None:
+        self._source = source
+        self._every_seconds = every_seconds
+
+    def extend(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Each delivery is ours for another lease; returns those that are not ours any more."""
+        if self._source is None:
+            return []
+        try:
+            outcomes = self._source.extend(deliveries, self._source.traits.lease_seconds)
+            return [delivery for delivery, outcome in zip(deliveries, outcomes, strict=True) if outcome is Outcome.LOST]
+        except Exception as error:  # noqa: BLE001 - the next beat tries again; if none succeeds, redelivery decides
+            logger.warning(
+                "extending the leases of %d deliveries failed; retrying in %.1f s: %s",
+                len(deliveries), self._every_seconds, error,
+            )  # fmt: skip
+            return []
+
+
+class ClaimLeases:
+    """Extends the leases of claims in the database; a failure is logged, and tried again at the next beat."""
+
+    def __init__(self, database: Database, inbox: InboxTable, every_seconds: float) -> None:
+        self._database = database
+        self._inbox = inbox
+        self._every_seconds = every_seconds
+
+    def extend(self, claims: Sequence[Claim]) -> list[Delivery]:
+        """Each claim is ours for another lease; returns the deliveries whose claims are another worker's now."""
+        # Taken before the statement: the lease that the database gives ends no sooner than this says.
+        asked_at = time.monotonic()
+        try:
+            with self._database.connection(wait_seconds=self._every_seconds) as conn:
+                params = self._params(claims) | {"lease_seconds": self._inbox.lease_seconds}
+                extended = {row[0] for row in tuples(conn, self._inbox.statements["inbox_extend"], params)}
+                lost = self._lost(conn, [claim for claim in claims if claim.message_id not in extended])
+        except Exception as error:  # noqa: BLE001 - a caller's `database` may raise what it likes; as for the queue
+            logger.warning(
+                "extending the leases of %d claims failed; retrying in %.1f s: %s", len(claims), self._every_seconds, error
+            )
+            return []
+        for claim in claims:
+            claim.good_until = asked_at + self._inbox.lease_seconds
+        return lost
+
+    def _lost(self, conn: Connection[Any], missed: Sequence[Claim]) -> list[Delivery]:
+        """Of the claims that were not extended, those that another worker has now."""
+        if not missed:
+            return []
+        # The extension skips a row that is locked: most often by its own handler, which is just finishing it. So a claim
+        # that was not extended is lost only where its row says so.
+        lost_ids = {row[0] for row in tuples(conn, self._inbox.statements["inbox_lost"], self._params(missed))}
+        return [claim.delivery for claim in missed if claim.message_id in lost_ids]
+
+    def _params(self, claims: Sequence[Claim]) -> dict[str, Any]:
+        return {
             "consumer": self._inbox.consumer,
             "message_ids": [claim.message_id for claim in claims],
             "tokens": [claim.token for claim in claims],
-            "lease_seconds": self._inbox.lease_seconds,
         }
-        asked = time.monotonic()
-        try:
-            with self._database.connection(wait_seconds=self._every_seconds) as conn:
-                extended = {row[0] for row in tuples(conn, self._inbox.statements["inbox_extend"], params)}
-                gone = self._truly_lost(conn, claims, extended)
-        except Exception as error:  # noqa: BLE001 - a caller's `database` may raise what it likes; as for the queue
-            logger.warning(
-                "the leases of %d claims could not be extended, tried again in %.1f s: %s",
-                len(claims), self._every_seconds, error,
-            )  # fmt: skip
-            return []
-        for claim in claims:
-            claim.good_until = asked + self._inbox.lease_seconds
-        return gone
-
-    def _truly_lost(self, conn: psycopg.Connection, claims: list[Claim], extended: set[UUID]) -> list[Delivery]:
-        """Of the claims that were not extended, those that are another's now; the others are being finished."""
-        missed = [claim for claim in claims if claim.message_id not in extended]
-        if not missed:
-            return []
-        params = {
-            "consumer": self._inbox.consumer,
-            "message_ids": [claim.message_id for claim in missed],
-            "tokens": [claim.token for claim in missed],
-        }
-        gone = {row[0] for row in tuples(conn, self._inbox.statements["inbox_lost"], params)}
-        return [claim.delivery for claim in missed if claim.message_id in gone]
-
-    def _mark_lost(self, deliveries: Sequence[Delivery]) -> None:
-        with self._changed:
-            known = self._held.keys() | self._claims.keys()
-            fresh = [delivery for delivery in deliveries if id(delivery) in known and id(delivery) not in self._lost]
-            self._lost.update(id(delivery) for delivery in fresh)
-        for delivery in fresh:
-            logger.warning("the lease of delivery %s is lost: another worker has its message, or soon will", delivery.id)
-            self._listeners.emit("consumer.lease_lost", self._inbox.consumer, delivery=delivery.id)
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stop = True
-            self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join(timeout=5.0)

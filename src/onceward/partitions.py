@@ -1,6 +1,7 @@
-"""Partitions of inbox and intents, one day each: there before they are needed, gone when no duplicate can come back.
+"""Partitions of inbox and intents, one day each: made before they are needed, dropped when no duplicate can come back.
 
-`run` does it from a thread of its own; `onceward upkeep` does it once. Whoever comes second finds nothing to do.
+Names and bounds of partitions; making them; upkeep, which also retires the days that are past every window; and the thread
+that does upkeep beside a consumer. `onceward upkeep` does it once. Two at the same time do it once.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum
@@ -35,6 +36,7 @@ EVERY_SECONDS: Final = 3600.0
 FIRST_AFTER_SECONDS: Final = (5.0, 30.0)
 RETRY_SECONDS: Final = 60.0
 TRIES: Final = 5
+STOP_SECONDS_MAX: Final = 5.0
 CLOCKS_APART_SECONDS_MAX: Final = 3600.0
 _EPOCH: Final = date(1970, 1, 1)  # no UUIDv7 is older
 
@@ -65,27 +67,29 @@ def partition_bounds(day: date) -> tuple[UUID, UUID]:
     return uuid7_at(first), uuid7_at(first + 86_400_000)
 
 
-def make_partitions(conn: Connection[Any], schema: str = SCHEMA_DEFAULT, *, days: list[date] | None = None) -> list[str]:
+def make_partitions(
+    conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT, days: Sequence[date] | None = None
+) -> list[str]:
     """Partitions of inbox and intents exist for `days` (default: yesterday to three days ahead); returns the new ones.
 
     Not for a day at or before the youngest that was ever retired: what was finished there would be taken as new.
-    CREATE TABLE (LIKE) and then ATTACH: a CREATE TABLE ... PARTITION OF would wait behind every open handler, and
-    everybody else behind it. Crash in it: nothing is made, or a whole partition.
+    Crash in it: nothing is made, or a whole partition.
     """
     wanted = days if days is not None else _days_around(conn)
     with conn.transaction():
         conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", lock_key(schema, LOCK_UPKEEP))
         conn.execute("SET LOCAL lock_timeout TO '2s'")
+        # Read under its lock, which is held until the partitions are committed: no day can be retired meanwhile.
         retired = cast("date | None", tuples(conn, statements(schema)["retired_hold"])[0][0])
-        there = {name for name, _ in attached(conn, schema)}
+        existing = {name for name, _ in attached(conn, schema=schema)}
         pairs = [(table, day) for day in wanted if retired is None or day > retired for table in PARTITIONED]
-        missing = [(table, day) for table, day in pairs if partition_name(table, day) not in there]
+        missing = [(table, day) for table, day in pairs if partition_name(table, day) not in existing]
         return [_make_partition(conn, schema, table, day) for table, day in missing]
 
 
-def make_partition_for(conn: Connection[Any], message_id: str, schema: str = SCHEMA_DEFAULT) -> list[str]:
-    """The partitions that this UUIDv7 falls into exist, unless its day was retired."""
-    return make_partitions(conn, schema, days=[day_of(UUID(message_id))])
+def make_partition_for(conn: Connection[Any], message_id: str, *, schema: str = SCHEMA_DEFAULT) -> list[str]:
+    """The partitions that this UUIDv7 falls into exist, unless its day was retired; returns the new ones."""
+    return make_partitions(conn, schema=schema, days=[day_of(UUID(message_id))])
 
 
 def day_of(message_id: UUID) -> date:
@@ -100,6 +104,8 @@ def _days_around(conn: Connection[Any]) -> list[date]:
 
 def _make_partition(conn: Connection[Any], schema: str, table: str, day: date) -> str:
     name = partition_name(table, day)
+    # CREATE TABLE (LIKE), and ATTACH below: a CREATE TABLE ... PARTITION OF would wait behind every open handler, and
+    # every other session would wait behind it.
     create = sql.SQL("CREATE TABLE IF NOT EXISTS {} (LIKE {} INCLUDING ALL)")
     conn.execute(create.format(sql.Identifier(schema, name), sql.Identifier(schema, table)))
     for (owner,) in tuples(conn, statements(schema)["partition_owner"], {"table": f"{schema}.{table}"}):
@@ -120,7 +126,7 @@ def attach(schema: str, table: str, day: date) -> sql.Composed:
     )
 
 
-def attached(conn: Connection[Any], schema: str) -> list[tuple[str, bool]]:
+def attached(conn: Connection[Any], *, schema: str) -> list[tuple[str, bool]]:
     """(name, its detaching is half done) of every partition of inbox and intents."""
     rows = tuples(conn, statements(schema)["partitions_attached"], {"schema": schema, "tables": list(PARTITIONED)})
     return [(row[0], row[1]) for row in rows]
@@ -132,206 +138,225 @@ def database_now(conn: Connection[Any]) -> datetime:
     return cast("datetime", row[0]).replace(tzinfo=UTC)
 
 
-class HeldBack(Enum):
-    """Why an upkeep retired nothing, although days may be due."""
+class RetireSkipped(Enum):
+    """Why an upkeep retired no day, although some may be due."""
 
     BUSY = "another upkeep of this schema is at work"
     CLOCK = "the clocks of the database and of this process are more than an hour apart"
 
 
-class Upkept(NamedTuple):
-    """What one upkeep did. `kept`: days that are due but hold messages that are not finished, with the count.
+class UpkeepResult(NamedTuple):
+    """What one upkeep did: the partitions that it made, and those that it dropped.
 
-    `held_back`: why no day was looked at; None: all that are due were.
+    `unfinished`: days that are due, but were not dropped because messages there are not finished, and how many.
+    `retire_skipped`: why no day was looked at; None: all that are due were.
     """
 
     made: list[str]
     dropped: list[str]
-    kept: dict[str, int]
-    held_back: HeldBack | None = None
+    unfinished: dict[str, int]
+    retire_skipped: RetireSkipped | None = None
 
 
-def upkeep(conn: Connection[Any], schema: str) -> Upkept:
+def upkeep(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> UpkeepResult:
     """Partitions exist for the next days; those past the longest window of all consumers, and all done, are dropped.
 
     A partition with a pending or parked message, or an intent without an answer, is never dropped. A day counts as retired,
     for every process and for ever, from before its partitions are touched: they are never made again.
+    `conn` must be in autocommit mode (DETACH ... CONCURRENTLY cannot run in a transaction); its settings stay as they are.
+
     Crash anywhere in it: the day counts as retired, and the next upkeep finishes it (or finds something unfinished there,
     and keeps its partitions).
-    `conn` must be in autocommit mode (DETACH ... CONCURRENTLY cannot run in a transaction).
     """
-    made = make_partitions(conn, schema)
-    with _alone(conn, schema) as alone:
-        held_back = _held_back(conn) if alone else HeldBack.BUSY
-        if held_back is not None:
-            return Upkept(made, [], {}, held_back)
-        dropped, kept = _retire_days(conn, schema)
-    return Upkept(made, dropped, kept)
+    made = make_partitions(conn, schema=schema)
+    with _retire_lock(conn, schema) as locked:
+        skipped = _clock_problem(conn) if locked else RetireSkipped.BUSY
+        if skipped is not None:
+            return UpkeepResult(made, [], {}, skipped)
+        dropped, unfinished = Retirement(conn, schema).retire_due_days()
+    return UpkeepResult(made, dropped, unfinished)
 
 
 @contextmanager
-def _alone(conn: Connection[Any], schema: str) -> Iterator[bool]:
-    """One upkeep of a schema at a time retires; whoever comes meanwhile (False) has nothing to do."""
+def _retire_lock(conn: Connection[Any], schema: str) -> Iterator[bool]:
+    """One upkeep of a schema at a time retires days. False: another one is at it, and nothing is left to do."""
     key = lock_key(schema, LOCK_RETIRE)
-    alone = bool(tuples(conn, "SELECT pg_try_advisory_lock(%s, %s)", key)[0][0])
+    # A session's lock: DETACH ... CONCURRENTLY cannot run in a transaction. It goes with the session, however that ends.
+    locked = bool(tuples(conn, "SELECT pg_try_advisory_lock(%s, %s)", key)[0][0])
     try:
-        yield alone
+        yield locked
     finally:
-        if alone and not conn.closed:
+        if locked and not conn.closed:
             conn.execute("SELECT pg_advisory_unlock(%s, %s)", key)
 
 
-def _held_back(conn: Connection[Any]) -> HeldBack | None:
-    """A database whose clock has jumped a month ahead must not throw that month away.
-
-    The clock of this process decides nothing else, and here it can only refuse: nothing is lost by retiring later.
-    """
+def _clock_problem(conn: Connection[Any]) -> RetireSkipped | None:
+    """A database whose clock has jumped a month ahead must not throw that month away."""
+    # The clock of this process decides nothing else, and here it can only refuse: nothing is lost by retiring later.
     apart_seconds = abs((database_now(conn) - datetime.now(UTC)).total_seconds())
     if apart_seconds <= CLOCKS_APART_SECONDS_MAX:
         return None
     logger.error(
-        "upkeep retires nothing: the clocks of the database and of this process are %.0f s apart; set the wrong one right",
+        "upkeep retires no day: the clocks of the database and of this process are %.0f s apart; correct the wrong one",
         apart_seconds,
     )
-    return HeldBack.CLOCK
+    return RetireSkipped.CLOCK
 
 
-def _retire_days(conn: Connection[Any], schema: str) -> tuple[list[str], dict[str, int]]:
-    last_day = _last_day(conn, schema)
-    dropped: list[str] = []
-    kept: dict[str, int] = {}
-    # Postgres has room for one detach that is half done: it is finished before another one begins.
-    half_done = _half_done(conn, schema)
-    for day in [*sorted(half_done), *sorted(_days_before(conn, schema, last_day) - half_done)]:
-        names = _tables(conn, schema, day)
-        unfinished = _retire_day(conn, schema, day, names)
-        if unfinished:
-            kept[day.isoformat()] = unfinished
-        else:
-            dropped += names
-    _prune_attempts(conn, schema, last_day)
-    return dropped, kept
+class Retirement:
+    """Retires the days of one schema that are due: on a connection in autocommit mode, under the lock of `upkeep`."""
 
+    def __init__(self, conn: Connection[Any], schema: str) -> None:
+        self._conn = conn
+        self._schema = schema
+        self._statements = statements(schema)
 
-def _last_day(conn: Connection[Any], schema: str) -> date:
-    """The day that is still inside the longest window: what lies before it is due."""
-    _forget_windows(conn, schema)
-    longest = tuples(conn, statements(schema)["window_longest"])[0][0]
-    window = WINDOW_DEFAULT if longest is None else timedelta(seconds=min(longest, WINDOW_MAX.total_seconds()))
-    return max(_EPOCH, database_now(conn).date() - window - timedelta(days=1))
+    def retire_due_days(self) -> tuple[list[str], dict[str, int]]:
+        """The tables that were dropped; and of each day that could not go, how many rows are not finished there."""
+        first_kept_day = self._first_kept_day()
+        dropped: list[str] = []
+        unfinished: dict[str, int] = {}
+        # Postgres has room for one detach that is half done: it is finished before another one starts.
+        half_done = self._half_done_days()
+        for day in [*sorted(half_done), *sorted(self._days_before(first_kept_day) - half_done)]:
+            names = self._tables_of(day)
+            rows = self._retire(day, names)
+            if rows:
+                unfinished[day.isoformat()] = rows
+            else:
+                dropped += names
+        self._prune_attempts(first_kept_day)
+        return dropped, unfinished
 
+    def _first_kept_day(self) -> date:
+        """The day that is still inside the longest window: what lies before it is due."""
+        self._forget_windows()
+        longest = tuples(self._conn, self._statements["window_longest"])[0][0]
+        window = WINDOW_DEFAULT if longest is None else timedelta(seconds=min(longest, WINDOW_MAX.total_seconds()))
+        # One day more: the window ends somewhere within a day, and that whole day is kept.
+        return max(_EPOCH, database_now(self._conn).date() - window - timedelta(days=1))
 
-def _forget_windows(conn: Connection[Any], schema: str) -> None:
-    for name, seconds in tuples(conn, statements(schema)["consumer_windows_forget"]):
-        logger.warning(
-            "the window of %.0f s of consumer %r is given up: no process of it with that window was seen for a day",
-            seconds, name,
-        )  # fmt: skip
+    def _forget_windows(self) -> None:
+        for name, seconds in tuples(self._conn, self._statements["consumer_windows_forget"]):
+            logger.warning(
+                "the window of %.0f s of consumer %r is given up: no process of it with that window was seen for a day",
+                seconds, name,
+            )  # fmt: skip
 
+    def _days_before(self, first_kept_day: date) -> set[date]:
+        """The days whose partitions end before `first_kept_day` starts."""
+        days = {partition_day(name) for name, _ in self._attached()}
+        return {day for day in days if day is not None and day < first_kept_day}
 
-def _days_before(conn: Connection[Any], schema: str, last_day: date) -> set[date]:
-    """The days whose partitions end before `last_day` began."""
-    days = {partition_day(name) for name, _ in attached(conn, schema)}
-    return {day for day in days if day is not None and day < last_day}
+    def _half_done_days(self) -> set[date]:
+        """The days that an upkeep that died has left with a detached table, or with a detach half done."""
+        whole = {name for name, half_detached in self._attached() if not half_detached}
+        days = {partition_day(name) for name in self._all_tables() if name not in whole}
+        return {day for day in days if day is not None}
 
+    def _attached(self) -> list[tuple[str, bool]]:
+        return attached(self._conn, schema=self._schema)
 
-def _half_done(conn: Connection[Any], schema: str) -> set[date]:
-    """The days that a dead upkeep has left with a detached table, or with a detach half done."""
-    whole = {name for name, pending in attached(conn, schema) if not pending}
-    days = {partition_day(name) for name in _all_tables(conn, schema) if name not in whole}
-    return {day for day in days if day is not None}
+    def _all_tables(self) -> list[str]:
+        rows = tuples(self._conn, self._statements["partition_tables"], {"schema": self._schema})
+        return [row[0] for row in rows]
 
+    def _tables_of(self, day: date) -> list[str]:
+        """The tables of this day, the inbox's first, attached or not; only one, where an upkeep died between the two."""
+        return [name for name in self._all_tables() if partition_day(name) == day]
 
-def _all_tables(conn: Connection[Any], schema: str) -> list[str]:
-    return [row[0] for row in tuples(conn, statements(schema)["partition_tables"], {"schema": schema})]
+    def _retire(self, day: date, names: Sequence[str]) -> int:
+        """The tables of this day are dropped; or they are partitions as before, and so many rows are not finished there.
 
+        Crash after `retire`: the day is retired, and its partitions, where they are still attached, serve on as they did.
+        """
+        unfinished = self._unfinished(names)
+        if not unfinished:
+            self._execute_patiently(lambda: self._statements["retire"], {"day": day})
+            # The inbox's table goes first and comes back last: where an inbox row can be seen, so can its intents.
+            for name in names:
+                self._detach(name)
+            # A process whose window is longer may have taken a message of this day since the first look.
+            unfinished = self._unfinished(names)
+        for name in reversed(names):
+            if unfinished:
+                self._keep(name, day)
+            else:
+                self._drop(name)
+        return unfinished
 
-def _tables(conn: Connection[Any], schema: str, day: date) -> list[str]:
-    """The tables of this day, the inbox's first, attached or not; one only, where an upkeep died between the two."""
-    return [name for name in _all_tables(conn, schema) if partition_day(name) == day]
+    def _unfinished(self, names: Sequence[str]) -> int:
+        """How many rows of these tables are not done. Each by its own name: a detached one is seen through no other."""
+        counts = sql.SQL(" + ").join(
+            sql.SQL("(SELECT count(*) FROM {} WHERE state <> 'done')").format(self._identifier(name)) for name in names
+        )
+        return int(tuples(self._conn, sql.SQL("SELECT {}").format(counts))[0][0])
 
-
-def _retire_day(conn: Connection[Any], schema: str, day: date, names: list[str]) -> int:
-    """The tables of this day are dropped; or, with how many messages are not finished there, they are partitions as before.
-
-    The inbox's table goes first and comes back last: where an inbox row can be seen, so can its intents.
-    Crash after `retire`: the day is retired, and its partitions, where they are still attached, serve on as they did.
-    """
-    unfinished = _unfinished(conn, schema, names)
-    if not unfinished:
-        _patiently(conn, lambda: statements(schema)["retire"], {"day": day})
-        for name in names:
-            _detach(conn, schema, name)
-        # A process whose window is longer may have taken a message of this day since the first look.
-        unfinished = _unfinished(conn, schema, names)
-    for name in reversed(names):
-        if unfinished:
-            _keep(conn, schema, name, day)
-        else:
-            _drop(conn, schema, name)
-    return unfinished
-
-
-def _unfinished(conn: Connection[Any], schema: str, names: list[str]) -> int:
-    """How many rows of these tables are not done. Each by its own name: a detached one is seen through no other."""
-    counts = sql.SQL(" + ").join(
-        sql.SQL("(SELECT count(*) FROM {} WHERE state <> 'done')").format(sql.Identifier(schema, name)) for name in names
-    )
-    return int(tuples(conn, sql.SQL("SELECT {}").format(counts))[0][0])
-
-
-def _detach(conn: Connection[Any], schema: str, name: str) -> None:
-    """Finishing if it was not, and finished if it was: waiting for old transactions may end half way."""
-    parent, child = sql.Identifier(schema, name.rpartition("_p")[0]), sql.Identifier(schema, name)
-    if name not in dict(attached(conn, schema)):
-        return
-
-    def next_step() -> sql.Composed:
-        how = sql.SQL("FINALIZE" if (name, True) in attached(conn, schema) else "CONCURRENTLY")
-        return sql.SQL("ALTER TABLE {} DETACH PARTITION {} {}").format(parent, child, how)
-
-    _patiently(conn, next_step)
-
-
-def _keep(conn: Connection[Any], schema: str, name: str, day: date) -> None:
-    """The table is a partition, as it was: also when a detach of it was begun."""
-    if (name, False) in attached(conn, schema):
-        return
-    _detach(conn, schema, name)
-    statement = attach(schema, name.rpartition("_p")[0], day)
-    _patiently(conn, lambda: statement)
-
-
-def _drop(conn: Connection[Any], schema: str, name: str) -> None:
-    statement = sql.SQL("DROP TABLE {}").format(sql.Identifier(schema, name))
-    _patiently(conn, lambda: statement)
-
-
-def _patiently(
-    conn: Connection[Any], statement: Callable[[], LiteralString | sql.Composed], params: dict[str, Any] | None = None
-) -> None:
-    """Short waits for the lock, several times: a long wait would make everybody queue up behind it."""
-    conn.execute("SET lock_timeout TO '1s'")
-    for left in reversed(range(TRIES)):
-        try:
-            conn.execute(statement(), params)
+    def _detach(self, name: str) -> None:
+        """The table is no partition any more, also where an earlier detach of it was left half done."""
+        parent, child = self._identifier(name.rpartition("_p")[0]), self._identifier(name)
+        if name not in dict(self._attached()):
             return
-        except psycopg.errors.LockNotAvailable:
-            if not left:
-                raise
 
+        def next_step() -> sql.Composed:
+            # Asked before each try: a CONCURRENTLY that gives up waiting for old transactions leaves a half-done detach.
+            how = sql.SQL("FINALIZE" if (name, True) in self._attached() else "CONCURRENTLY")
+            return sql.SQL("ALTER TABLE {} DETACH PARTITION {} {}").format(parent, child, how)
 
-def _prune_attempts(conn: Connection[Any], schema: str, last_day: date) -> None:
-    low, _ = partition_bounds(last_day)
-    statement = sql.SQL(
-        "DELETE FROM {attempts} AS a WHERE a.message_id < %s AND NOT EXISTS"
-        " (SELECT 1 FROM {inbox} AS i WHERE i.consumer = a.consumer AND i.message_id = a.message_id)"
-    ).format(attempts=sql.Identifier(schema, "attempts"), inbox=sql.Identifier(schema, "inbox"))
-    conn.execute(statement, (low,))
+        self._execute_patiently(next_step)
+
+    def _keep(self, name: str, day: date) -> None:
+        """The table is a partition, as it was: also when a detach of it was started."""
+        if (name, False) in self._attached():
+            return
+        self._detach(name)
+        statement = attach(self._schema, name.rpartition("_p")[0], day)
+        self._execute_patiently(lambda: statement)
+
+    def _drop(self, name: str) -> None:
+        statement = sql.SQL("DROP TABLE {}").format(self._identifier(name))
+        self._execute_patiently(lambda: statement)
+
+    def _execute_patiently(
+        self, statement: Callable[[], LiteralString | sql.Composed], params: dict[str, Any] | None = None
+    ) -> None:
+        """The statement is carried out, with short waits for its lock, several times."""
+        # A long wait for one of these locks would make every other session queue up behind it.
+        with self._short_lock_waits():
+            for tries_left in reversed(range(TRIES)):
+                try:
+                    self._conn.execute(statement(), params)
+                    return
+                except psycopg.errors.LockNotAvailable:
+                    if not tries_left:
+                        raise
+
+    @contextmanager
+    def _short_lock_waits(self) -> Iterator[None]:
+        """Inside, the session waits for a lock for one second; afterwards as long as it did before."""
+        before = tuples(self._conn, "SHOW lock_timeout")[0][0]
+        # SET, not SET LOCAL: there is no transaction here in which it could be local.
+        self._conn.execute(self._statements["lock_timeout_set"], {"lock_timeout": "1s"})
+        try:
+            yield
+        finally:
+            if not self._conn.closed:
+                self._conn.execute(self._statements["lock_timeout_set"], {"lock_timeout": before})
+
+    def _prune_attempts(self, first_kept_day: date) -> None:
+        low, _ = partition_bounds(first_kept_day)
+        statement = sql.SQL(
+            "DELETE FROM {attempts} AS a WHERE a.message_id < %s AND NOT EXISTS"
+            " (SELECT 1 FROM {inbox} AS i WHERE i.consumer = a.consumer AND i.message_id = a.message_id)"
+        ).format(attempts=self._identifier("attempts"), inbox=self._identifier("inbox"))
+        self._conn.execute(statement, (low,))
+
+    def _identifier(self, table: str) -> sql.Identifier:
+        return sql.Identifier(self._schema, table)
 
 
 class UpkeepThread:
-    """Upkeep within the first half minute and then every hour, until stopped; a failure is loud, and tried again sooner.
+    """Upkeep within the first half minute and then every hour, until stopped; a failure is logged, and tried again sooner.
 
     Not at once: consumers that are restarted again and again must not do upkeep again and again. (A partition that is
     missing meanwhile is made by the take that misses it, if its role may.)
@@ -346,7 +371,7 @@ class UpkeepThread:
         first_after_seconds: tuple[float, float] = FIRST_AFTER_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
-        """`seen` says each hour that the consumer is still here, with its window; without `upkeep` that is all."""
+        """`seen` records each hour that the consumer is still here, with its window; without `upkeep` that is all."""
         self._database = database
         self._seen = seen
         self._upkeep = upkeep
@@ -362,24 +387,21 @@ class UpkeepThread:
         while not self._stop.wait(wait_seconds):
             try:
                 with self._database.connection() as conn:
-                    self._turn(conn)
+                    self._seen(conn)
+                    if self._upkeep:
+                        upkeep(conn, schema=self._database.schema)
             except Exception as error:  # noqa: BLE001 - a caller's `database` may raise what it likes; tried again
                 failures += 1
                 wait_seconds = min(self._retry_seconds * 2 ** (failures - 1), EVERY_SECONDS)
-                logger.error("upkeep failed, it is tried again in %.0f s: %s", wait_seconds, _with_remedy(error))
+                logger.error("upkeep failed; retrying in %.0f s: %s", wait_seconds, _with_remedy(error))
             else:
                 failures = 0
                 wait_seconds = EVERY_SECONDS
 
-    def _turn(self, conn: Connection[Any]) -> None:
-        self._seen(conn)
-        if self._upkeep:
-            upkeep(conn, self._database.schema)
-            conn.execute("SET lock_timeout TO '1s'")
-
     def stop(self) -> None:
+        """The thread has ended, or is in an upkeep that ends with the process."""
         self._stop.set()
-        self._thread.join(timeout=5.0)
+        self._thread.join(timeout=STOP_SECONDS_MAX)
 
 
 def _with_remedy(error: Exception) -> str:

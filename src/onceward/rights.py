@@ -1,4 +1,4 @@
-"""What the role of a session may do with our tables: asked at the start, and said with the statements that mend it."""
+"""What the role of a session may do with our tables: asked at the start, and answered with the GRANTs that are missing."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ READ: Final = ("migrations", "retired")
 _DML: Final = "SELECT, INSERT, UPDATE, DELETE"
 
 
-def check_rights(conn: Connection[Any], schema: str, *, upkeep: bool) -> None:
+def check_rights(conn: Connection[Any], *, schema: str, upkeep: bool) -> None:
     """Raises `UsageError` unless this role may do what a consumer does; with `upkeep`, also make and drop partitions.
 
     Without `upkeep` somebody else must do it: an ERROR line says so when there is no partition for tomorrow.
     """
     row = one_tuple(conn, statements(schema)["rights"], {"schema": schema, "written": [*WRITTEN], "read": [*READ]})
     if row is None:
-        return  # no such schema: the check of its version says that better
+        return  # no such schema: the check of its version has the better message
     role, may_use, may_create, not_written, not_read, owners = row
     if not may_use or not_written or not_read:
         raise UsageError(
@@ -37,7 +37,7 @@ def check_rights(conn: Connection[Any], schema: str, *, upkeep: bool) -> None:
             + _grant(conn, "SELECT", schema, not_read, role)
         )
     if not upkeep:
-        _say_if_late(conn, schema)
+        _log_if_late(conn, schema)
     elif owners or not may_create:
         raise UsageError(_no_upkeep(conn, schema, role, owners))
 
@@ -54,7 +54,7 @@ def _no_upkeep(conn: Connection[Any], schema: str, role: str, owners: Sequence[s
     member = "".join(f"\n  GRANT {_quoted(conn, owner)} TO {_quoted(conn, role)};" for owner in owners)
     return (
         f"the role {role!r} may not make and drop the partitions of schema {schema!r}, without which messages are left in "
-        f"the queue days from now. Either let it, as the owner:{member}{create}\nor start without upkeep (upkeep=False; "
+        f"the queue days from now. Either allow it, as the owner:{member}{create}\nor start without upkeep (upkeep=False; "
         f"`onceward run --no-upkeep`) and run `onceward upkeep --schema {schema}` every day as the owner"
     )
 
@@ -63,13 +63,13 @@ def _quoted(conn: Connection[Any], name: str) -> str:
     return sql.Identifier(name).as_string(conn)
 
 
-def _say_if_late(conn: Connection[Any], schema: str) -> None:
+def _log_if_late(conn: Connection[Any], schema: str) -> None:
     tomorrow = database_now(conn).date() + timedelta(days=1)
-    there = {name for name, pending in attached(conn, schema) if not pending}
-    missing = [name for table in PARTITIONED if (name := partition_name(table, tomorrow)) not in there]
+    existing = {name for name, half_detached in attached(conn, schema=schema) if not half_detached}
+    missing = [name for table in PARTITIONED if (name := partition_name(table, tomorrow)) not in existing]
     if missing:
         logger.error(
-            "there is no partition %s: from midnight (UTC) on messages are left in the queue; run "
+            "partition %s is missing: from midnight (UTC) on, messages will stay in the queue; run "
             "`onceward upkeep --schema %s` as the owner, now and daily",
-            " and no ".join(missing), schema,
+            " and ".join(missing), schema,
         )  # fmt: skip

@@ -36,19 +36,20 @@ def migrations() -> list[Migration]:
 def migrate(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> list[Migration]:
     """The schema is at this code's version, with partitions for today; returns what had to be applied.
 
-    Safe to run twice, and by two at once: all of it is one transaction under one advisory lock.
+    Safe to run twice, and by two at once.
     Crash anywhere in it: nothing happened; run it again.
     Raises `SchemaMismatch` when the database is newer than this code.
     """
     check_schema_name(schema)
     if conn.info.transaction_status != TransactionStatus.IDLE:
         raise UsageError("migrate() commits on its own: call it outside a transaction")
+    # One transaction and one lock: of two deploys at once the second waits, and finds nothing left to do.
     with conn.transaction():
         conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK_CLASS, _LOCK_MIGRATE))
         conn.execute("SET LOCAL lock_timeout TO '10s'")
         _create_history(conn, schema)
         applied = list(_apply_missing(conn, schema))
-        make_partitions(conn, schema)
+        make_partitions(conn, schema=schema)
     return applied
 
 
@@ -63,11 +64,12 @@ def _create_history(conn: Connection[Any], schema: str) -> None:
 
 
 def _apply_missing(conn: Connection[Any], schema: str) -> Iterator[Migration]:
-    there = _version(conn, schema)
+    version = _version(conn, schema)
     known = migrations()
-    _refuse_newer(there, known[-1].version, schema)
+    _refuse_newer(version, known[-1].version, schema)
     for migration in known:
-        if migration.version > there:
+        if migration.version > version:
+            # As bytes: with parameters psycopg would take one statement only, and a % in the text for a placeholder.
             conn.execute(migration.text.replace("{schema}", schema).encode())
             statement = sql.SQL("INSERT INTO {} (version, name) VALUES (%s, %s)")
             conn.execute(statement.format(sql.Identifier(schema, "migrations")), (migration.version, migration.name))
@@ -79,12 +81,12 @@ def _version(conn: Connection[Any], schema: str) -> int:
     return int(tuples(conn, statement)[0][0])
 
 
-def check_schema(conn: Connection[Any], schema: str = SCHEMA_DEFAULT) -> None:
+def check_schema(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> None:
     """Raises `SchemaMismatch` unless the database's schema is exactly the one that this code was written for."""
     check_schema_name(schema)
-    wanted = migrations()[-1].version
+    needed = migrations()[-1].version
     try:
-        there = _version(conn, schema)
+        version = _version(conn, schema)
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         raise SchemaMismatch(f"the schema {schema!r} is not in this database: run `onceward migrate`") from None
     except psycopg.errors.InsufficientPrivilege:
@@ -94,15 +96,16 @@ def check_schema(conn: Connection[Any], schema: str = SCHEMA_DEFAULT) -> None:
             f'  GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO "{conn.info.user}";\n'
             f"or, right by right, what docs/database.md lists"
         ) from None
-    _refuse_newer(there, wanted, schema)
-    if there < wanted:
+    _refuse_newer(version, needed, schema)
+    if version < needed:
         raise SchemaMismatch(
-            f"the schema {schema!r} is at version {there}, this code needs {wanted}: run `onceward migrate`"
+            f"the schema {schema!r} is at version {version}, this code needs {needed}: run `onceward migrate`"
         )
 
 
-def _refuse_newer(there: int, wanted: int, schema: str) -> None:
-    if there > wanted:
+def _refuse_newer(version: int, newest_known: int, schema: str) -> None:
+    # Statements of old code on tables of new code might leave a column empty that decides something.
+    if version > newest_known:
         raise SchemaMismatch(
-            f"the schema {schema!r} is at version {there}, newer than this code ({wanted}): deploy newer code"
+            f"the schema {schema!r} is at version {version}, newer than this code ({newest_known}): deploy newer code"
         )

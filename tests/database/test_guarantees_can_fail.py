@@ -95,9 +95,9 @@ def test_without_the_lease_in_the_intent_an_effect_starts_after_it(opened: Opene
 
 def test_without_the_rule_of_heads_two_relays_break_the_order(dsn: str, db: Db, background: Background) -> None:
     """SKIP LOCKED alone: the second relay skips the head that the first holds, and sends what is behind it."""
-    heads = statements()["outbox_take_heads"]
+    heads = statements()["outbox_lock_heads"]
     if "NOT EXISTS" not in heads:
         raise LookupError("the rule of heads")
-    weakened = {"outbox_take_heads": heads.replace("NOT EXISTS", "true OR NOT EXISTS")}
+    weakened = {"outbox_lock_heads": heads.replace("NOT EXISTS", "true OR NOT EXISTS")}
     with fails:
         checks.check_a_key_is_not_overtaken(dsn, db, background, statements=weakened)

@@ -29,7 +29,7 @@ WINDOW = timedelta(days=7)
 def message_of_ten_days_ago(db: Db) -> Message:
     """With the partitions of its day."""
     message = order_aged(db, AGE.total_seconds())
-    make_partition_for(db, message.id, SCHEMA)
+    make_partition_for(db, message.id, schema=SCHEMA)
     return message
 
 
@@ -42,7 +42,7 @@ def names_of(day: date) -> set[str]:
 
 
 def partitions(db: Db) -> set[str]:
-    return {name for name, _ in attached(db, SCHEMA)}
+    return {name for name, _ in attached(db, schema=SCHEMA)}
 
 
 def test_what_was_parked_before_the_window_is_kept_and_its_redrive_looks_up(opened: Opened, db: Db, dsn: str) -> None:
@@ -55,8 +55,8 @@ def test_what_was_parked_before_the_window_is_kept_and_its_redrive_looks_up(open
 
     consumer = opened(charging(provider, window=WINDOW, lookup=True))
     rows.age_windows(db, WINDOW)
-    done = upkeep(db, SCHEMA)
-    assert (done.dropped, done.kept) == ([], {day_of(message).isoformat(): 2})
+    done = upkeep(db, schema=SCHEMA)
+    assert (done.dropped, done.unfinished) == ([], {day_of(message).isoformat(): 2})
     assert not redrive(db, message.id, consumer=rows.CONSUMER).why_not
     drain(dsn, sink)
     for times, sent in enumerate(sink.messages * 2, 1):
@@ -65,7 +65,7 @@ def test_what_was_parked_before_the_window_is_kept_and_its_redrive_looks_up(open
     assert (sink.ids, provider.calls, len(provider.lookups)) == ([message.id], 1, 1)
     assert [(intent.n, intent.state) for intent in rows.intents(db, message)] == [(1, "done")]
     assert rows.books(db, message) == rows.Books("done", 3, 0, [], 1)
-    assert set(upkeep(db, SCHEMA).dropped) == names_of(day_of(message))
+    assert set(upkeep(db, schema=SCHEMA).dropped) == names_of(day_of(message))
 
 
 def test_what_was_done_and_is_forgotten_is_parked_and_cannot_be_redriven(opened: Opened, db: Db) -> None:
@@ -73,7 +73,7 @@ def test_what_was_done_and_is_forgotten_is_parked_and_cannot_be_redriven(opened:
     assert opened(charging(provider, window=2 * AGE)).deliver(delivery(message)) == ACK
     consumer = opened(charging(provider, window=WINDOW, lookup=True))
     rows.age_windows(db, WINDOW)
-    assert set(upkeep(db, SCHEMA).dropped) == names_of(day_of(message))
+    assert set(upkeep(db, schema=SCHEMA).dropped) == names_of(day_of(message))
     for times in (2, 3):
         assert consumer.deliver(delivery(message, times=times)) == ACK
         assert "without an inbox row" in redrive(db, message.id, consumer=rows.CONSUMER).why_not

@@ -57,7 +57,7 @@ def test_a_claim_is_extended_while_its_handler_runs(opened: Opened, db: Db, back
 def test_a_claim_is_not_extended_once_it_is_over(opened: Opened, db: Db) -> None:
     consumer = opened(effectful(lease_seconds=0.4))
     consumer.deliver(delivery(order()))
-    assert not consumer.keeper._claims
+    assert not consumer.keeper._held
 
 
 def test_a_failed_attempt_gives_its_lease_back_although_its_handler_still_runs(

@@ -114,8 +114,8 @@ class Odd(ListSource):
         (["settled"], "gave a str"),
         ("settled", "gave a str"),
         (42, "gave a int"),
-        (RuntimeError("a defect"), "1 deliveries could not be settled, they come again: RuntimeError: a defect"),
-        (SystemExit(3), "1 deliveries could not be settled; they come again"),
+        (RuntimeError("a defect"), "settling 1 deliveries failed; they will be delivered again: RuntimeError: a defect"),
+        (SystemExit(3), "settling 1 deliveries failed; they will be delivered again when"),
     ],
     ids=str,
 )
@@ -129,7 +129,7 @@ def test_a_bad_answer_of_settle_is_said_and_settling_goes_on(
         source.waiting.extend(delivery(message) for message in messages[1:])
         source.wait_for_settled(8)
     assert [rows.effects(db, message) for message in messages] == [1] * 8
-    (told,) = [record for record in caplog.records if "settle" in record.getMessage()]
+    (told,) = [record for record in caplog.records if "settl" in record.getMessage()]
     assert told.__dict__["onceward"] == {"consumer": rows.CONSUMER}
 
 
@@ -184,9 +184,9 @@ def test_whatever_a_source_raises_it_is_asked_again(
     with consuming(background, run, consumer=transactional(), source=lambda: source, database=dsn, threads=1):
         source.wait_for_settled(1)
     assert rows.effects(db, message) == 1
-    told = [record for record in caplog.records if "nothing can be received: the queue failed" in record.getMessage()]
+    told = [record for record in caplog.records if "receive failed; retrying" in record.getMessage()]
     assert [bool(record.exc_info) for record in told] == [True, False, False]
-    assert "asked again in 0.1 s" in told[0].getMessage()
+    assert "retrying in 0.1 s" in told[0].getMessage()
 
 
 def test_a_usage_error_of_a_source_ends_the_run(dsn: str) -> None:
@@ -222,7 +222,7 @@ def test_an_outage_of_a_callers_own_database_ends_no_thread(
         source.wait_for_settled(1)
         down.set()
         source.waiting.append(delivery(order(), id="during"))
-        until(lambda: "the database failed, it is asked again in 0.2 s" in caplog.text)
+        until(lambda: "the database check before receive failed; retrying in 0.2 s" in caplog.text)
         down.clear()
         source.waiting.append(delivery(late))
         source.wait_for_settled(2)
@@ -238,7 +238,7 @@ def test_a_delivery_that_could_not_be_handled_stays_in_its_queue(
     source.waiting.extend([replace(delivery(order(), id="bad"), headers=nothing), delivery(good, id="good")])
     with consuming(background, run, consumer=transactional(), source=lambda: source, database=dsn, threads=1):
         source.wait_for_settled(1)
-    assert "delivery bad could not be handled; it stays in its queue" in caplog.text
+    assert "handling delivery bad failed; it stays in its queue" in caplog.text
     assert source.settled == [("good", ACK)]
 
 
@@ -353,8 +353,7 @@ def test_many_threads_share_one_source(dsn: str, db: Db, background: Background)
         ({"listeners": [None]}, "listeners: a function that takes an Event, not a NoneType"),
         ({"listeners": print}, "listeners: a list of functions"),
         ({"listeners": None}, "listeners: a list of functions"),
-        ({"source": ListSource()}, "source: pass a function that makes it"),
-        ({"source": "orders"}, "source: pass a function that makes a Source, not a str"),
+        ({"source": "orders"}, "source: pass a Source or a function that makes one, not a str (it has no name, traits"),
         ({"source": lambda: None}, "the function gave None, which is not a Source: it has no name, traits, receive"),
         ({"source": ListSink}, "the function gave a ListSink, which is not a Source: it has no name, receive"),
     ],
@@ -385,3 +384,28 @@ def test_a_database_that_does_not_answer_is_said_at_the_start(dsn: str) -> None:
     with pytest.raises(psycopg.OperationalError):
         run(transactional(), source=Closing, database=refuse)
     assert closed == [True]
+
+
+class Closing(ListSource):
+    """Says how often it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.parametrize("by_factory", [True, False])
+def test_a_source_is_closed_by_whoever_made_it(by_factory: bool, dsn: str, background: Background) -> None:
+    source, message = Closing(), order()
+    source.waiting.append(delivery(message))
+    passed = (lambda: source) if by_factory else source
+    with consuming(background, run, consumer=transactional(), source=passed, database=dsn, threads=1):
+        source.wait_for_settled(1)
+        assert source.closed == 0
+    assert source.closed == by_factory
+    with transactional().open(dsn, source=passed):
+        assert source.closed == by_factory
+    assert source.closed == 2 * by_factory

@@ -70,6 +70,9 @@ def test_a_queue_that_is_away_is_not_ready(dsn: str, background: Background) -> 
     with consuming(background, run, consumer=transactional(), **options):
         until(lambda: source.receives >= 2)
         assert (health.live, health.ready) == (True, False)
+        report = health.report()
+        assert report["queue_answered_seconds"] is None
+        assert report["database_answered_seconds"] is not None, "the queue's failure is not the database's"
         source.away = False
         until(lambda: health.ready)
 

@@ -151,7 +151,7 @@ def test_an_id_of_yesterday_redelivered_today_finds_its_row(shape: str, opened: 
 
 
 def test_a_partition_holds_one_day_of_ids_in_utc(db: Db) -> None:
-    names = {name for name, _ in attached(db, "onceward")}
+    names = {name for name, _ in attached(db, schema="onceward")}
     today = database_now(db).date()
     days = [today + timedelta(days=offset) for offset in range(-1, 4)]
     assert names == {partition_name(table, day) for table in ("inbox", "intents") for day in days}

@@ -44,7 +44,7 @@ def test_the_cost_of_the_heads_grows_with_what_waits_behind_one_key(seeded: tupl
     """A limit that is known: the walk over the outbox passes every row of a key whose head is at its front.
 
     5,000 keys with ten rows each: a batch of 100 looks at about 100 rows. One key with 45,000 rows before the others: at
-    45,000. So a key's backlog, and nothing else, makes a take dear.
+    45,000. So a key's backlog, and nothing else, makes locking a batch expensive.
     """
     db, params = seeded
     assert rows_passed(db, params) < 1_000
@@ -54,7 +54,7 @@ def test_the_cost_of_the_heads_grows_with_what_waits_behind_one_key(seeded: tupl
 
 
 def rows_passed(db: Db, params: dict[str, Any]) -> int:
-    statement = f"EXPLAIN (ANALYZE, FORMAT JSON) {statements()['outbox_take_heads']}"
+    statement = f"EXPLAIN (ANALYZE, FORMAT JSON) {statements()['outbox_lock_heads']}"
     row = db.execute(statement.encode(), params).fetchone()
     assert row is not None
     scan = row[0][0]["Plan"]["Plans"][0]["Plans"][0]
@@ -65,5 +65,5 @@ def test_every_statement_names_its_index_or_says_none() -> None:
     """None: an insert; and what reads the catalogue, or a table of a few rows, at a start or once an hour."""
     assert set(INDEXES) == set(statements())
     rare = {"rights", "retired_day", "retired_hold", "retire", "consumer_windows_forget", "window_longest"}
-    rare |= {"partition_tables", "partitions_attached", "partition_owner"}
+    rare |= {"partition_tables", "partitions_attached", "partition_owner", "lock_timeout_set"}
     assert {name for name, indexes in INDEXES.items() if not indexes} == {"outbox_insert"} | rare

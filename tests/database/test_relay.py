@@ -255,8 +255,8 @@ def test_a_nudge_wakes_a_relay_whose_poll_is_long(
 def test_a_nudge_is_never_sent_inside_the_handlers_transaction(
     dsn: str, db: Db, connect: Connect, opened: Callable[..., OpenConsumer]
 ) -> None:
-    ear = connect()
-    ear.execute("LISTEN onceward_outbox")
+    listening = connect()
+    listening.execute("LISTEN onceward_outbox")
 
     def pay(_: Message, tx: Db) -> None:
         publish(tx, order())
@@ -266,9 +266,9 @@ def test_a_nudge_is_never_sent_inside_the_handlers_transaction(
     fails = [False, True]
     consumer, message = opened(transactional(pay)), order()
     consumer.deliver(delivery(message))
-    assert list(ear.notifies(timeout=0.1, stop_after=1)) == []
+    assert list(listening.notifies(timeout=0.1, stop_after=1)) == []
     consumer.deliver(delivery(message))
-    assert len(list(ear.notifies(timeout=10, stop_after=1))) == 1
+    assert len(list(listening.notifies(timeout=10, stop_after=1))) == 1
 
 
 def test_the_events_of_the_relay_name_each_message(dsn: str, db: Db) -> None:

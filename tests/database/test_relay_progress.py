@@ -17,11 +17,11 @@ from tests.support.queues import ListSink, drain, relaying, relaying_weakened
 from tests.support.waiting import Background, until
 
 from onceward.errors import TransportError, UsageError
-from onceward.lane import Budget
 from onceward.message import Message
 from onceward.outbox import publish
-from onceward.outgoing import PIECE_BYTES
+from onceward.outbox_batch import PIECE_BYTES
 from onceward.relay_loop import relay
+from onceward.relay_runtime import PayloadBudget
 from onceward.retry import Backoff
 from onceward.statements import statements
 
@@ -89,15 +89,15 @@ def test_a_message_that_takes_longer_than_a_session_may_be_idle_is_sent_once(
 ) -> None:
     sink = SlowSink(1.5)
     put(db, order())
-    with relaying_weakened(background, dsn, sink, {}, idle_seconds_max=0.5, pulse_seconds=0.1):
+    with relaying_weakened(background, dsn, sink, {}, idle_seconds_max=0.5, beat_seconds=0.1):
         until(lambda: not rows.outbox(db))
     assert len(sink.messages) == 1
 
 
-def test_without_the_pulse_it_is_sent_again_and_again(dsn: str, db: Db, background: Background) -> None:
+def test_without_the_beat_it_is_sent_again_and_again(dsn: str, db: Db, background: Background) -> None:
     sink = SlowSink(1.5)
     put(db, order())
-    with relaying_weakened(background, dsn, sink, {}, idle_seconds_max=0.5, pulse_seconds=3600.0):
+    with relaying_weakened(background, dsn, sink, {}, idle_seconds_max=0.5, beat_seconds=3600.0):
         until(lambda: len(sink.messages) >= 2)
         assert len(rows.outbox(db)) == 1
 
@@ -146,7 +146,7 @@ def test_the_payloads_in_the_process_are_bounded_whatever_the_number_of_lanes(
     now: list[int] = []
     seen: list[tuple[int, int]] = []
     put(db, *[large(b"x" * 1000 * (n % 5 + 1)) for n in range(60)], large(b"x" * 50_000))
-    with relaying_weakened(background, dsn, sink, {}, lanes=8, limit=2, budget=Budget(10_000)):
+    with relaying_weakened(background, dsn, sink, {}, lanes=8, rows_max=2, budget=PayloadBudget(10_000)):
         until(lambda: not rows.outbox(db))
     assert max(together for _, together in seen) > 1
     assert {together for size, together in seen if size > 10_000} == {1}, "what is larger than all there is goes alone"
@@ -204,12 +204,12 @@ def test_a_row_that_the_server_cannot_read_costs_only_itself(dsn: str, db: Db, b
     """As a broken page does: its statement fails, and with it the transaction, whatever it has locked."""
     messages, sink = [order(subject=f"{n}") for n in range(9)], ListSink()
     put(db, *messages)
-    text = statements()["outbox_read"]
+    text = statements()["outbox_payloads"]
     broken = text.replace(
         "substr(payload", "CASE WHEN 1 / (position - 5) IS NULL THEN NULL ELSE '' END::bytea || substr(payload"
     )
     assert broken != text
-    with relaying_weakened(background, dsn, sink, {"outbox_read": broken}):
+    with relaying_weakened(background, dsn, sink, {"outbox_payloads": broken}):
         until(lambda: len(sink.messages) == 8)
         until(lambda: [row.error for row in rows.outbox(db)] == ["it cannot be read: division by zero"])
 
@@ -241,7 +241,7 @@ def test_a_row_that_waits_is_named_with_its_error_its_tries_and_its_next_try(
         assert line.levelno == level
         assert all(
             part in said
-            for part in ("'order.placed'", message.id, "'o-1'", f"try {attempts + 1}", "refused", "next try in")
+            for part in ("'order.placed'", message.id, "'o-1'", f"attempt {attempts + 1}", "refused", "retrying in")
         )
 
 
@@ -270,11 +270,11 @@ def test_a_database_callable_may_raise_anything_and_the_relay_outlives_it(dsn: s
         until(lambda: rows.scalar(db, LISTENING))
         down.set()
         db.execute(f"SELECT pg_terminate_backend(pid) {LISTENERS}".encode())
-        until(lambda: {"onceward-relay-0", "onceward-relay-1", "onceward-relay-ear"} <= set(asked))
+        until(lambda: {"onceward-relay-0", "onceward-relay-1", "onceward-relay-listener"} <= set(asked))
         down.clear()
         put(db, message)
         until(lambda: sink.ids == [message.id])
-        until(lambda: rows.scalar(db, LISTENING), "the ear")
+        until(lambda: rows.scalar(db, LISTENING), "the relay listening again")
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt()], ids=repr)

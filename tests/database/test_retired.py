@@ -23,7 +23,7 @@ from onceward.inbox import Inbox, InboxTable, TakeResult
 from onceward.message import Message
 from onceward.partitions import (
     LOCK_RETIRE,
-    HeldBack,
+    RetireSkipped,
     UpkeepThread,
     database_now,
     day_of,
@@ -92,12 +92,12 @@ def take(db: Db, message: Message) -> TakeResult:
 def test_what_was_done_on_a_retired_day_is_outside_every_window(shape: str, opened: Opened, db: Db) -> None:
     """Its window was seven days when upkeep dropped the day, and is a year now, as for whoever redrives a dead letter."""
     message = order_aged(db, OLD_SECONDS)
-    make_partition_for(db, message.id, SCHEMA)
+    make_partition_for(db, message.id, schema=SCHEMA)
     wide = of_shape(shape, window=timedelta(days=365))
     assert opened(wide).deliver(delivery(message)) == ACK
     opened(of_shape(shape, window=timedelta(days=7)))
     rows.age_windows(db, timedelta(days=7))
-    assert set(upkeep(db, SCHEMA).dropped) == names_of(old_day(db))
+    assert set(upkeep(db, schema=SCHEMA).dropped) == names_of(old_day(db))
     consumer = opened(wide)
     assert [consumer.deliver(delivery(message)) for _ in range(3)] == [ACK] * 3
     assert rows.books(db, message) == rows.Books(None, None, 0, ["outside window"], 1)
@@ -106,22 +106,22 @@ def test_what_was_done_on_a_retired_day_is_outside_every_window(shape: str, open
 
 def test_the_partition_of_a_retired_day_is_never_made_again(db: Db) -> None:
     message = old_message(db)
-    upkeep(db, SCHEMA)
-    assert make_partition_for(db, message.id, SCHEMA) == []
-    assert make_partition_for(db, order_aged(db, OLD_SECONDS + 86_400).id, SCHEMA) == []
-    assert len(make_partition_for(db, order_aged(db, OLD_SECONDS - 86_400).id, SCHEMA)) == 2
+    upkeep(db, schema=SCHEMA)
+    assert make_partition_for(db, message.id, schema=SCHEMA) == []
+    assert make_partition_for(db, order_aged(db, OLD_SECONDS + 86_400).id, schema=SCHEMA) == []
+    assert len(make_partition_for(db, order_aged(db, OLD_SECONDS - 86_400).id, schema=SCHEMA)) == 2
     assert take(db, message) is TakeResult.OUTSIDE_WINDOW
 
 
 def test_the_memory_of_what_was_retired_only_grows(db: Db) -> None:
     """An older day was kept, and is retired after a younger one."""
     older = order_aged(db, 2 * OLD_SECONDS)
-    make_partition_for(db, older.id, SCHEMA)
+    make_partition_for(db, older.id, schema=SCHEMA)
     widest(db, older).claim(db, older)
     young = old_message(db)
-    assert set(upkeep(db, SCHEMA).dropped) == names_of(old_day(db))
+    assert set(upkeep(db, schema=SCHEMA).dropped) == names_of(old_day(db))
     db.execute("UPDATE onceward.inbox SET state = 'done'")
-    assert set(upkeep(db, SCHEMA).dropped) == names_of(day_of(UUID(older.id)))
+    assert set(upkeep(db, schema=SCHEMA).dropped) == names_of(day_of(UUID(older.id)))
     assert rows.scalar(db, "SELECT day FROM onceward.retired") == day_of(UUID(young.id))
     assert take(db, young) is TakeResult.OUTSIDE_WINDOW
 
@@ -129,11 +129,11 @@ def test_the_memory_of_what_was_retired_only_grows(db: Db) -> None:
 def test_a_day_that_is_kept_below_a_retired_one_serves_on(db: Db) -> None:
     """Its partition is there, so uniqueness is real there."""
     kept = order_aged(db, OLD_SECONDS + 86_400)
-    make_partition_for(db, kept.id, SCHEMA)
+    make_partition_for(db, kept.id, schema=SCHEMA)
     assert widest(db, kept).claim(db, kept).result is TakeResult.TAKEN
     old_message(db)
-    done = upkeep(db, SCHEMA)
-    assert (set(done.dropped), list(done.kept.values())) == (names_of(old_day(db)), [1])
+    done = upkeep(db, schema=SCHEMA)
+    assert (set(done.dropped), list(done.unfinished.values())) == (names_of(old_day(db)), [1])
     assert take(db, kept) is TakeResult.IN_FLIGHT
     other = order_aged(db, OLD_SECONDS + 86_400)
     assert (take(db, other), take(db, other)) == (TakeResult.TAKEN, TakeResult.DUPLICATE)
@@ -154,16 +154,16 @@ def test_a_take_between_the_look_and_the_detach_is_not_dropped_unless_it_is_done
             else:
                 assert widest(db, late).claim(db, late).result is TakeResult.TAKEN
 
-    done = upkeep(interrupted(take_late), SCHEMA)
+    done = upkeep(interrupted(take_late), schema=SCHEMA)
     if state == "done":
-        assert (set(done.dropped), done.kept) == (names_of(old_day(db)), {})
+        assert (set(done.dropped), done.unfinished) == (names_of(old_day(db)), {})
         assert take(db, late) is TakeResult.OUTSIDE_WINDOW
     else:
-        assert (done.dropped, done.kept) == ([], {old_day(db).isoformat(): 1})
+        assert (done.dropped, done.unfinished) == ([], {old_day(db).isoformat(): 1})
         assert names_of(old_day(db)) <= partitions(db)
         assert (rows.state(db, late), take(db, late)) == ("pending", TakeResult.IN_FLIGHT)
         db.execute("UPDATE onceward.inbox SET state = 'done'")
-        assert set(upkeep(db, SCHEMA).dropped) == names_of(old_day(db))
+        assert set(upkeep(db, schema=SCHEMA).dropped) == names_of(old_day(db))
 
 
 @pytest.mark.parametrize("table", ["inbox", "intents"])
@@ -172,7 +172,7 @@ def test_a_detached_table_with_something_unfinished_becomes_a_partition_again(ta
     message = old_message(db, "pending")
     name = partition_name(table, old_day(db))
     db.execute(f"ALTER TABLE onceward.{table} DETACH PARTITION onceward.{name} CONCURRENTLY".encode())
-    assert upkeep(db, SCHEMA).kept == {old_day(db).isoformat(): 1}
+    assert upkeep(db, schema=SCHEMA).unfinished == {old_day(db).isoformat(): 1}
     assert names_of(old_day(db)) <= partitions(db)
     assert rows.state(db, message) == "pending"
 
@@ -188,7 +188,7 @@ def test_where_an_inbox_row_can_be_seen_so_can_its_intents(db: Db, interrupted: 
             widest(db, late).claim(db, late)
         met.add((inbox in partitions(db), intents in partitions(db)))
 
-    assert upkeep(interrupted(look), SCHEMA).kept
+    assert upkeep(interrupted(look), schema=SCHEMA).unfinished
     assert met == {(True, True), (False, True), (False, False)}
 
 
@@ -214,7 +214,7 @@ def killed_upkeep(db: Db, interrupted: Callable[..., Interrupted], at: int, firs
 
     victim = interrupted(kill)
     with suppress(psycopg.OperationalError):
-        upkeep(victim, SCHEMA)
+        upkeep(victim, schema=SCHEMA)
     return bool(reached)
 
 
@@ -226,7 +226,7 @@ def test_after_an_upkeep_killed_at_any_of_its_statements_nothing_done_is_new(
         message = old_message(db)
         killed = killed_upkeep(db, interrupted, at, lambda: None)
         assert take(db, message) is not TakeResult.TAKEN, f"killed before statement {at}"
-        upkeep(db, SCHEMA)
+        upkeep(db, schema=SCHEMA)
         assert not names_of(old_day(db)) & tables(db)
         assert take(db, message) is TakeResult.OUTSIDE_WINDOW, f"killed before statement {at}"
         if not killed:
@@ -245,8 +245,8 @@ def test_after_an_upkeep_killed_at_any_of_its_statements_nothing_pending_is_gone
         late = order_aged(db, OLD_SECONDS)
         killed = killed_upkeep(db, interrupted, at, partial(widest(db, late).claim, db, late))
         claimed = rows.inbox_row(db, late) is not None
-        done = upkeep(db, SCHEMA)
-        assert (rows.state(db, late), bool(done.kept)) == (("pending", True) if claimed else (None, False)), at
+        done = upkeep(db, schema=SCHEMA)
+        assert (rows.state(db, late), bool(done.unfinished)) == (("pending", True) if claimed else (None, False)), at
         assert (names_of(old_day(db)) & partitions(db)) == (names_of(old_day(db)) if claimed else set())
         if not killed:
             break
@@ -261,12 +261,12 @@ def test_a_day_cannot_be_retired_while_its_partition_is_being_made(
     message, making, upkeeping = old_message(db), connect(autocommit=False), connect()
     making.execute("SELECT 1")
     other = order_aged(db, OLD_SECONDS + 86_400)
-    make_partition_for(making, other.id, SCHEMA)
-    running = background(upkeep, upkeeping, SCHEMA)
+    make_partition_for(making, other.id, schema=SCHEMA)
+    running = background(upkeep, upkeeping, schema=SCHEMA)
     until_blocked(db, upkeeping)
     making.commit()
     running.result()
-    upkeep(db, SCHEMA)
+    upkeep(db, schema=SCHEMA)
     assert (take(db, message), take(db, other)) == (TakeResult.OUTSIDE_WINDOW, TakeResult.OUTSIDE_WINDOW)
 
 
@@ -274,10 +274,10 @@ def test_an_older_snapshot_makes_no_partition_that_was_retired_since(db: Db, con
     message, making = old_message(db), connect(autocommit=False)
     making.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     making.execute("SELECT count(*) FROM onceward.retired")
-    making_done = upkeep(db, SCHEMA)
+    making_done = upkeep(db, schema=SCHEMA)
     assert making_done.dropped
     with pytest.raises(psycopg.errors.SerializationFailure):
-        make_partition_for(making, message.id, SCHEMA)
+        make_partition_for(making, message.id, schema=SCHEMA)
 
 
 # ---- windows of several processes ------------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ def test_a_shorter_window_does_not_take_the_longer_one_away_from_a_process_that_
     assert [long.deliver(delivery(message)).action for _ in range(2)] == ["release", "ack"]
     opened(of_shape("transactional", window=timedelta(days=7)))
     assert any("keeps the longer one" in record.message for record in caplog.records)
-    assert upkeep(db, SCHEMA).dropped == []
+    assert upkeep(db, schema=SCHEMA).dropped == []
     assert long.deliver(delivery(message)) == ACK
     assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
 
@@ -301,7 +301,7 @@ def test_a_longer_window_that_nobody_says_for_a_day_is_given_up_and_said(db: Db,
     InboxTable(rows.CONSUMER, window=timedelta(days=90)).seen(db)
     InboxTable(rows.CONSUMER, window=timedelta(days=7)).seen(db)
     rows.age_windows(db, timedelta(days=7))
-    assert names_of(old_day(db)) <= set(upkeep(db, SCHEMA).dropped)
+    assert names_of(old_day(db)) <= set(upkeep(db, schema=SCHEMA).dropped)
     assert any("is given up" in record.message for record in caplog.records)
 
 
@@ -310,7 +310,7 @@ def test_a_consumer_that_is_stopped_keeps_its_window(db: Db) -> None:
     InboxTable(rows.CONSUMER, window=timedelta(days=90)).seen(db)
     InboxTable("another", window=timedelta(days=7)).seen(db)
     rows.age_windows(db, timedelta(days=7))
-    assert upkeep(db, SCHEMA).dropped == []
+    assert upkeep(db, schema=SCHEMA).dropped == []
 
 
 def test_a_running_consumer_says_its_window_again_and_again(opened: Opened, db: Db) -> None:
@@ -335,8 +335,8 @@ def test_a_database_clock_that_is_a_month_ahead_throws_nothing_away(
         " $$ SELECT pg_catalog.clock_timestamp() + interval '40 days' $$; SET search_path TO clock, pg_catalog"
     )
     assert (database_now(conn) - database_now(db)).days >= 39
-    done = upkeep(conn, SCHEMA)
-    assert (done.dropped, done.held_back) == ([], HeldBack.CLOCK)
+    done = upkeep(conn, schema=SCHEMA)
+    assert (done.dropped, done.retire_skipped) == ([], RetireSkipped.CLOCK)
     assert any("clocks" in record.message and record.levelname == "ERROR" for record in caplog.records)
     assert take(db, message) is TakeResult.DUPLICATE
     assert take(db, order()) is TakeResult.TAKEN
@@ -344,8 +344,8 @@ def test_a_database_clock_that_is_a_month_ahead_throws_nothing_away(
 
 def test_upkeep_of_one_schema_does_not_wait_for_that_of_another(db: Db, connect: Connect) -> None:
     migrate(db, schema="second")
-    make_partition_for(db, order_aged(db, OLD_SECONDS).id, "second")
+    make_partition_for(db, order_aged(db, OLD_SECONDS).id, schema="second")
     elsewhere = connect()
     elsewhere.execute("SELECT pg_advisory_lock(%s, %s)", lock_key(SCHEMA, LOCK_RETIRE))
-    assert len(upkeep(db, "second").dropped) == 2
-    assert upkeep(db, SCHEMA).held_back is HeldBack.BUSY
+    assert len(upkeep(db, schema="second").dropped) == 2
+    assert upkeep(db, schema=SCHEMA).retire_skipped is RetireSkipped.BUSY

@@ -71,7 +71,7 @@ def test_a_role_without_rights_is_shown_the_grants_and_they_suffice(opened: Open
         old = order_aged(conn, 60 * 86_400)
         assert len(make_partition_for(conn, old.id)) == 2
         assert rows.scalar(conn, "SELECT count(DISTINCT relowner) FROM pg_class WHERE relname ~ '^(inbox|intents)'") == 1
-        assert len(upkeep(conn, "onceward").dropped) == 2
+        assert len(upkeep(conn, schema="onceward").dropped) == 2
 
 
 @pytest.mark.parametrize("table", ["inbox", "intents", "outbox", "attempts", "parked", "consumers"])
@@ -114,7 +114,7 @@ def test_without_upkeep_a_partition_that_is_missing_today_leaves_the_message_and
     db.execute(f"DROP TABLE onceward.{partition_name('inbox', database_now(db).date())}".encode())
     assert consumer.deliver(delivery(message)) == LEAVE
     assert any("onceward upkeep" in record.message for record in caplog.records if record.levelname == "ERROR")
-    upkeep(db, "onceward")
+    upkeep(db, schema="onceward")
     assert consumer.deliver(delivery(message, times=2)) == ACK
     assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
 

@@ -102,7 +102,7 @@ def test_what_was_retired_before_it_was_remembered_stays_retired(empty_dsn: str)
         migrate(conn)
         missing = [today - timedelta(days=days) for days in (3, 6, 29, 31)]
         assert make_partitions(conn, days=missing) == []
-        assert {partition_name("inbox", day) for day in served} <= {name for name, _ in attached(conn, "onceward")}
+        assert {partition_name("inbox", day) for day in served} <= {name for name, _ in attached(conn, schema="onceward")}
 
 
 def test_in_a_new_database_nothing_was_retired(db: Db) -> None:

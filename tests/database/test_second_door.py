@@ -176,8 +176,8 @@ def test_register_says_the_window_and_makes_the_coming_partitions(db: Db) -> Non
     coming = partition_name("inbox", database_now(db).date() + timedelta(days=3))
     db.execute(f"DROP TABLE onceward.{coming}".encode())
     inbox.register(db)
-    assert coming in {name for name, _ in attached(db, "onceward")}
-    assert upkeep(db, "onceward").dropped == []
+    assert coming in {name for name, _ in attached(db, schema="onceward")}
+    assert upkeep(db, schema="onceward").dropped == []
     with db.transaction():
         assert inbox.take(db, old).result is TakeResult.TAKEN
 
@@ -194,7 +194,7 @@ def test_what_an_error_of_a_missing_partition_says_helps(db: Db) -> None:
 
 def test_a_retired_day_is_outside_the_window_and_no_error(db: Db) -> None:
     message, inbox = old_message(db), Inbox("mine", window=timedelta(days=90))
-    upkeep(db, "onceward")
+    upkeep(db, schema="onceward")
     inbox.make_partition(db, message)
     with db.transaction():
         take = inbox.take(db, message)
@@ -220,14 +220,14 @@ def test_a_window_that_cannot_work_is_refused_where_it_is_written(window: Any) -
 def test_the_longest_window_that_is_allowed_works(db: Db) -> None:
     inbox = Inbox("mine", window=WINDOW_MAX)
     inbox.register(db)
-    assert upkeep(db, "onceward").dropped == []
+    assert upkeep(db, schema="onceward").dropped == []
     with db.transaction():
         assert inbox.take(db, order()).result is TakeResult.TAKEN
 
 
 def test_a_window_that_was_written_before_there_was_a_limit_stops_no_upkeep(db: Db) -> None:
     db.execute("INSERT INTO onceward.consumers (name, window_seconds) VALUES ('forever', 86399999999999.999)")
-    assert upkeep(db, "onceward").held_back is None
+    assert upkeep(db, schema="onceward").retire_skipped is None
 
 
 # ---- intents -----------------------------------------------------------------------------------------------------------

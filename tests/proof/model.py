@@ -282,7 +282,7 @@ class Pair:
             self.crash(index)
         self.runtime.inbox.window = WINDOW_DEFAULT
         if self.dropped:
-            make_partition_for(self.db, self.messages[0].id, "onceward")
+            make_partition_for(self.db, self.messages[0].id, schema="onceward")
 
     def _rolled_back(self, index: int) -> Holder | None:
         holder = self.holders[index]

@@ -18,7 +18,7 @@ OLD_SECONDS: Final = 60 * 86_400
 
 
 def partitions(db: Db) -> set[str]:
-    return {name for name, _ in attached(db, SCHEMA)}
+    return {name for name, _ in attached(db, schema=SCHEMA)}
 
 
 def tables(db: Db) -> set[str]:
@@ -29,7 +29,7 @@ def tables(db: Db) -> set[str]:
 def old_message(db: Db, state: str = "done") -> Message:
     """A message of 60 days ago, in this state, in partitions of its day."""
     message = order_aged(db, OLD_SECONDS)
-    make_partition_for(db, message.id, SCHEMA)
+    make_partition_for(db, message.id, schema=SCHEMA)
     db.execute(
         "INSERT INTO onceward.inbox (consumer, message_id, fingerprint, state) VALUES (%s, %s, '', %s)",
         (rows.CONSUMER, message.id, state),

@@ -79,7 +79,7 @@ def _params(message_id: str, others: list[Any]) -> dict[str, Any]:
         | {"message_ids": others, "tokens": [1] * len(others), "callable_seconds": 1.0, "request_fingerprint": b"f"}
         | {"key": idempotency_key(CONSUMER, message_id, "charge"), "limit": 100, "positions": list(range(100, 200))}
         | {"position": 100, "keys": [f"key-{n}" for n in range(100)], "delay_seconds": 1.0}
-        | {"delay_seconds_max": 900.0, "beside": [], "start": 1, "piece_bytes": 1024}
+        | {"delay_seconds_max": 900.0, "except_for": [], "start": 1, "piece_bytes": 1024}
         | {"id": message_id, "aggregatetype": "order", "aggregateid": "key-7", "type": "order.placed", "source": "shop"}
         | {"time": datetime.now(UTC), "traceparent": None, "payload": b"{}", "headers": Json({}), "body": b"{}"}
     )

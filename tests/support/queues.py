@@ -15,9 +15,9 @@ from tests.support.waiting import Background, until
 from onceward.database import Database, DatabaseSource
 from onceward.errors import TransportError
 from onceward.events import Listener, Listeners
-from onceward.lane import Shared
 from onceward.message import Message
-from onceward.relay_loop import _Relay, relay
+from onceward.relay_loop import RelayLoop, relay
+from onceward.relay_runtime import RelayRuntime
 from onceward.retry import Backoff
 from onceward.transport import Delivery, Outcome, Received, Settlement, Traits
 
@@ -127,13 +127,14 @@ def relaying_weakened(
     *,
     idle_seconds_max: float = 60.0,
     lanes: int = 1,
-    limit: int = 100,
-    **shared: Any,
+    rows_max: int = 100,
+    **options: Any,
 ) -> Iterator[Future[None]]:
     """The same with other statements, for sabotage, or with other limits."""
     database = Database(dsn, size=lanes + 1, handler_seconds_max=idle_seconds_max)
     database.statements = {**database.statements, **statements}
-    loop = _Relay(Shared(database, sink, limit, 0.02, SOON, Listeners(), until_empty=False, **shared))
+    runtime = RelayRuntime(database, sink, rows_max, 0.02, SOON, Listeners(), until_empty=False, **options)
+    loop = RelayLoop(runtime)
     running = background(loop.run, lanes)
     try:
         yield running

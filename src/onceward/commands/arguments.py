@@ -22,11 +22,9 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 DATABASE_HELP: Final = (
-    "where Postgres is (not given, or empty: $ONCEWARD_DATABASE, else the standard PGHOST, PGUSER, ... or libpq's own)"
+    "where Postgres is (without it, or empty: $ONCEWARD_DATABASE, else the standard PGHOST, PGUSER, ... or libpq's own)"
 )
 CONNECT_SECONDS_MAX: Final = 5
-
-Command = Callable[[Any], int]
 
 
 def add_database(parser: ArgumentParser) -> None:
@@ -41,26 +39,27 @@ def add_json(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
-def dsn_of(given: str | None, *, option: str = "--database") -> str:
-    """The DSN that was given, or is meant, with a limit on how long its answer may take. Empty is not given.
+def dsn_of(value: str | None, *, option: str = "--database") -> str:
+    """The DSN that `value` names, or the environment does, with a limit on how long its answer may take.
 
-    `--database "$DSN"` with a variable that is not set must not reach another database than no flag at all.
+    An empty `value` counts as none: `--database "$DSN"` with a variable that is not set must not reach another database
+    than no flag at all.
     """
     from psycopg.conninfo import conninfo_to_dict, make_conninfo  # noqa: PLC0415 - lazy, as every driver here
 
-    dsn = given or os.environ.get("ONCEWARD_DATABASE", "")
+    dsn = value or os.environ.get("ONCEWARD_DATABASE", "")
     try:
         known = conninfo_to_dict(dsn)
         if "connect_timeout" not in known and "PGCONNECT_TIMEOUT" not in os.environ:
             dsn = make_conninfo(dsn, connect_timeout=CONNECT_SECONDS_MAX)
     except Exception as error:
-        raise UsageError(f"the DSN cannot be read ({meant_by(given, option)}): {one_line(error)}") from error
+        raise UsageError(f"the DSN cannot be read ({named_by(value, option)}): {one_line(error)}") from error
     return dsn
 
 
-def meant_by(given: str | None, option: str) -> str:
-    """Who named the database: what is to be corrected when it does not answer."""
-    if given:
+def named_by(value: str | None, option: str) -> str:
+    """What has named the database, and is to be corrected when it does not answer."""
+    if value:
         return option
     return (
         "$ONCEWARD_DATABASE" if os.environ.get("ONCEWARD_DATABASE") else "neither --database nor $ONCEWARD_DATABASE is set"
@@ -68,7 +67,7 @@ def meant_by(given: str | None, option: str) -> str:
 
 
 @contextmanager
-def connected(given: str | None, *, schema: str | None = None, option: str = "--database") -> Iterator[Connection[Any]]:
+def connected(value: str | None, *, schema: str | None = None, option: str = "--database") -> Iterator[Connection[Any]]:
     """A connection in autocommit mode, with a limit on every wait; with `schema`, only if that is as this code needs it.
 
     Where a command knows two databases, `option` is what this one was named by; psycopg's error carries it as a note.
@@ -77,11 +76,11 @@ def connected(given: str | None, *, schema: str | None = None, option: str = "--
 
     from onceward.schema import check_schema  # noqa: PLC0415
 
-    dsn = dsn_of(given, option=option)
+    dsn = dsn_of(value, option=option)
     try:
         opened = psycopg.connect(dsn, autocommit=True, application_name="onceward")
     except psycopg.OperationalError as error:
-        error.add_note(meant_by(given, option))
+        error.add_note(named_by(value, option))
         raise
     with opened as conn:
         # Times are read and shown the same wherever the database or the role says otherwise: psycopg reads ISO only.
@@ -89,14 +88,14 @@ def connected(given: str | None, *, schema: str | None = None, option: str = "--
             "SET lock_timeout TO '10s'; SET statement_timeout TO '60s'; SET datestyle TO ISO; SET timezone TO 'UTC'"
         )
         if schema is not None:
-            check_schema(conn, schema)
+            check_schema(conn, schema=schema)
         yield conn
 
 
-def answering(given: str | None, *, schema: str | None = None, option: str = "--database") -> str:
-    """The DSN, once a database has answered on it: a pool would wait and log where one line says it."""
-    with connected(given, schema=schema, option=option):
-        return dsn_of(given, option=option)
+def answering(value: str | None, *, schema: str | None = None, option: str = "--database") -> str:
+    """The DSN, once a database has answered on it: a pool would wait and log where one line is enough."""
+    with connected(value, schema=schema, option=option):
+        return dsn_of(value, option=option)
 
 
 def find(target: str, what: str) -> Any:
@@ -137,16 +136,16 @@ def need(extra: str, *modules: str) -> None:
         raise UsageError(f"this command needs {', '.join(missing)}: pip install 'onceward[{extra}]'")
 
 
-def whole(minimum: int, most: int = 1_000_000_000) -> Callable[[str], int]:
-    """An argument type: a whole number from `minimum` on."""
+def whole(minimum: int, maximum: int = 1_000_000_000) -> Callable[[str], int]:
+    """An argument type: a whole number from `minimum` to `maximum`."""
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
-            raise ArgumentTypeError(f"{text!r} is no whole number") from None
-        if not minimum <= value <= most:
-            raise ArgumentTypeError(f"{value} is not between {minimum} and {most}")
+            raise ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if not minimum <= value <= maximum:
+            raise ArgumentTypeError(f"{value} is not between {minimum} and {maximum}")
         return value
 
     return parse
@@ -155,7 +154,7 @@ def whole(minimum: int, most: int = 1_000_000_000) -> Callable[[str], int]:
 def written_file(text: str) -> Path:
     """An argument type: a file that can be written, tried before the run whose result goes into it.
 
-    What is there stays as it is; what was not there is gone again.
+    A file that exists stays as it is; one that did not exist is removed again.
     """
     path = Path(text)
     if path.is_dir():
@@ -187,7 +186,7 @@ def seconds(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise ArgumentTypeError(f"{text!r} is no number of seconds") from None
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds") from None
     if not 0 < value < float("inf"):
         raise ArgumentTypeError(f"{text} s: use more than 0")
     return value

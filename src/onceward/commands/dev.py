@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from onceward.commands.arguments import need, whole
+
+if TYPE_CHECKING:
+    from argparse import Namespace
 
 DEV: Final = """\
 examples:
@@ -24,14 +27,14 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--port", type=whole(1, 65535), metavar="N", help="on loopback (default: a free one, kept)")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where its data is kept (default: ./.onceward/pg)")
-    parser.set_defaults(perform=dev)
+    parser.set_defaults(perform=dev_command)
 
 
-def dev(given: Any) -> int:
-    need("embedded,pgmq", "psutil", "pgmq")
-    from onceward.testing.postgres import dev as keep  # noqa: PLC0415
+def dev_command(arguments: Namespace) -> int:
+    need("testing,pgmq", "psutil", "pgmq")
+    from onceward.testing.postgres import dev  # noqa: PLC0415
 
-    return keep(port=given.port, folder=given.folder, prepare=prepare)
+    return dev(port=arguments.port, folder=arguments.folder, prepare=prepare)
 
 
 def prepare(dsn: str) -> None:

@@ -10,10 +10,11 @@ from onceward.commands.logs import add_log, announce, log_to_stderr
 from onceward.errors import UsageError
 
 if TYPE_CHECKING:
-    from argparse import ArgumentParser
+    from argparse import ArgumentParser, Namespace
 
+    from onceward.endpoints import SinkOrFactory, SourceOrFactory
     from onceward.events import Listener
-    from onceward.transport import Sink, Source
+    from onceward.transport import Sink
 
 RUN: Final = """\
 examples:
@@ -22,7 +23,7 @@ examples:
   onceward run shop.consumers:charges --source shop.queues:orders     # orders() gives a Source
   onceward run shop.consumers:charges --queue orders --log-format json --health :8080
 
-SIGTERM or Ctrl-C: receives nothing more, lets what runs end (at most --drain seconds), gives the rest back, and ends.
+SIGTERM or Ctrl-C: receives nothing more, lets running handlers finish (at most --drain seconds), releases the rest, ends.
 """
 RELAY: Final = """\
 examples:
@@ -47,16 +48,16 @@ def _add_run(commands: Any) -> None:
     parser.add_argument("consumer", metavar="MODULE:CONSUMER", help="your Consumer; imported with the current folder first")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--queue", metavar="NAME", help="a pgmq queue")
-    source.add_argument("--source", metavar="MODULE:FACTORY", help="a function of yours that gives a Source")
+    source.add_argument("--source", metavar="MODULE:FACTORY", help="your Source, or a function that gives one")
     parser.add_argument("--queue-database", metavar="DSN", help="where the pgmq queue is (default: the same database)")
     parser.add_argument("--threads", type=whole(1, 1000), default=8, metavar="N", help="handlers at once (default: 8)")
-    parser.add_argument("--prefetch", type=whole(0), metavar="N", help="deliveries that wait here (default: as threads)")
+    parser.add_argument("--prefetch", type=whole(0), metavar="N", help="deliveries that wait here (default: the threads)")
     parser.add_argument("--drain", type=seconds, default=20.0, metavar="SECONDS", help="how long a drain may take (20)")
     parser.add_argument("--visibility", type=whole(1), default=30, metavar="SECONDS", help="the queue's lease (30)")
     parser.add_argument("--no-upkeep", action="store_true", help="`onceward upkeep` is run daily by the tables' owner")
     _add_watching(parser)
     add_database(parser)
-    parser.set_defaults(perform=run)
+    parser.set_defaults(perform=run_command)
 
 
 def _add_relay(commands: Any) -> None:
@@ -65,7 +66,7 @@ def _add_relay(commands: Any) -> None:
     )
     sink = parser.add_mutually_exclusive_group(required=True)
     sink.add_argument("--queues", nargs="+", metavar="TYPE=QUEUE[,QUEUE]", help="which type goes to which pgmq queues")
-    sink.add_argument("--sink", metavar="MODULE:FACTORY", help="a function of yours that gives a Sink")
+    sink.add_argument("--sink", metavar="MODULE:FACTORY", help="your Sink, or a function that gives one")
     parser.add_argument("--queue-database", metavar="DSN", help="where the pgmq queues are (default: the same database)")
     parser.add_argument("--batch", type=whole(1, 10_000), default=100, metavar="N", help="rows sent at once (100)")
     parser.add_argument("--lanes", type=whole(1, 100), default=2, metavar="N", help="batches at once (2)")
@@ -74,7 +75,7 @@ def _add_relay(commands: Any) -> None:
     _add_watching(parser)
     add_database(parser)
     add_schema(parser)
-    parser.set_defaults(perform=relay)
+    parser.set_defaults(perform=relay_command)
 
 
 def _add_watching(parser: ArgumentParser) -> None:
@@ -89,70 +90,80 @@ def _add_watching(parser: ArgumentParser) -> None:
     add_log(parser)
 
 
-def run(given: Any) -> int:
+def run_command(arguments: Namespace) -> int:
     from onceward.consumer import Consumer  # noqa: PLC0415
-    from onceward.consumer_loop import run as consume  # noqa: PLC0415
+    from onceward.consumer_loop import run  # noqa: PLC0415
     from onceward.health import Health, shown  # noqa: PLC0415
 
-    consumer = find(given.consumer, "a Consumer")
+    consumer = find(arguments.consumer, "a Consumer")
     if not isinstance(consumer, Consumer):
-        raise UsageError(f"{given.consumer} is a {type(consumer).__name__}, not a Consumer")
-    dsn = answering(given.database, schema=consumer.schema)
-    source = _source(given, dsn)
-    listeners = _listeners(given.listeners)
-    log_to_stderr(given.log_level, given.log_format)
+        raise UsageError(f"{arguments.consumer} is a {type(consumer).__name__}, not a Consumer")
+    dsn = answering(arguments.database, schema=consumer.schema)
+    source = _source(arguments, dsn)
+    listeners = _listeners(arguments.listeners)
+    log_to_stderr(arguments.log_level, arguments.log_format)
     health = Health()
-    with shown(health, given.health):
-        announce(
-            f"{consumer.name} consumes {given.queue or given.source} with {given.threads} threads; Ctrl-C drains and ends"
-        )
-        consume(
-            consumer, source=source, database=dsn, threads=given.threads, prefetch=given.prefetch,
-            drain_seconds=given.drain, upkeep=not given.no_upkeep, listeners=listeners,
-            health=None if given.health is None else health,
+    with shown(health, arguments.health):
+        queue = arguments.queue or arguments.source
+        announce(f"{consumer.name} consumes {queue} with {arguments.threads} threads; Ctrl-C drains and ends")
+        run(
+            consumer, source=source, database=dsn, threads=arguments.threads, prefetch=arguments.prefetch,
+            drain_seconds=arguments.drain, upkeep=not arguments.no_upkeep, listeners=listeners,
+            # Without a reader, nobody needs the database to be asked while the consumer is idle.
+            health=None if arguments.health is None else health,
         )  # fmt: skip
     return 0
 
 
-def _source(given: Any, dsn: str) -> Callable[[], Source]:
-    if given.source is not None:
-        return _function(given.source, "a function that gives a Source")
+def _source(arguments: Namespace, dsn: str) -> SourceOrFactory:
+    if arguments.source is not None:
+        source: SourceOrFactory = _endpoint(arguments.source, "receive", "a Source, or a function that gives a Source")
+        return source
     from onceward.transports import pgmq  # noqa: PLC0415
 
-    queue_dsn = answering(given.queue_database, option="--queue-database") if given.queue_database else dsn
-    pgmq.check_queue(queue_dsn, given.queue)
-    return lambda: pgmq.Source(given.queue, queue_dsn, visibility_seconds=given.visibility)
+    queue_dsn = _queue_dsn(arguments, dsn)
+    pgmq.check_queue(queue_dsn, arguments.queue)
+    return lambda: pgmq.Source(arguments.queue, queue_dsn, visibility_seconds=arguments.visibility)
 
 
-def relay(given: Any) -> int:
+def _queue_dsn(arguments: Namespace, dsn: str) -> str:
+    """Where the pgmq queues are: in the same database as our tables, unless another one is named."""
+    return answering(arguments.queue_database, option="--queue-database") if arguments.queue_database else dsn
+
+
+def relay_command(arguments: Namespace) -> int:
     from onceward.health import Health, of_relay, shown  # noqa: PLC0415
-    from onceward.relay_loop import relay as send  # noqa: PLC0415
+    from onceward.relay_loop import relay  # noqa: PLC0415
 
-    if given.sink is not None:
-        sink = _function(given.sink, "a function that gives a Sink")
-        dsn = answering(given.database, schema=given.schema)
+    # What the user wrote is read before any database is asked: its mistakes are told first.
+    sink: SinkOrFactory
+    if arguments.sink is not None:
+        sink = _endpoint(arguments.sink, "publish", "a Sink, or a function that gives a Sink")
+        dsn = answering(arguments.database, schema=arguments.schema)
     else:
-        queues = parse_queues(given.queues)
-        dsn = answering(given.database, schema=given.schema)
-        queue_dsn = answering(given.queue_database, option="--queue-database") if given.queue_database else dsn
-        sink = _pgmq_sink(queues, queue_dsn)
-    listeners = _listeners(given.listeners)
-    log_to_stderr(given.log_level, given.log_format)
+        queues = parse_queues(arguments.queues)
+        dsn = answering(arguments.database, schema=arguments.schema)
+        sink = _pgmq_sink(queues, _queue_dsn(arguments, dsn))
+    listeners = _listeners(arguments.listeners)
+    log_to_stderr(arguments.log_level, arguments.log_format)
     health = Health()
-    with shown(health, given.health):
-        announce(f"the outbox of schema {given.schema!r} goes to {' '.join(given.queues or [given.sink])}; Ctrl-C ends")
-        send(
-            sink=sink, database=dsn, schema=given.schema, batch=given.batch, lanes=given.lanes, poll_seconds=given.poll,
-            until_empty=given.until_empty, listeners=[*listeners, *([of_relay(health)] if given.health else [])],
+    with shown(health, arguments.health):
+        targets = " ".join(arguments.queues or [arguments.sink])
+        announce(f"the outbox of schema {arguments.schema!r} goes to {targets}; Ctrl-C ends")
+        relay(
+            sink=sink, database=dsn, schema=arguments.schema, batch=arguments.batch, lanes=arguments.lanes,
+            poll_seconds=arguments.poll, until_empty=arguments.until_empty,
+            listeners=[*listeners, *([of_relay(health)] if arguments.health else [])],
         )  # fmt: skip
-    return _say_what_is_left(given) if given.until_empty else 0
+    return _warn_of_what_waits(arguments) if arguments.until_empty else 0
 
 
-def _say_what_is_left(given: Any) -> int:
+def _warn_of_what_waits(arguments: Namespace) -> int:
+    """The exit code after `--until-empty`: 0, or 1 with a line about what is still in the outbox."""
     from onceward.statements import statements  # noqa: PLC0415
 
-    with connected(given.database) as conn:
-        row = conn.execute(statements(given.schema)["outbox_oldest_seconds"]).fetchone()
+    with connected(arguments.database) as conn:
+        row = conn.execute(statements(arguments.schema)["outbox_oldest_seconds"]).fetchone()
     if row is None:
         return 0
     warn(f"the outbox is not empty: its oldest message, {row[0]:.0f} s old, waits for a retry or is held by another relay")
@@ -186,6 +197,14 @@ def _function(target: str, what: str) -> Callable[..., Any]:
     return function
 
 
+def _endpoint(target: str, method: str, what: str) -> Any:
+    """The user's Source or Sink, or the function that makes one: `run` and `relay` take either."""
+    found = find(target, what)
+    if not callable(found) and not hasattr(found, method):
+        raise UsageError(f"{target} is a {type(found).__name__}, not {what}")
+    return found
+
+
 def parse_queues(items: list[str]) -> str | dict[str, list[str]]:
     """`TYPE=QUEUE,QUEUE ...` as a mapping; one bare QUEUE takes every type."""
     if len(items) == 1 and "=" not in items[0]:
@@ -195,7 +214,7 @@ def parse_queues(items: list[str]) -> str | dict[str, list[str]]:
         message_type, _, names = item.partition("=")
         targets = [name.strip() for name in names.split(",")]
         if not message_type or not all(targets):
-            raise UsageError(f"--queues: {item!r} is no TYPE=QUEUE[,QUEUE]; example: order.paid=ledger,emails")
+            raise UsageError(f"--queues: {item!r} is not TYPE=QUEUE[,QUEUE]; example: order.paid=ledger,emails")
         if message_type in queues:
             raise UsageError(f"--queues: the type {message_type!r} is named twice; write {message_type}=A,B")
         queues[message_type] = targets

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from onceward.commands.arguments import add_database, add_json, add_schema, connected, say, say_json
+
+if TYPE_CHECKING:
+    from argparse import Namespace
 
 MIGRATE: Final = """\
 examples:
@@ -25,8 +28,8 @@ does the same by itself, hourly; run it from cron where no consumer runs for day
 
 def add_commands(commands: Any) -> None:
     for name, what, epilog, perform in (
-        ("migrate", "bring our tables to this version", MIGRATE, migrate),
-        ("upkeep", "make the coming partitions, drop the past ones", UPKEEP, upkeep),
+        ("migrate", "bring our tables to this version", MIGRATE, migrate_command),
+        ("upkeep", "make the coming partitions, drop the past ones", UPKEEP, upkeep_command),
     ):
         parser = commands.add_parser(name, help=what, description=f"{what.capitalize()}.", epilog=epilog)
         add_database(parser)
@@ -35,36 +38,36 @@ def add_commands(commands: Any) -> None:
         parser.set_defaults(perform=perform)
 
 
-def migrate(given: Any) -> int:
-    from onceward.schema import migrate as bring_up  # noqa: PLC0415
-    from onceward.schema import migrations  # noqa: PLC0415
+def migrate_command(arguments: Namespace) -> int:
+    from onceward.schema import migrate, migrations  # noqa: PLC0415
 
-    with connected(given.database) as conn:
-        applied = bring_up(conn, schema=given.schema)
+    with connected(arguments.database) as conn:
+        applied = migrate(conn, schema=arguments.schema)
     version = migrations()[-1].version
-    if given.json:
+    if arguments.json:
         names = [f"{migration.version:04d}_{migration.name}" for migration in applied]
-        say_json({"schema": given.schema, "version": version, "applied": names})
+        say_json({"schema": arguments.schema, "version": version, "applied": names})
         return 0
     for migration in applied:
         say(f"applied {migration.version:04d}_{migration.name}")
-    say(f"schema {given.schema!r} is at version {version}" + ("" if applied else ", nothing was to be done"))
+    say(f"schema {arguments.schema!r} is at version {version}" + ("" if applied else ", nothing was to be done"))
     return 0
 
 
-def upkeep(given: Any) -> int:
-    from onceward.partitions import upkeep as keep_up  # noqa: PLC0415
+def upkeep_command(arguments: Namespace) -> int:
+    from onceward.partitions import upkeep  # noqa: PLC0415
 
-    with connected(given.database, schema=given.schema) as conn:
-        kept_up = keep_up(conn, given.schema)
-    if given.json:
-        held_back = kept_up.held_back.name.lower() if kept_up.held_back is not None else None
-        done = {"made": kept_up.made, "dropped": kept_up.dropped, "kept": kept_up.kept, "held_back": held_back}
-        say_json({"schema": given.schema, **done})
+    with connected(arguments.database, schema=arguments.schema) as conn:
+        result = upkeep(conn, schema=arguments.schema)
+    skipped = result.retire_skipped
+    if arguments.json:
+        # The keys are a contract with programs: they stay as they are, whatever the fields are called.
+        report = {"made": result.made, "dropped": result.dropped, "kept": result.unfinished}
+        say_json({"schema": arguments.schema, **report, "held_back": None if skipped is None else skipped.name.lower()})
         return 0
-    say(f"made {len(kept_up.made)} partitions, dropped {len(kept_up.dropped)}")
-    if kept_up.held_back is not None:
-        say(f"no day was retired: {kept_up.held_back.value}")
-    for day, count in kept_up.kept.items():
+    say(f"made {len(result.made)} partitions, dropped {len(result.dropped)}")
+    if skipped is not None:
+        say(f"no day was retired: {skipped.value}")
+    for day, count in result.unfinished.items():
         say(f"kept {day}: {count} messages there are not finished (see `onceward parked list`)")
     return 0

@@ -7,18 +7,18 @@ INSERT INTO {schema}.outbox (id, aggregatetype, aggregateid, type, source, time,
 VALUES (%(id)s, %(aggregatetype)s, %(aggregateid)s, %(type)s, %(source)s, %(time)s, %(traceparent)s, %(payload)s)
 RETURNING set_config('synchronous_commit', 'on', true)
 
--- name: outbox_take_heads
+-- name: outbox_lock_heads
 -- why: the first waiting row of each key, and rows without a key. The head's lock is the lock of its whole key: a row may
 --      go only when no earlier row of its key is there, locked or not, so two relays cannot overtake each other. Without the
---      payloads: what does not fit into this process is not fetched. A retry further ahead than any backoff puts it was
---      written by a clock that was ahead, and is due.
+--      payloads: what does not fit into this process is not fetched. A retry that is further ahead than any backoff puts it
+--      was written by a clock that was ahead, and is due.
 -- locks: the heads (SKIP LOCKED)
 -- index: outbox_pkey, outbox_key
 SELECT o.position, o.id, o.aggregateid, o.type, o.attempts, octet_length(o.payload) AS payload_bytes
   FROM {schema}.outbox AS o
  WHERE (o.retry_at IS NULL OR o.retry_at <= clock_timestamp()
         OR o.retry_at > clock_timestamp() + make_interval(secs => %(delay_seconds_max)s))
-   AND o.position <> ALL (%(beside)s::bigint[])
+   AND o.position <> ALL (%(except_for)s::bigint[])
    AND (o.aggregateid IS NULL
         OR NOT EXISTS (SELECT 1 FROM {schema}.outbox AS e
                         WHERE e.aggregateid = o.aggregateid AND e.position < o.position))
@@ -26,8 +26,8 @@ SELECT o.position, o.id, o.aggregateid, o.type, o.attempts, octet_length(o.paylo
  LIMIT %(limit)s
    FOR UPDATE OF o SKIP LOCKED
 
--- name: outbox_take_followers
--- why: the rows behind the heads that this relay holds, in order; guarded by the lock of their head. Key by key, because
+-- name: outbox_followers
+-- why: the rows behind the heads that this relay holds, in order; the lock of their head guards them. Key by key, because
 --      `= ANY (keys) ORDER BY position` may be planned as a walk over the whole outbox that filters by key.
 -- locks: none (the heads are held)
 -- index: outbox_key
@@ -40,9 +40,9 @@ SELECT o.position, o.id, o.aggregateid, o.type, o.attempts, octet_length(o.paylo
  ORDER BY o.position
  LIMIT %(limit)s
 
--- name: outbox_read
+-- name: outbox_payloads
 -- why: what is about to be sent, at most `piece_bytes` of each payload from `start` on: a connection's buffer grows with its
---      largest row, and never shrinks. The time is a number, because its text depends on the session's DateStyle and TimeZone,
+--      largest row and never shrinks. The time is a number, because its text depends on the session's DateStyle and TimeZone,
 --      and because Postgres knows years that Python does not.
 -- locks: none (the rows are held, or guarded by their head)
 -- index: outbox_pkey

@@ -1,6 +1,6 @@
 -- name: rights
--- why: what the role of this session may do with our tables, asked at the start: a right that is missing looks like an
---      outage later, and is none. has_*_privilege and pg_has_role need no right of their own, not even on the schema.
+-- why: what the role of this session may do with our tables, asked at the start: later, a missing right would look like an
+--      outage. has_*_privilege and pg_has_role need no right of their own, not even on the schema.
 -- locks: none
 -- index: none
 SELECT current_user::text AS role,

@@ -76,3 +76,10 @@ SELECT c.relname, i.inhdetachpending
 SELECT pg_get_userbyid(c.relowner)::text
   FROM pg_class AS c
  WHERE c.oid = to_regclass(%(table)s) AND pg_get_userbyid(c.relowner) <> current_user
+
+-- name: lock_timeout_set
+-- why: upkeep waits for a lock only briefly, on a connection that is its caller's: it changes the setting for one statement
+--      and then puts the caller's own back. As a function, because SET takes no parameter.
+-- locks: none
+-- index: none
+SELECT set_config('lock_timeout', %(lock_timeout)s, false)

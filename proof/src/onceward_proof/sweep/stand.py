@@ -17,7 +17,7 @@ from psycopg.rows import dict_row
 from onceward.consumer import Consumer, OpenConsumer
 from onceward.consumer_loop import Settler
 from onceward.events import Listener
-from onceward.outgoing import publish_rows
+from onceward.lane import publish_rows
 from onceward.relay_loop import relay as send
 from onceward.schema import migrate
 from onceward.testing.postgres import Cluster
