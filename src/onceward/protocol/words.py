@@ -6,53 +6,62 @@ event.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 from onceward.transport import Settlement
 
 # ---- commands: what the driver is to do ------------------------------------------------------------------------------
 
 
-class Take(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Take:
     """Take the message: INSERT first, or read the row and decide."""
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Run:
     """Start the handler."""
 
 
-class Resume(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Resume:
     """Hand the handler what it asked for: a recorded answer (JSON text), or None for the transaction."""
 
     answer: str | None = None
 
 
-class Interrupt(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Interrupt:
     """Raise in the handler: `error` names which."""
 
     error: str
     detail: str = ""
 
 
-class Intend(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Intend:
     """Commit the n-th intent, or read it."""
 
     n: int
 
 
-class Call(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Call:
     """Call the provider, with no transaction and no connection held."""
 
     n: int
 
 
-class LookUp(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LookUp:
     """Ask the provider whether the n-th effect happened."""
 
     n: int
 
 
-class Record(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Record:
     """Store the answer, write-once."""
 
     n: int
@@ -60,24 +69,28 @@ class Record(NamedTuple):
     refused: bool
 
 
-class Finish(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Finish:
     """Open the handler's transaction; its first statement is the fenced UPDATE to done."""
 
     visited: int
 
 
-class Commit(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Commit:
     """Check that this is still our transaction, and commit it."""
 
 
-class Fail(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Fail:
     """Count a failed attempt, or a lost session, and give the claim back; when these ran out, park instead."""
 
     error: str
     session_lost: bool = False
 
 
-class Park(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Park:
     """Write the parked row, under the fence that `fence` names, and the inbox row as parked."""
 
     reason: str
@@ -86,11 +99,13 @@ class Park(NamedTuple):
     unknown_n: int = 0
 
 
-class GiveBack(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class GiveBack:
     """Give the claim back without counting anything."""
 
 
-class Settle(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Settle:
     """The end: what the queue is told."""
 
     settlement: Settlement
@@ -103,13 +118,15 @@ Command = (
 # ---- events: what happened -------------------------------------------------------------------------------------------
 
 
-class Received(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Received:
     """A delivery arrived; `deliveries` is the queue's own count, 0 when it does not count."""
 
     deliveries: int
 
 
-class Taken(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Taken:
     """The message is ours. `fresh`: its row did not exist before; `takes`: claims that ended in nothing, this included.
 
     `excused`: deliveries that the queue counted, and that ended in a deferral, or behind another worker's open transaction.
@@ -121,57 +138,69 @@ class Taken(NamedTuple):
     excused: int = 0
 
 
-class Duplicate(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Duplicate:
     """The row is done or parked."""
 
 
-class InFlight(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class InFlight:
     """Another worker holds it, for this long at most."""
 
     seconds: float
 
 
-class Conflict(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Conflict:
     """The row is of another payload."""
 
     detail: str = ""
 
 
-class OutsideWindow(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class OutsideWindow:
     """Older than the window and unseen, from the future, or without a time of its own."""
 
     detail: str = ""
 
 
-class DatabaseLost(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class DatabaseLost:
     """The database did not answer, before any COMMIT was sent: nothing was written."""
 
 
-class Ambiguous(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Ambiguous:
     """COMMIT was sent and no reply came: it may or may not have happened."""
 
 
-class EffectAsked(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class EffectAsked:
     """The handler calls `once.effect`."""
 
 
-class FinishAsked(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class FinishAsked:
     """The handler enters `once.transaction()`."""
 
 
-class BlockRaised(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class BlockRaised:
     """The body of `once.transaction()` raised: its transaction was rolled back."""
 
 
-class BlockEnded(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class BlockEnded:
     """The body of `once.transaction()` ended well."""
 
 
-class Returned(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Returned:
     """The handler returned."""
 
 
-class Raised(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Raised:
     """The handler raised.
 
     `kind`: failed | refused | rejected | deferred | session lost | cancelled | foreign commit | unknown type.
@@ -182,112 +211,133 @@ class Raised(NamedTuple):
     delay_seconds: float = 0.0
 
 
-class Recorded(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Recorded:
     """The intent is done, or its answer is stored now."""
 
     answer: str
     refused: bool = False
 
 
-class Intended(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Intended:
     """The intent is committed (or was pending, inside the window): call."""
 
 
-class Expired(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Expired:
     """The intent is pending past the provider's window, or unknown: never call; look it up."""
 
 
-class Changed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Changed:
     """The recorded effects are not the ones that the handler now asks for."""
 
     detail: str
 
 
-class FencedOff(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class FencedOff:
     """The lease or the fence is lost."""
 
 
-class Answered(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Answered:
     """The provider answered; `answer` is canonical JSON."""
 
     answer: str
     refused: bool = False
 
 
-class Unreadable(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Unreadable:
     """The provider answered, so the effect may have happened, but what it said is not JSON; `detail` is all of it."""
 
     detail: str
 
 
-class Cancelled(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Cancelled:
     """The call, or the look-up, was cut off because the program is ending: nothing is said of it, as after a crash."""
 
     detail: str
 
 
-class Later(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Later:
     """The provider says that the key is in use, or to come back later: nothing was decided."""
 
     delay_seconds: float
 
 
-class Replayed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Replayed:
     """The provider replayed a stored 5xx: trying again cannot change it."""
 
 
-class Failed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Failed:
     """The call, or the look-up, ended without a definite answer."""
 
     detail: str
 
 
-class Mismatch(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Mismatch:
     """The provider refuses the key: it knows it with another request."""
 
     detail: str
 
 
-class NotFound(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class NotFound:
     """The look-up found nothing, or there is none."""
 
 
-class TwoAnswers(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TwoAnswers:
     """Another answer is recorded already."""
 
     detail: str
 
 
-class Finishing(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Finishing:
     """The transaction is open, the row is done in it. Counts of all recorded intents, and of those not done."""
 
     intents: int
     intents_open: int
 
 
-class Committed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Committed:
     """The reply to COMMIT was COMMIT."""
 
 
-class Aborted(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Aborted:
     """The transaction had failed inside: it rolled back, whatever the handler believes."""
 
 
-class ForeignCommit(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ForeignCommit:
     """The session is not in the transaction that we opened."""
 
 
-class Counted(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Counted:
     """The failed attempt is counted; the retry is due after the delay."""
 
     delay_seconds: float
 
 
-class Parked(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Parked:
     """The message is parked."""
 
 
-class GivenBack(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class GivenBack:
     """The claim is given back."""
 
 

@@ -35,7 +35,7 @@ def work(cell: Cell, index: int) -> Iterator[Move]:
         yield from _settle(cell, index, worker, worker.command.settlement)
         return
     for outcome in [_flushed(cell, found) for found in perform(cell, index, worker)]:
-        for errors, advanced in advance(worker, type(outcome.event).__name__, outcome.event, cell.rules):
+        for errors, advanced in advance(worker, outcome.event, cell.rules):
             after = advanced._replace(open=outcome.open)
             words = ("work", type(worker.command).__name__, type(outcome.event).__name__, outcome.fault, errors)
             faults = (outcome.fault != "") + (errors != "")
@@ -65,18 +65,15 @@ def _settle(cell: Cell, index: int, worker: Worker, settlement: Settlement) -> I
 
 
 @cache
-def advance(worker: Worker, _kind: str, event: p.Event, rules: Rules) -> tuple[tuple[str, Worker], ...]:
-    """The worker after `event`, once its next command is not the handler's turn any more; named where the handler erred.
-
-    `_kind` is there for the cache: two events without fields are equal tuples.
-    """
+def advance(worker: Worker, event: p.Event, rules: Rules) -> tuple[tuple[str, Worker], ...]:
+    """The worker after `event`, once its next command is not the handler's turn any more; named where the handler erred."""
     state, command = rules.step(worker.state, event)
     after = worker._replace(state=state, command=command)
     if not isinstance(command, p.Run | p.Resume | p.Interrupt):
         return (("", after),)
     found: list[tuple[str, Worker]] = []
     for error, said, place in _handler(worker.place, command, rules.shape):
-        further = advance(after._replace(place=place), type(said).__name__, said, rules)
+        further = advance(after._replace(place=place), said, rules)
         found += [(error or later, advanced) for later, advanced in further if not (error and later)]
     return tuple(found)
 
