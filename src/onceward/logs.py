@@ -40,7 +40,7 @@ def say_failed(tell: Callable[..., None], command: Fail, attempts: int, attempts
 def say_parked(tell: Callable[..., None], command: Park) -> None:
     """One line about a message that is parked."""
     text, detail = "parked, it waits for a person: %s: %s", command.detail[:SAID_CHARS_MAX]
-    tell(logging.ERROR, text, command.reason, detail, failed=True, next="parked", reason=command.reason)
+    tell(logging.ERROR, text, command.reason.value, detail, failed=True, next="parked", reason=command.reason.value)
 
 
 def traced(failure: BaseException | None) -> BaseException | None:

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn, assert_never
 
 import psycopg
 from psycopg import Connection
@@ -19,7 +19,8 @@ from onceward.inbox import storable
 from onceward.intents import request_fingerprint
 from onceward.message import Message, canonical_json
 from onceward.protocol import words as p
-from onceward.protocol.delivery import Shape, start, step
+from onceward.protocol.delivery import Place, start, step
+from onceward.protocol.words import Interruption, RaisedKind, Shape
 from onceward.provider import ProviderProfile, read_error
 from onceward.runtime import Runtime
 from onceward.session import left_open
@@ -142,7 +143,7 @@ class Performer:
             self._check_nothing_open()
         except BaseException as error:  # noqa: BLE001 - it becomes the protocol's event, and is recorded as that
             self._over = True
-            if self._state.at == "finished":
+            if self._state.at is Place.FINISHED:
                 self._rows.failure = error
                 self._rows.say(logging.ERROR, "finished, but its handler raised afterwards", failed=True)
                 self._rows.emit("consumer.raised_late", error=describe(error))
@@ -163,22 +164,22 @@ class Performer:
         if self._ended:
             return self._raised_after_end()
         if self._is_cancelled(error):
-            return p.Raised("cancelled", describe(error))
+            return p.Raised(RaisedKind.CANCELLED, describe(error))
         match error:
             case EffectRefused():
-                return p.Raised("refused", canonical_json(error.answer))
+                return p.Raised(RaisedKind.REFUSED, canonical_json(error.answer))
             case Reject():
-                return p.Raised("rejected", error.reason)
+                return p.Raised(RaisedKind.REJECTED, error.reason)
             case NoHandler():
-                return p.Raised("unknown type", str(error))
+                return p.Raised(RaisedKind.UNKNOWN_TYPE, str(error))
             case Defer():
-                if self._state.at != "unwinding":
+                if self._state.at is not Place.UNWINDING:
                     self._rows.say(logging.INFO, "deferred for %g s", error.delay_seconds, next="retry")
                 self._rows.excuse(self._state, str(error))
-                return p.Raised("deferred", str(error), error.delay_seconds)
+                return p.Raised(RaisedKind.DEFERRED, str(error), error.delay_seconds)
         if self._lost_its_session():
-            return p.Raised("session lost", f"the handler's database session was lost: {describe(error)}")
-        return p.Raised("failed", describe(error))
+            return p.Raised(RaisedKind.SESSION_LOST, f"the handler's database session was lost: {describe(error)}")
+        return p.Raised(RaisedKind.FAILED, describe(error))
 
     def _lost_its_session(self) -> bool:
         """The server, or the handler itself, ended it; not we, because something was left under way on it."""
@@ -198,7 +199,8 @@ class Performer:
 
     def _raised_after_end(self) -> p.Raised:
         """What it wrote may stand, with the row as done: a retry would be turned away, and the rest never be done."""
-        return p.Raised("foreign commit", "the handler ended the transaction that was opened for it, and then raised")
+        detail = "the handler ended the transaction that was opened for it, and then raised"
+        return p.Raised(RaisedKind.FOREIGN_COMMIT, detail)
 
     # ---- what `Once` asks for ----------------------------------------------------------------------------------------
 
@@ -243,11 +245,21 @@ class Performer:
         """Raise in the handler what the protocol says; a failed call raises the caller's own exception."""
         if not isinstance(command, p.Interrupt):
             raise AssertionError(f"the protocol answered the handler with {command!r}")
-        if command.error == "call failed" and self._failure is not None:
-            raise self._failure
-        if command.error == "refused":
-            raise EffectRefused(json.loads(command.detail))
-        raise _ERRORS.get(command.error, UnknownOutcome)(command.detail)
+        match command.kind:
+            case Interruption.REFUSED:
+                raise EffectRefused(json.loads(command.detail))
+            case Interruption.CALL_FAILED:
+                raise self._failure or UnknownOutcome(command.detail)
+            case Interruption.UNKNOWN | Interruption.LATER:
+                raise UnknownOutcome(command.detail)
+            case Interruption.LEASE_LOST:
+                raise LeaseLost(command.detail)
+            case Interruption.TWO_ANSWERS:
+                raise ConflictError(command.detail)
+            case Interruption.USAGE:
+                raise UsageError(command.detail)
+            case _:
+                assert_never(command.kind)
 
     @property
     def lease_lost(self) -> bool:
@@ -398,13 +410,3 @@ def _shown(answer: Any) -> str:
         return f"{answer!r} {attributes!r}" if attributes else repr(answer)
     except Exception as error:  # noqa: BLE001 - a repr that raises must not lose that there was an answer
         return f"a {type(answer).__name__}, whose repr raises {describe(error)}"
-
-
-_ERRORS: Final[dict[str, Callable[[str], BaseException]]] = {
-    "lease lost": LeaseLost,
-    "unknown": UnknownOutcome,
-    "usage": UsageError,
-    "two answers": ConflictError,
-    "call failed": UnknownOutcome,
-    "later": UnknownOutcome,
-}

@@ -17,7 +17,8 @@ from onceward.logs import say, say_failed, say_parked, with_trace
 from onceward.message import Message
 from onceward.outbox import pop_published
 from onceward.protocol import words as p
-from onceward.protocol.delivery import State
+from onceward.protocol.delivery import State, after_failure
+from onceward.protocol.words import Fence
 from onceward.runtime import Runtime
 from onceward.session import begin, commit_guarded, discard, left_open, put_back
 from onceward.transport import Delivery
@@ -128,7 +129,7 @@ class Transactions:
 
     def _excused(self, state: State) -> int:
         """How many of the queue's deliveries were no crash; asked only where their number would make the message poison."""
-        if state.shape == "effectful" or self.delivery.count <= self.runtime.limits.deliveries_max or self.conn is None:
+        if state.shape == "effectful" or self.delivery.count <= state.limits.deliveries_max or self.conn is None:
             return 0
         inbox = self.runtime.inbox
         row = one_tuple(self.conn, inbox.statements["excused"], inbox.key(self.message))
@@ -239,19 +240,20 @@ class Transactions:
             if row is None:
                 return p.FencedOff()
             counted[:] = row[:2]
-            if counted[0] < limits.attempts_max and counted[1] < limits.deliveries_max:
+            park = after_failure(state.limits, command, attempts=counted[0], sessions_lost=counted[1])
+            if park is None:
                 return p.Counted(self.runtime.backoff.delay_seconds(sum(counted)))
+            parks.append(park)
             return p.Parked() if self._fenced(conn, state, "park", self._park_params(park)) else p.FencedOff()
 
-        limits = self.runtime.limits
-        park = p.Park("sessions lost" if command.session_lost else "attempts ran out", command.error)
+        parks: list[p.Park] = []
         event = self._write(write)
         if isinstance(event, p.Counted | p.Parked):
             self.emit("consumer.failed", error=command.error)
         if isinstance(event, p.Counted):
-            say_failed(self.say, command, counted[0], limits.attempts_max, event.delay_seconds)
+            say_failed(self.say, command, counted[0], state.limits.attempts_max, event.delay_seconds)
         if isinstance(event, p.Parked):
-            self._say_parked(park)
+            self._say_parked(parks[0])
         return event
 
     def park(self, state: State, command: p.Park) -> p.Event:
@@ -259,13 +261,13 @@ class Transactions:
             params = self._park_params(command)
             statements = self.runtime.inbox.statements
             row = None
-            if command.fence == "foreign commit":
+            if command.fence is Fence.FOREIGN_COMMIT:
                 row = one_tuple(conn, statements["park_foreign_commit"], params | {"token": self.taking.token})
-            elif command.fence == "absent":
+            elif command.fence is Fence.ABSENT:
                 row = self._park_absent(conn, params)
-            elif command.fence != "beside":
+            elif command.fence is not Fence.BESIDE:
                 row = self._fenced(conn, state, "park", params)
-            if row is None and command.fence in ("beside", "holder or beside"):
+            if row is None and command.fence in (Fence.BESIDE, Fence.HOLDER_OR_BESIDE):
                 row = one_tuple(conn, statements["park_beside"], params)
             return p.Parked() if row is not None else p.FencedOff()
 
@@ -303,7 +305,7 @@ class Transactions:
 
     def _park_params(self, command: p.Park) -> dict[str, Any]:
         detail = with_trace(command.detail, self.failure)
-        params = self.runtime.inbox.park_params(self.message, self.delivery.source, command.reason, detail)
+        params = self.runtime.inbox.park_params(self.message, self.delivery.source, command.reason.value, detail)
         return params | {"unknown_n": command.unknown_n}
 
     def _fenced(self, conn: Connection[Any], state: State, verb: str, params: dict[str, Any]) -> Row | None:
@@ -340,7 +342,7 @@ class Transactions:
     # ---- what is said ------------------------------------------------------------------------------------------------
 
     def _say_parked(self, command: p.Park) -> None:
-        self.emit("consumer.parked", reason=command.reason)
+        self.emit("consumer.parked", reason=command.reason.value)
         say_parked(self.say, command)
 
     def say(self, level: int, text: str, *args: object, failed: bool = False, **fields: object) -> None:

@@ -24,7 +24,8 @@ from onceward.message import Message
 from onceward.parked import redrive
 from onceward.partitions import PARTITIONED, WINDOW_DEFAULT, day_of, make_partition_for, partition_name
 from onceward.protocol import words as p
-from onceward.protocol.delivery import Shape, State
+from onceward.protocol.delivery import Place, State
+from onceward.protocol.reasons import ParkReason
 from onceward.provider import STRIPE_V1
 from onceward.runtime import Runtime
 from onceward.transactions import Transactions
@@ -37,12 +38,12 @@ from onceward_proof.explorer.tables import Clock, Who
 Conn = Connection[Any]
 Operation = tuple[Any, ...]  # what is called, and with what
 PARKS: Final = (
-    p.Park("unknown", unknown_n=1),
-    p.Park("refused"),
-    p.Park("outside window", fence="absent"),
-    p.Park("conflict", fence="beside"),
-    p.Park("two answers", fence="holder or beside"),
-    p.Park("foreign commit", fence="foreign commit"),
+    p.Park(ParkReason.UNKNOWN, unknown_n=1),
+    p.Park(ParkReason.REFUSED),
+    p.Park(ParkReason.OUTSIDE_WINDOW, fence=p.Fence.ABSENT),
+    p.Park(ParkReason.CONFLICT, fence=p.Fence.BESIDE),
+    p.Park(ParkReason.TWO_ANSWERS, fence=p.Fence.HOLDER_OR_BESIDE),
+    p.Park(ParkReason.FOREIGN_COMMIT, fence=p.Fence.FOREIGN_COMMIT),
 )
 
 
@@ -76,7 +77,7 @@ class Holder(NamedTuple):
 class Pair:
     """One message in the model and in Postgres, and two workers at it."""
 
-    def __init__(self, runtime: Runtime, db: Conn, shape: Shape, met: Counter[str]) -> None:
+    def __init__(self, runtime: Runtime, db: Conn, shape: p.Shape, met: Counter[str]) -> None:
         self.runtime, self.db, self.met = runtime, db, met
         self.rules = Rules(shape=shape)
         first = order({"payload": 0})
@@ -126,7 +127,7 @@ class Pair:
     def take(self, index: int, payload: int) -> None:
         self.crash(index)
         message = self.messages[payload]
-        state = State(self.rules.shape, LIMITS, at="taking")
+        state = State(self.rules.shape, LIMITS, at=Place.TAKING)
         rows = Transactions(self.runtime, message, delivery(message))
         event = rows.take(state)
         row, expected = tables.take(self.books, self._who(state, payload), self._clock())
@@ -233,7 +234,7 @@ class Pair:
         if holder is not None:
             event = holder.rows.park(holder.state, command)
             self._written(
-                f"park {command.fence}", event, tables.park(self.books, self._who_of(holder), self._clock(), command)
+                f"park {command.fence.value}", event, tables.park(self.books, self._who_of(holder), self._clock(), command)
             )
 
     def redrive(self) -> None:
@@ -329,11 +330,11 @@ class Pair:
         payload = int(row.fingerprint == self.messages[1].fingerprint())
         return Row(row.state, row.token, row.state == "pending" and not row.leased, row.forgiven, payload)
 
-    def _parked(self) -> tuple[str, str]:
+    def _parked(self) -> tuple[ParkReason | None, ParkReason | None]:
         statement = "SELECT fingerprint, reason FROM onceward.parked WHERE message_id = %s"
         reasons = dict(self.db.execute(statement, (str(UUID(self.messages[0].id)),)).fetchall())
-        first, second = (reasons.get(message.fingerprint(), "") for message in self.messages)
-        return first, second
+        first, second = (reasons.get(message.fingerprint()) for message in self.messages)
+        return first and ParkReason(first), second and ParkReason(second)
 
 
 def _known(event: p.Event) -> p.Event:

@@ -1,22 +1,60 @@
-"""The words of the delivery protocol: its commands and its events, plain tuples. No I/O.
+"""The words of the delivery protocol: its commands, its events, and what each of them may say. No I/O.
 
-`onceward.delivery.step` turns an event into a command; whoever drives it carries the command out and answers with the next
-event.
+`delivery.step` turns an event into a command; the driver carries the command out and answers with the next event. Each word
+is a type of its own and equal only to itself.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Literal
 
+from onceward.protocol.reasons import ParkReason
 from onceward.transport import Settlement
 
-# ---- commands: what the driver is to do ------------------------------------------------------------------------------
+# Transactional: one transaction holds the take and the writes. Effectful: claim, call, finish.
+Shape = Literal["transactional", "effectful"]
+
+
+class Interruption(Enum):
+    """What is raised in a handler that may not go on, or whose effect was refused."""
+
+    REFUSED = "refused"  # the provider's recorded no: the only one after which the handler may go on
+    CALL_FAILED = "call failed"  # the exception of the call itself
+    LATER = "later"
+    LEASE_LOST = "lease lost"
+    UNKNOWN = "unknown"
+    TWO_ANSWERS = "two answers"
+    USAGE = "usage"
+
+
+class Fence(Enum):
+    """Under which condition a message may be parked."""
+
+    HOLDER = "holder"  # the inbox row is as this worker left it
+    ABSENT = "absent"  # there is no inbox row
+    BESIDE = "beside"  # none: the inbox row, if there is one, is another message's and stays as it is
+    HOLDER_OR_BESIDE = "holder or beside"  # the fact must be kept, whoever holds the message now
+    FOREIGN_COMMIT = "foreign commit"  # also from done, for that is what the handler may have committed
+
+
+class RaisedKind(Enum):
+    """What the exception means with which a handler ended."""
+
+    FAILED = "failed"
+    REFUSED = "refused"  # the handler let a provider's refusal pass
+    REJECTED = "rejected"
+    DEFERRED = "deferred"
+    SESSION_LOST = "session lost"
+    CANCELLED = "cancelled"
+    FOREIGN_COMMIT = "foreign commit"
+    UNKNOWN_TYPE = "unknown type"
 
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Take the message: INSERT first, or read the row and decide."""
+    """Take the message: INSERT first, else take over what is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +64,16 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Hand the handler what it asked for: a recorded answer (JSON text), or None for the transaction."""
+    """Let the handler go on, with the recorded answer (JSON text) if it asked for an effect."""
 
     answer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Interrupt:
-    """Raise in the handler: `error` names which."""
+    """Raise in the handler."""
 
-    error: str
+    kind: Interruption
     detail: str = ""
 
 
@@ -73,8 +111,6 @@ class Record:
 class Finish:
     """Open the handler's transaction; its first statement is the fenced UPDATE to done."""
 
-    visited: int
-
 
 @dataclass(frozen=True, slots=True)
 class Commit:
@@ -83,7 +119,10 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """Count a failed attempt, or a lost session, and give the claim back; when these ran out, park instead."""
+    """Count a failed attempt, or a lost session, and give the claim back.
+
+    The same transaction parks the message when `delivery.after_failure` says so.
+    """
 
     error: str
     session_lost: bool = False
@@ -91,17 +130,20 @@ class Fail:
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """Write the parked row, under the fence that `fence` names, and the inbox row as parked."""
+    """Write the parked row, and the inbox row as parked, under `fence`.
 
-    reason: str
+    `unknown_n`: the effect whose outcome is not known, if it is pending; 0: none.
+    """
+
+    reason: ParkReason
     detail: str = ""
-    fence: Literal["holder", "absent", "beside", "holder or beside", "foreign commit"] = "holder"
+    fence: Fence = Fence.HOLDER
     unknown_n: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class GiveBack:
-    """Give the claim back without counting anything."""
+    """Give the claim back; nothing is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +153,11 @@ class Settle:
     settlement: Settlement
 
 
-Command = (
-    Take | Run | Resume | Interrupt | Intend | Call | LookUp | Record | Finish | Commit | Fail | Park | GiveBack | Settle
-)
-
-# ---- events: what happened -------------------------------------------------------------------------------------------
+# Each is one transaction; each is one effect's step; after each it is the handler's turn, or the end.
+Transaction = Take | Finish | Commit | Fail | Park | GiveBack
+EffectStep = Intend | Call | LookUp | Record
+Turn = Run | Resume | Interrupt | Settle
+Command = Transaction | EffectStep | Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +169,10 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The message is ours. `fresh`: its row did not exist before; `takes`: claims that ended in nothing, this included.
+    """The message is ours.
 
-    `excused`: deliveries that the queue counted, and that ended in a deferral, or behind another worker's open transaction.
+    `fresh`: its row did not exist before. `takes`: takes of it that ended in nothing so far, this one included.
+    `excused`: deliveries that its queue counted, and that ended in a deferral or behind another worker's open transaction.
     """
 
     token: int
@@ -145,21 +188,21 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """Another worker holds it, for this long at most."""
+    """Another worker holds it, for at most this long."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """The row is of another payload."""
+    """The row belongs to another payload."""
 
     detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class OutsideWindow:
-    """Older than the window and unseen, from the future, or without a time of its own."""
+    """Its id is unseen, and older than the window, from the future, or without a time."""
 
     detail: str = ""
 
@@ -171,7 +214,7 @@ class DatabaseLost:
 
 @dataclass(frozen=True, slots=True)
 class Ambiguous:
-    """COMMIT was sent and no reply came: it may or may not have happened."""
+    """COMMIT was sent, and no reply came: it may or may not have happened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +234,7 @@ class BlockRaised:
 
 @dataclass(frozen=True, slots=True)
 class BlockEnded:
-    """The body of `once.transaction()` ended well."""
+    """The body of `once.transaction()` came to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,19 +244,16 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """The handler raised.
+    """The handler raised. `delay_seconds`: of a deferral."""
 
-    `kind`: failed | refused | rejected | deferred | session lost | cancelled | foreign commit | unknown type.
-    """
-
-    kind: str
+    kind: RaisedKind
     detail: str = ""
     delay_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The intent is done, or its answer is stored now."""
+    """The intent is done: this is its answer, stored now or before."""
 
     answer: str
     refused: bool = False
@@ -221,24 +261,24 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Intended:
-    """The intent is committed (or was pending, inside the window): call."""
+    """The intent is pending, inside the provider's window: call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """The intent is pending past the provider's window, or unknown: never call; look it up."""
+    """The intent is pending past the window, or unknown: look it up, never call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """The recorded effects are not the ones that the handler now asks for."""
+    """The effect recorded at this place is not the one that is asked for."""
 
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class FencedOff:
-    """The lease or the fence is lost."""
+    """The row is not as this worker left it: another has it, or it is over. Nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,28 +291,28 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """The provider answered, so the effect may have happened, but what it said is not JSON; `detail` is all of it."""
+    """The provider's answer is not JSON, though the effect may have happened; `detail` is all of it."""
 
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """The call, or the look-up, was cut off because the program is ending: nothing is said of it, as after a crash."""
+    """The call, or the look-up, was cut off because the program is ending: as after a crash."""
 
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """The provider says that the key is in use, or to come back later: nothing was decided."""
+    """The provider asks to come back later (the key is in use): nothing is decided."""
 
     delay_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """The provider replayed a stored 5xx: trying again cannot change it."""
+    """The provider replayed a stored 5xx, which no retry can change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +324,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """The provider refuses the key: it knows it with another request."""
+    """The provider knows the key with another request."""
 
     detail: str
 
@@ -303,7 +343,10 @@ class TwoAnswers:
 
 @dataclass(frozen=True, slots=True)
 class Finishing:
-    """The transaction is open, the row is done in it. Counts of all recorded intents, and of those not done."""
+    """The transaction is open, with the row done in it.
+
+    `intents`: how many are recorded. `intents_open`: how many of them have no answer.
+    """
 
     intents: int
     intents_open: int
@@ -316,12 +359,12 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Aborted:
-    """The transaction had failed inside: it rolled back, whatever the handler believes."""
+    """The transaction had failed inside, so it was rolled back."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignCommit:
-    """The session is not in the transaction that we opened."""
+    """The session is not in the transaction that we opened: the handler ended it."""
 
 
 @dataclass(frozen=True, slots=True)
