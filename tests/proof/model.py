@@ -28,7 +28,7 @@ from onceward.protocol.delivery import Place, State
 from onceward.protocol.reasons import ParkReason
 from onceward.provider import STRIPE_V1
 from onceward.runtime import Runtime
-from onceward.transactions import Transactions
+from onceward.transactions import Context, Transactions
 from onceward.transport import Delivery
 from onceward_proof.explorer import tables
 from onceward_proof.explorer.cell import CALLABLE, EXPIRED, LIMITS, Books, Row
@@ -68,10 +68,14 @@ class NoHeartbeat:
 class Holder(NamedTuple):
     """One worker: what it writes with, and the row as its open transaction has it."""
 
-    rows: Transactions
+    context: Context
+    transactions: Transactions
     state: State
     payload: int
     open: Row | None = None
+
+    def carry_out(self, command: p.Transaction) -> p.Event:
+        return self.transactions.carry_out(self.state, command)
 
 
 class Pair:
@@ -128,8 +132,9 @@ class Pair:
         self.crash(index)
         message = self.messages[payload]
         state = State(self.rules.shape, LIMITS, at=Place.TAKING)
-        rows = Transactions(self.runtime, message, delivery(message))
-        event = rows.take(state)
+        context = Context(self.runtime, message, delivery(message))
+        transactions = Transactions(context)
+        event = transactions.carry_out(state, p.Take())
         row, expected = tables.take(self.books, self._who(state, payload), self._clock())
         self._agree("take", event, expected)
         if not isinstance(event, p.Taken) or row is None:
@@ -137,7 +142,7 @@ class Pair:
         state = state._replace(token=event.token, fresh=event.fresh)
         if row.state == "pending":
             self.books = self.books._replace(row=row)
-        self.holders[index] = Holder(rows, state, payload, row if row.state == "done" else None)
+        self.holders[index] = Holder(context, transactions, state, payload, row if row.state == "done" else None)
 
     def intend(self, index: int) -> None:
         holder = self.holders[index]
@@ -147,7 +152,7 @@ class Pair:
         with self.runtime.database.connection() as conn:
             try:
                 event: p.Event = self.runtime.intents.intend(
-                    conn, self.messages[holder.payload], holder.rows.taking, n=1, name="charge", request={},
+                    conn, self.messages[holder.payload], holder.context.taken, n=1, name="charge", request={},
                     provider=STRIPE_V1,
                 )  # fmt: skip
             except psycopg.Error:
@@ -172,7 +177,7 @@ class Pair:
         holder = self.holders[index]
         if holder is None or holder.open or self.rules.shape == "transactional":
             return
-        event = holder.rows.finish()
+        event = holder.carry_out(p.Finish())
         expected = tables.begin(self.books, self._who_of(holder), self._clock())
         row, said = (None, p.DatabaseLost()) if expected is None else expected
         self._agree("finish", event, said)
@@ -192,14 +197,14 @@ class Pair:
 
     def _end(self, index: int, before: str, expected: p.Event, *, committed: bool) -> None:
         holder = self.holders[index]
-        if holder is None or holder.open is None or holder.rows.conn is None:
+        if holder is None or holder.open is None or holder.transactions.session.conn is None:
             return
         if before:
             try:
-                holder.rows.conn.execute(before.encode())
+                holder.transactions.session.conn.execute(before.encode())
             except psycopg.errors.DivisionByZero:
                 self.met["a swallowed error"] += 1
-        self._agree("commit", holder.rows.commit(), expected)
+        self._agree("commit", holder.carry_out(p.Commit()), expected)
         if committed:
             self.books = self.books._replace(row=holder.open)
         self.holders[index] = holder._replace(open=None)
@@ -207,32 +212,32 @@ class Pair:
     def crash(self, index: int) -> None:
         holder = self.holders[index]
         if holder is not None:
-            holder.rows.close()
+            holder.transactions.session.close()
             self.holders[index] = None
 
     def fail(self, index: int) -> None:
         holder = self._rolled_back(index)
         if holder is not None:
-            event = holder.rows.fail(holder.state, p.Fail("x"))
+            event = holder.carry_out(p.Fail("x"))
             self._written("fail", event, tables.fail(self.books, self._who_of(holder), self._clock()))
 
     def lose_session(self, index: int) -> None:
         holder = self._rolled_back(index)
         if holder is not None:
-            event = holder.rows.fail(holder.state, p.Fail("x", session_lost=True))
+            event = holder.carry_out(p.Fail("x", session_lost=True))
             expected = tables.fail(self.books, self._who_of(holder), self._clock(), session_lost=True)
             self._written("lose session", event, expected)
 
     def give_back(self, index: int) -> None:
         holder = self._rolled_back(index)
         if holder is not None and self.rules.shape == "effectful":
-            event = holder.rows.give_back()
+            event = holder.carry_out(p.GiveBack())
             self._written("give back", event, tables.give_back(self.books, self._who_of(holder), self._clock()))
 
     def park(self, index: int, command: p.Park) -> None:
         holder = self._rolled_back(index)
         if holder is not None:
-            event = holder.rows.park(holder.state, command)
+            event = holder.carry_out(command)
             self._written(
                 f"park {command.fence.value}", event, tables.park(self.books, self._who_of(holder), self._clock(), command)
             )
