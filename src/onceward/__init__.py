@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from onceward.parked import redrive as redrive
     from onceward.parked import show_parked as show_parked
     from onceward.perform import Once as Once
+    from onceward.protocol.reasons import ParkReason as ParkReason
     from onceward.provider import NO_KEYS as NO_KEYS
     from onceward.provider import STRIPE_V1 as STRIPE_V1
     from onceward.provider import ProviderProfile as ProviderProfile
@@ -68,8 +69,6 @@ if TYPE_CHECKING:
     from onceward.transport import Source as Source
     from onceward.transport import Traits as Traits
     from onceward.transport import release as release
-
-    # INTEGRATOR: `ParkReason as ParkReason` here, and in the table under the module that defines it.
 else:
     _HOMES = {
         "consumer": "Consumer",
@@ -83,6 +82,7 @@ else:
         "outbox": "publish",
         "parked": "ParkedIntent ParkedMessage ParkedRow Redrive list_parked redrive show_parked",
         "perform": "Once",
+        "protocol.reasons": "ParkReason",
         "provider": "NO_KEYS STRIPE_V1 ProviderProfile",
         "relay_loop": "relay",
         "retry": "Backoff",

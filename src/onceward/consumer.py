@@ -25,7 +25,9 @@ from onceward.outbox import Nudge
 from onceward.parked import parked_id
 from onceward.partitions import WINDOW_DEFAULT, make_partition_for
 from onceward.perform import NoHandler, Once, Performer
-from onceward.protocol.delivery import Limits, Shape
+from onceward.protocol.delivery import Limits
+from onceward.protocol.reasons import ParkReason
+from onceward.protocol.words import Shape
 from onceward.retry import Backoff
 from onceward.rights import check_rights
 from onceward.runtime import Runtime
@@ -212,7 +214,7 @@ class OpenConsumer:
         try:
             message = Message.from_wire(delivery.headers, delivery.body)
         except MalformedMessage as error:
-            return self._park_beside(delivery, "malformed", str(error))
+            return self._park_beside(delivery, ParkReason.MALFORMED.value, str(error))
         handler = self.consumer.handlers.get(message.type)
         if handler is not None:
             return Performer(self.runtime, handler.shape, handler.call, message, delivery).run()

@@ -1,4 +1,4 @@
-"""What is said of one message in the log: one line for whoever is on call, and the same as fields for programs."""
+"""What is said of one message in the log: one line for the engineer on call, and the same as fields for programs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from onceward.protocol.words import Fail, Park
 
 logger = logging.getLogger("onceward")
 TRACE_CHARS_MAX: Final = 16_000
-SAID_CHARS_MAX: Final = 2000  # of a reason, in a line; the parked row has all of it
+REASON_CHARS_MAX: Final = 2000  # in a line; the parked row has all of it
 
 
 def say(
     consumer: str, message: Message, level: int, text: str, *args: object, failure: BaseException | None = None,
     **fields: object,
 ) -> None:  # fmt: skip
-    """One line about this message. `fields` (and which message it is) travel as `record.onceward`."""
+    """One line about this message. `fields`, and which message it is, travel as `record.onceward`."""
     known = {"consumer": consumer, "message_type": message.type, "message_id": message.id} | fields
     logger.log(
         level, f"%s: %s %s: {text}", consumer, message.type, message.id, *args, exc_info=traced(failure),
@@ -29,27 +29,29 @@ def say(
 
 
 def say_failed(tell: Callable[..., None], command: Fail, attempts: int, attempts_max: int, retry_seconds: float) -> None:
-    """One line about a failed attempt, or a lost session, that is tried again."""
-    reason = command.error[:SAID_CHARS_MAX]
-    what = "lost its database session" if command.session_lost else f"attempt {attempts} of {attempts_max} failed"
+    """One line about a failed attempt, or a lost session, that is retried."""
+    reason = command.error[:REASON_CHARS_MAX]
+    what = "the database session was lost" if command.session_lost else f"attempt {attempts} of {attempts_max} failed"
     known = {"attempt": attempts, "attempts_max": attempts_max, "retry_seconds": retry_seconds, "reason": reason}
-    text = "%s, tried again in %.1f s: %s"
+    text = "%s; retrying in %.1f s: %s"
     tell(logging.WARNING, text, what, retry_seconds, reason, failed=True, next="retry", **known)
 
 
 def say_parked(tell: Callable[..., None], command: Park) -> None:
-    """One line about a message that is parked."""
-    text, detail = "parked, it waits for a person: %s: %s", command.detail[:SAID_CHARS_MAX]
-    tell(logging.ERROR, text, command.reason, detail, failed=True, next="parked", reason=command.reason)
+    """One line about a message that is parked, and how to see the rest."""
+    text = "parked (%s); run `onceward parked show` for the rest: %s"
+    reason, detail = command.reason.value, command.detail[:REASON_CHARS_MAX]
+    tell(logging.ERROR, text, reason, detail, failed=True, next="parked", reason=reason)
 
 
 def traced(failure: BaseException | None) -> BaseException | None:
-    """The failure, if where it was raised tells anything: a signal or a refusal is how a handler steers its message."""
+    """The failure, unless it is how a handler steers its message: where a signal or a refusal was raised tells nothing."""
     return None if isinstance(failure, Signal | EffectRefused) else failure
 
 
 def with_trace(text: str, failure: BaseException | None) -> str:
-    """The text, and under it where the failure was raised: a log may be gone by the time that somebody looks."""
+    """The text, and under it where the failure was raised."""
+    # The trace is logged as well, but a log may be gone by the time that somebody looks at the parked row.
     shown = traced(failure)
     if shown is None:
         return text

@@ -1,4 +1,8 @@
-"""Performs one delivery: drives `step`, runs the handler, calls the provider. Every decision is `step`'s."""
+"""Performs one delivery: drives `step`, runs the handler, calls the provider.
+
+What follows from an event is `step`'s to decide. Decided here is only which event it was: what an exception means, of a
+handler (`Performer._raised`) or of a provider's client (`provider.read_error`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, NoReturn, assert_never
+from typing import Any, Final, NamedTuple, assert_never
 
 import psycopg
 from psycopg import Connection
@@ -18,15 +22,16 @@ from onceward.errors import ConflictError, Defer, EffectRefused, LeaseLost, Reje
 from onceward.intents import IntentResult, RecordResult, request_fingerprint
 from onceward.message import Message, canonical_json
 from onceward.protocol import words as p
-from onceward.protocol.delivery import Shape, start, step
+from onceward.protocol.delivery import Place, start, step
+from onceward.protocol.words import Interruption, RaisedKind, Shape
 from onceward.provider import ProviderProfile, read_error
 from onceward.runtime import Runtime
 from onceward.session import left_open
 from onceward.statements import storable
-from onceward.transactions import Transactions
+from onceward.transactions import Context, Transactions
 from onceward.transport import Delivery, Settlement
 
-ANSWER_CHARS_MAX: Final = 100_000
+ANSWER_CHARS_MAX: Final = 100_000  # of an answer that is not JSON, in the parked row: it is kept nowhere else
 
 
 class NoHandler(Signal):
@@ -44,6 +49,7 @@ class Effect(NamedTuple):
     request: Any
     provider: ProviderProfile
     lookup: Call | None
+    fingerprint: bytes  # of the request
 
 
 class Once:
@@ -51,9 +57,11 @@ class Once:
 
     def __init__(self, performer: Performer) -> None:
         self._performer = performer
+        self._names: set[str] = set()
+        self._thread = threading.get_ident()
 
     def effect(self, name: str, call: Call, *, request: Any, provider: ProviderProfile, lookup: Call | None = None) -> Any:
-        """The effect `name` has happened once, and its recorded answer is returned: plain JSON, the same on every replay.
+        """The effect `name` has happened once; returns its recorded answer: plain JSON, the same on every replay.
 
         `call(request, key)` must send `key` as the provider's idempotency key; it runs with no transaction and no
         connection held. `lookup(request, key)` returns the answer of an effect that happened, or None.
@@ -65,7 +73,13 @@ class Once:
 
         Crash anywhere in it: the intent is pending, and the redelivery asks again with the same key.
         """
-        return self._performer.effect(Effect(name, call, request, provider, lookup))
+        self._check_turn()
+        check_effect(name, call, provider, lookup)
+        effect = Effect(name, call, request, provider, lookup, request_fingerprint(request))
+        if name in self._names:
+            raise UsageError(f"two effects of one message are called {name!r}: they would share one key, and be one")
+        self._names.add(name)
+        return json.loads(self._performer.perform_effect(effect))
 
     @contextmanager
     def transaction(self) -> Iterator[Connection[Any]]:
@@ -76,13 +90,29 @@ class Once:
         Crash before COMMIT: nothing is written; the redelivery runs the handler again, its effects answer from their rows.
         Crash after COMMIT: the redelivery is turned away as a duplicate.
         """
-        with self._performer.transaction() as conn:
-            yield conn
+        self._check_turn()
+        performer = self._performer
+        performer.open_transaction()
+        try:
+            yield performer.hand_out()
+            performer.check_nothing_open()
+        except BaseException:
+            performer.break_transaction()
+            raise
+        performer.commit_transaction()
 
     @property
     def lease_lost(self) -> bool:
         """True once a heartbeat has seen that another worker owns this message: stop early, nothing you do can count."""
-        return self._performer.lease_lost
+        return self._performer.is_lease_lost()
+
+    def _check_turn(self) -> None:
+        """Raises `UsageError` when it is not this caller's turn."""
+        if self._performer.handler_has_left:
+            raise UsageError("this message's handler has ended: its `once` can do nothing any more")
+        # Two threads at once would mix up two effects' answers: the protocol has one place, and one effect asked for.
+        if threading.get_ident() != self._thread:
+            raise UsageError("`once` belongs to the handler's own thread: ask for effects there, one after the other")
 
 
 class Performer:
@@ -91,21 +121,18 @@ class Performer:
     def __init__(
         self, runtime: Runtime, shape: Shape, handler: Callable[..., None], message: Message, delivery: Delivery
     ) -> None:
-        self.runtime = runtime
-        self.message = message
-        self.delivery = delivery
+        self.handler_has_left = False
+        self._runtime = runtime
+        self._message = message
+        self._delivery = delivery
         self._handler = handler
-        self._rows = Transactions(runtime, message, delivery)
+        self._context = Context(runtime, message, delivery)
+        self._transactions = Transactions(self._context)
+        self._session = self._transactions.session
+        self._steps = EffectSteps(self._context, self._is_cancelled)
         self._state = start(shape, runtime.limits)
-        self._asked: Effect | None = None
-        self._names: set[str] = set()
-        self._failure: BaseException | None = None
-        self._ended = False  # the handler ended our transaction by itself, and then raised
-        self._thread = threading.get_ident()
-        self._over = False  # the handler has left
+        self._ended_by_handler = False  # it ended our transaction by itself, and then raised
         self._told_to_end: BaseException | None = None  # Ctrl-C or exit, on the main thread: passed on at the end
-
-    # ---- driving the protocol ----------------------------------------------------------------------------------------
 
     def run(self) -> Settlement:
         """Take, handle, finish; returns what the queue is to be told.
@@ -114,282 +141,281 @@ class Performer:
         the program is told to end, the message has neither finished nor failed, and its redelivery decides.
         """
         try:
-            self._rows.emit("consumer.received", count=self.delivery.count)
-            command = self._advance(p.Received(self.delivery.count))
+            self._context.emit("consumer.received", count=self._delivery.count)
+            command = self._advance(p.Received(self._delivery.count))
             if isinstance(command, p.Run):
                 command = self._run_handler()
         finally:
-            self._rows.close()
+            self._session.close()
         if self._told_to_end is not None:
             raise self._told_to_end
         if not isinstance(command, p.Settle):
             raise AssertionError(f"the protocol ended with {command!r}")
         return command.settlement
 
-    def _advance(self, event: p.Event) -> p.Command:
-        """Perform commands until it is the handler's turn, or the end."""
+    def _advance(self, event: p.Event) -> p.Turn:
+        """Carry out commands until it is the handler's turn, or the end."""
         while True:
             self._state, command = step(self._state, event)
-            outcome = self._carry_out(command)
-            if outcome is None:
+            if isinstance(command, p.Turn):
                 return command
-            event = outcome
+            if isinstance(command, p.EffectStep):
+                event = self._steps.carry_out(command)
+            else:
+                event = self._transactions.carry_out(self._state, command)
 
-    def _run_handler(self) -> p.Command:
-        given = self._rows.hand_out() if self._state.shape == "transactional" else Once(self)
+    def _run_handler(self) -> p.Turn:
+        argument = self.hand_out() if self._state.shape == "transactional" else Once(self)
         try:
-            check_done(self._handler(self.message, given), "the handler")
-            self._check_nothing_open()
+            check_done(self._handler(self._message, argument), "the handler")
+            self.check_nothing_open()
         except BaseException as error:  # noqa: BLE001 - it becomes the protocol's event, and is recorded as that
-            self._over = True
-            if self._state.at == "finished":
-                self._rows.failure = error
-                self._rows.say(logging.ERROR, "finished, but its handler raised afterwards", failed=True)
-                self._rows.emit("consumer.raised_late", error=describe(error))
+            self.handler_has_left = True
+            if self._state.at is Place.FINISHED:
+                self._context.failure = error
+                self._context.say(logging.ERROR, "its handler raised after it was finished; it stays done", failed=True)
+                self._context.emit("consumer.raised_late", error=describe(error))
             return self._advance(self._raised(error))
-        self._over = True
-        return self._advance(self._raised_after_end() if self._ended else p.Returned())
-
-    def _check_nothing_open(self) -> None:
-        """Raises `UsageError` when the handler left something on its connection that COMMIT would wait for, for ever."""
-        what = left_open(self._rows.conn)
-        if what:
-            raise UsageError(f"the handler left {what} on its connection: read it to its end, or close it")
+        self.handler_has_left = True
+        return self._advance(_raised_after_end() if self._ended_by_handler else p.Returned())
 
     def _raised(self, error: BaseException) -> p.Raised:
-        self._rows.failure = error
-        if self._state.shape == "transactional" and not self._rows.is_ours():
-            self._ended = True
-        if self._ended:
-            return self._raised_after_end()
+        """What the handler's exception means. The first that holds counts: each would hide the ones below it."""
+        self._context.failure = error
+        if self._state.shape == "transactional" and not self._transactions.finishing.is_ours():
+            self._ended_by_handler = True
+        if self._ended_by_handler:
+            # Before anything else: what it wrote may stand with the row as done, so a retry would be turned away.
+            return _raised_after_end()
         if self._is_cancelled(error):
-            return p.Raised("cancelled", describe(error))
+            return p.Raised(RaisedKind.CANCELLED, describe(error))
         match error:
             case EffectRefused():
-                return p.Raised("refused", canonical_json(error.answer))
+                return p.Raised(RaisedKind.REFUSED, canonical_json(error.answer))
             case Reject():
-                return p.Raised("rejected", error.reason)
+                return p.Raised(RaisedKind.REJECTED, error.reason)
             case NoHandler():
-                return p.Raised("unknown type", str(error))
+                return p.Raised(RaisedKind.UNKNOWN_TYPE, str(error))
             case Defer():
-                if self._state.at != "unwinding":
-                    self._rows.say(logging.INFO, "deferred for %g s", error.delay_seconds, next="retry")
-                self._rows.excuse(self._state, str(error))
-                return p.Raised("deferred", str(error), error.delay_seconds)
+                return self._deferred(error)
         if self._lost_its_session():
-            return p.Raised("session lost", f"the handler's database session was lost: {describe(error)}")
-        return p.Raised("failed", describe(error))
+            return p.Raised(RaisedKind.SESSION_LOST, f"the handler's database session was lost: {describe(error)}")
+        return p.Raised(RaisedKind.FAILED, describe(error))
+
+    def _deferred(self, error: Defer) -> p.Raised:
+        # While it unwinds, the delivery has another outcome already, and a line about a retry would be wrong.
+        if self._state.at is not Place.UNWINDING:
+            self._context.say(logging.INFO, "deferred for %g s", error.delay_seconds, next="retry")
+        self._transactions.taking.excuse(self._state, str(error))
+        return p.Raised(RaisedKind.DEFERRED, str(error), error.delay_seconds)
 
     def _lost_its_session(self) -> bool:
         """The server, or the handler itself, ended it; not we, because something was left under way on it."""
-        rows = self._rows
-        return not rows.discarded and (rows.session_lost or (rows.conn is not None and is_broken(rows.conn)))
+        session = self._session
+        return not session.discarded and (session.lost or (session.conn is not None and is_broken(session.conn)))
 
     def _is_cancelled(self, error: BaseException) -> bool:
-        """The work was taken away from the handler: by a cancellation, or because the program is told to end.
-
-        CancelledError by name: to import asyncio would cost every program more than all of ours. A handler on a worker's
-        thread that calls sys.exit() has merely failed: nobody told the program to end.
-        """
+        """The work was taken away from the handler: by a cancellation, or because the program is told to end."""
+        # A handler on a worker's thread that calls sys.exit() has merely failed: nobody told the program to end.
         if isinstance(error, KeyboardInterrupt | SystemExit) and threading.current_thread() is threading.main_thread():
             self._told_to_end = error
             return True
+        # By name: to import asyncio for its CancelledError would cost every program more than all of our own imports.
         return any(known.__name__ == "CancelledError" for known in type(error).__mro__)
 
-    def _raised_after_end(self) -> p.Raised:
-        """What it wrote may stand, with the row as done: a retry would be turned away, and the rest never be done."""
-        return p.Raised("foreign commit", "the handler ended the transaction that was opened for it, and then raised")
+    def perform_effect(self, effect: Effect) -> str:
+        """The recorded answer of this effect, as JSON text."""
+        self._steps.effect = effect
+        answer = self._ask(p.EffectAsked()).answer
+        if answer is None:
+            raise AssertionError("the protocol went on without an answer")
+        return answer
 
-    # ---- what `Once` asks for ----------------------------------------------------------------------------------------
+    def open_transaction(self) -> None:
+        self._ask(p.FinishAsked())
 
-    def effect(self, effect: Effect) -> Any:
-        self._check_turn()
-        check_effect(effect)
-        if effect.name in self._names:
-            raise UsageError(f"two effects of one message are called {effect.name!r}: they would share one key, and be one")
-        self._names.add(effect.name)
-        self._asked = effect
-        command = self._advance(p.EffectAsked())
-        if not isinstance(command, p.Resume) or command.answer is None:
-            self._interrupt(command)
-        return json.loads(command.answer)
+    def hand_out(self) -> Connection[Any]:
+        return self._session.hand_out()
 
-    def _check_turn(self) -> None:
-        """Raises `UsageError` when it is not this caller's turn: two threads at once would mix up two effects' answers."""
-        if self._over:
-            raise UsageError("this message's handler has ended: its `once` can do nothing any more")
-        if threading.get_ident() != self._thread:
-            raise UsageError("`once` belongs to the handler's own thread: ask for effects there, one after the other")
+    def commit_transaction(self) -> None:
+        self._ask(p.BlockEnded())
 
-    @contextmanager
-    def transaction(self) -> Iterator[Connection[Any]]:
-        self._check_turn()
-        command = self._advance(p.FinishAsked())
-        if not isinstance(command, p.Resume) or self._rows.conn is None:
-            self._interrupt(command)
-        try:
-            yield self._rows.hand_out()
-            self._check_nothing_open()
-        except BaseException:
-            self._ended = not self._rows.is_ours()
-            self._rows.roll_back()
-            self._advance(p.BlockRaised())
-            raise
-        command = self._advance(p.BlockEnded())
-        if not isinstance(command, p.Resume):
-            self._interrupt(command)
+    def break_transaction(self) -> None:
+        """The body raised: what it wrote is rolled back."""
+        # Asked first: once it is rolled back, nothing tells any more whether the handler had ended it by itself.
+        self._ended_by_handler = not self._transactions.finishing.is_ours()
+        self._session.roll_back()
+        self._advance(p.BlockRaised())
 
-    def _interrupt(self, command: p.Command) -> NoReturn:
-        """Raise in the handler what the protocol says; a failed call raises the caller's own exception."""
-        if not isinstance(command, p.Interrupt):
-            raise AssertionError(f"the protocol answered the handler with {command!r}")
-        if command.error == "call failed" and self._failure is not None:
-            raise self._failure
-        if command.error == "refused":
-            raise EffectRefused(json.loads(command.detail))
-        raise _ERRORS.get(command.error, UnknownOutcome)(command.detail)
+    def check_nothing_open(self) -> None:
+        """Raises `UsageError` when the handler left something on its connection that COMMIT would wait for, for ever."""
+        what = left_open(self._session.conn)
+        if what:
+            raise UsageError(f"the handler left {what} on its connection: read it to its end, or close it")
 
-    @property
-    def lease_lost(self) -> bool:
-        return self.runtime.keeper.is_lost(self.delivery)
+    def is_lease_lost(self) -> bool:
+        return self._runtime.keeper.is_lost(self._delivery)
 
-    # ---- carrying out commands ---------------------------------------------------------------------------------------
+    def _ask(self, event: p.Event) -> p.Resume:
+        """What the protocol lets the handler go on with; raises in the handler what the protocol says instead."""
+        command = self._advance(event)
+        if isinstance(command, p.Resume):
+            return command
+        if isinstance(command, p.Interrupt):
+            raise self._exception(command)
+        raise AssertionError(f"the protocol answered the handler with {command!r}")
 
-    def _carry_out(self, command: p.Command) -> p.Event | None:
-        """What happened; None: it is the handler's turn, or the end."""
-        rows, state = self._rows, self._state
-        match command:
-            case p.Take():
-                return rows.take(state)
-            case p.Finish():
-                return rows.finish()
-            case p.Commit():
-                return rows.commit()
-            case p.Fail():
-                return rows.fail(state, command)
-            case p.Park():
-                return rows.park(state, command)
-            case p.GiveBack():
-                return rows.give_back()
-        return self._carry_out_effect(command)
+    def _exception(self, command: p.Interrupt) -> BaseException:
+        match command.kind:
+            case Interruption.REFUSED:
+                return EffectRefused(json.loads(command.detail))
+            case Interruption.CALL_FAILED if self._steps.failure is not None:
+                # The caller's own exception, as if there were nothing between the handler and its client.
+                return self._steps.failure
+            case Interruption.CALL_FAILED | Interruption.UNKNOWN | Interruption.LATER:
+                return UnknownOutcome(command.detail)
+            case Interruption.LEASE_LOST:
+                return LeaseLost(command.detail)
+            case Interruption.TWO_ANSWERS:
+                return ConflictError(command.detail)
+            case Interruption.USAGE:
+                return UsageError(command.detail)
+            case _:
+                assert_never(command.kind)
 
-    def _carry_out_effect(self, command: p.Command) -> p.Event | None:
+
+def _raised_after_end() -> p.Raised:
+    detail = "the handler ended the transaction that was opened for it, and then raised"
+    return p.Raised(RaisedKind.FOREIGN_COMMIT, detail)
+
+
+class EffectSteps:
+    """The steps of one effect at a time: intend, call, look up, record. No transaction is open in any of them."""
+
+    def __init__(self, context: Context, is_cancelled: Callable[[BaseException], bool]) -> None:
+        self.effect: Effect | None = None  # the one that the handler asks for now
+        self.failure: BaseException | None = None  # what its call, or its look-up, raised
+        self.runtime = context.runtime
+        self.message = context.message
+        self._context = context
+        self._is_cancelled = is_cancelled
+
+    def carry_out(self, command: p.EffectStep) -> p.Event:
+        effect = self.effect
+        if effect is None:
+            raise AssertionError("no effect was asked for")
         match command:
             case p.Intend(n):
-                return self._intend(n)
+                return self._intend(n, effect)
             case p.Call(n):
-                return self._call(n)
+                return self._call(n, effect)
             case p.LookUp(n):
-                return self._look_up(n)
+                return self._look_up(n, effect)
             case p.Record():
-                return self._record(command)
-        return None
+                return self._record(command, effect)
+            case _:
+                assert_never(command)
 
-    # ---- effects -----------------------------------------------------------------------------------------------------
-
-    def _intend(self, n: int) -> p.Event:
-        effect = self._effect()
+    def _intend(self, n: int, effect: Effect) -> p.Event:
         try:
             with self.runtime.database.connection() as conn:
                 intent = self.runtime.intents.intend(
-                    conn, self.message, token=self._rows.taking.token, n=n, name=effect.name,
-                    fingerprint=request_fingerprint(effect.request), provider=effect.provider,
+                    conn, self.message, token=self._context.taken.token, n=n, name=effect.name,
+                    fingerprint=effect.fingerprint, provider=effect.provider,
                 )  # fmt: skip
         except psycopg.Error as error:
-            return self._rows.database_lost("effect not started", error)
+            self._context.say_redelivery(f"effect {effect.name!r} was not started", error)
+            return p.DatabaseLost()
         match intent.result:
             case IntentResult.CALL:
-                self._rows.emit("effect.intended", n=n, name=effect.name)
+                self._context.emit("effect.intended", n=n, name=effect.name)
                 return p.Intended()
             case IntentResult.ANSWERED:
-                self._rows.emit("effect.replayed", n=n, name=effect.name)
+                self._context.emit("effect.replayed", n=n, name=effect.name)
                 return p.Recorded(intent.answer_json, intent.refused)
             case IntentResult.LOOK_UP:
                 return p.Expired()
             case IntentResult.CHANGED:
                 return p.Changed(intent.detail)
             case IntentResult.LEASE_LOST:
-                self._rows.emit("consumer.lease_lost")
+                self._context.emit("consumer.lease_lost")
                 return p.FencedOff()
-        assert_never(intent.result)
+            case _:
+                assert_never(intent.result)
 
-    def _call(self, n: int) -> p.Event:
-        effect = self._effect()
+    def _call(self, n: int, effect: Effect) -> p.Event:
         event = self._ask_provider(effect.call, effect, "its call")
-        self._rows.emit("effect.answered", n=n, name=effect.name, outcome=type(event).__name__)
+        self._context.emit("effect.answered", n=n, name=effect.name, outcome=type(event).__name__)
         return event
 
-    def _look_up(self, n: int) -> p.Event:
-        effect = self._effect()
+    def _look_up(self, n: int, effect: Effect) -> p.Event:
         if effect.lookup is None:
             return p.NotFound()
         event = self._ask_provider(effect.lookup, effect, "its look-up")
         if isinstance(event, p.Answered | p.NotFound | p.Unreadable):
-            self._rows.emit("effect.looked_up", n=n, name=effect.name, found=not isinstance(event, p.NotFound))
+            found = not isinstance(event, p.NotFound)
+            self._context.emit("effect.looked_up", n=n, name=effect.name, found=found)
         return event
 
-    def _ask_provider(self, call: Callable[[Any, str], Any], effect: Effect, what: str) -> p.Event:
+    def _ask_provider(self, call: Call, effect: Effect, what: str) -> p.Event:
         """What the provider said to the call or the look-up of an effect; a look-up's None: it did not happen."""
-        looking = call is not effect.call
+        is_look_up = call is not effect.call
         try:
             answer = call(effect.request, self.runtime.intents.key(self.message, effect.name))
             check_done(answer, f"effect {effect.name!r}: {what}")
         except BaseException as error:  # noqa: BLE001 - recorded as the call's outcome, and raised in the handler
-            self._failure = self._rows.failure = error
+            self.failure = self._context.failure = error
             if self._is_cancelled(error):
                 return p.Cancelled(describe(error))
-            if looking and not isinstance(error, EffectRefused):
+            # A look-up only reads: its 409 or 5xx says nothing about the effect. A refusal is what it found.
+            if is_look_up and not isinstance(error, EffectRefused):
                 return p.Failed(f"look-up: {describe(error)}")
-            return self._read_error(effect.provider, error)
-        if looking and answer is None:
+            return _read_error(effect.provider, error)
+        if is_look_up and answer is None:
             return p.NotFound()
         return read_answer(answer, effect.name)
 
-    @staticmethod
-    def _read_error(provider: ProviderProfile, error: BaseException) -> p.Event:
-        """A refusal whose answer cannot be kept is parked with what was answered, as any other such answer."""
-        if not isinstance(error, EffectRefused):
-            return read_error(provider, error)
-        read = read_answer(error.answer, "the refused effect")
-        return p.Answered(read.answer, refused=True) if isinstance(read, p.Answered) else read
-
-    def _record(self, command: p.Record) -> p.Event:
+    def _record(self, command: p.Record, effect: Effect) -> p.Event:
         try:
             with self.runtime.database.connection() as conn:
                 record = self.runtime.intents.record(
                     conn, self.message, n=command.n, answer_json=command.answer, refused=command.refused
                 )
         except psycopg.Error as error:
-            return self._rows.database_lost("answer not recorded", error)
-        self._rows.emit("effect.recorded", n=command.n, name=self._effect().name)
+            self._context.say_redelivery(f"the answer of effect {effect.name!r} was not recorded", error)
+            return p.DatabaseLost()
+        self._context.emit("effect.recorded", n=command.n, name=effect.name)
         match record.result:
             case RecordResult.RECORDED:
                 return p.Recorded(command.answer, command.refused)
             case RecordResult.TWO_ANSWERS:
                 return p.TwoAnswers(record.detail)
-        assert_never(record.result)
+            case _:
+                assert_never(record.result)
 
-    def _effect(self) -> Effect:
-        if self._asked is None:
-            raise AssertionError("no effect was asked for")
-        return self._asked
+
+def _read_error(provider: ProviderProfile, error: BaseException) -> p.Event:
+    if not isinstance(error, EffectRefused):
+        return read_error(provider, error)
+    # A refusal whose answer cannot be kept is parked with what was answered, as any other such answer.
+    read = read_answer(error.answer, "the refused effect")
+    return p.Answered(read.answer, refused=True) if isinstance(read, p.Answered) else read
 
 
 def describe(error: BaseException) -> str:
     return storable(f"{type(error).__name__}: {error}")
 
 
-def check_effect(effect: Effect) -> None:
-    """Raises `UsageError` for an effect that could not be carried out, compared or kept: before anything is written."""
-    if not isinstance(effect.name, str) or not effect.name:
-        raise UsageError(f"an effect needs a name, stable over every attempt and deploy, not {effect.name!r}")
-    if not isinstance(effect.provider, ProviderProfile):
-        raise UsageError(f"effect {effect.name!r}: provider must be a ProviderProfile (STRIPE_V1, NO_KEYS, or one of your "
-                         f"own), not {effect.provider!r}")  # fmt: skip
-    check_plain(effect.call, f"effect {effect.name!r}: its call", 2)
-    if effect.lookup is not None:
-        check_plain(effect.lookup, f"effect {effect.name!r}: its look-up", 2)
-    request_fingerprint(effect.request)
+def check_effect(name: str, call: Call, provider: ProviderProfile, lookup: Call | None) -> None:
+    """Raises `UsageError` for an effect that could not be carried out, or told from another; nothing is written yet."""
+    if not isinstance(name, str) or not name:
+        raise UsageError(f"an effect needs a name, stable over every attempt and deploy, not {name!r}")
+    if not isinstance(provider, ProviderProfile):
+        raise UsageError(f"effect {name!r}: provider must be a ProviderProfile (STRIPE_V1, NO_KEYS, or one of your "
+                         f"own), not {provider!r}")  # fmt: skip
+    check_plain(call, f"effect {name!r}: its call", 2)
+    if lookup is not None:
+        check_plain(lookup, f"effect {name!r}: its look-up", 2)
 
 
 def read_answer(answer: Any, name: str) -> p.Answered | p.Unreadable:
@@ -405,19 +431,9 @@ def read_answer(answer: Any, name: str) -> p.Answered | p.Unreadable:
 
 
 def _shown(answer: Any) -> str:
-    """The answer for a person: its own text, and its attributes, for it is kept nowhere else."""
+    """The answer as a person can read it: its own text, and its attributes."""
     try:
         attributes = getattr(answer, "__dict__", None)
         return f"{answer!r} {attributes!r}" if attributes else repr(answer)
     except Exception as error:  # noqa: BLE001 - a repr that raises must not lose that there was an answer
-        return f"a {type(answer).__name__}, whose repr raises {describe(error)}"
-
-
-_ERRORS: Final[dict[str, Callable[[str], BaseException]]] = {
-    "lease lost": LeaseLost,
-    "unknown": UnknownOutcome,
-    "usage": UsageError,
-    "two answers": ConflictError,
-    "call failed": UnknownOutcome,
-    "later": UnknownOutcome,
-}
+        return f"a {type(answer).__name__} whose repr raises {describe(error)}"

@@ -1,11 +1,15 @@
-"""The transactions of one delivery: take, finish, fail, park, yield. Each answers with what happened; none decides."""
+"""The transactions of one delivery: take, finish, commit, fail, park, give back. Each answers with what happened.
+
+What follows from that is `protocol.delivery`'s to say; here stands only how it is asked of the database. At most one
+connection is held at a time, and none while a provider is called.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import psycopg
 from psycopg import Connection
@@ -17,344 +21,67 @@ from onceward.logs import say, say_failed, say_parked, with_trace
 from onceward.message import Message
 from onceward.outbox import pop_published
 from onceward.protocol import words as p
-from onceward.protocol.delivery import State
+from onceward.protocol.delivery import State, after_failure
+from onceward.protocol.words import Fence
 from onceward.runtime import Runtime
 from onceward.session import begin, commit_guarded, discard, left_open, put_back
 from onceward.statements import storable
 from onceward.transport import Delivery
 
-logger = logging.getLogger("onceward")
-
-LOOK: Final = "SELECT coalesce(pg_current_xact_id_if_assigned()::text = %(transaction)s, false)"
+IS_IN_TRANSACTION: Final = "SELECT coalesce(pg_current_xact_id_if_assigned()::text = %(transaction)s, false)"
 Row = tuple[Any, ...]
 
 
-class Transactions:
-    """What one delivery writes. At most one connection is held at a time, and none while a provider is called."""
+class Context:
+    """What the parts of one delivery share: whose it is, what was taken, and what is said of it."""
 
     def __init__(self, runtime: Runtime, message: Message, delivery: Delivery) -> None:
         self.runtime = runtime
         self.message = message
         self.delivery = delivery
-        self.taking = Take(TakeResult.IN_FLIGHT)
-        self.conn: Connection[Any] | None = None
-        self.session_lost = False
-        self.discarded = False  # the handler left something under way on its connection
+        self.taken = Take(TakeResult.IN_FLIGHT)  # the fence; nothing is taken yet
         self.failure: BaseException | None = None  # what the handler, or its call, raised
-        self._transaction = ""  # the id of the one that holds the handler's writes
-        self._cleaning: Sequence[str] = ()
-        self._handed_out = False  # a handler has had the connection: its session is to be put back
-        self._held = ExitStack()
 
-    # ---- the take ----------------------------------------------------------------------------------------------------
+    @property
+    def statements(self) -> Any:
+        return self.runtime.inbox.statements
 
-    def take(self, state: State) -> p.Event:
-        shape = state.shape
-        lock_timeout = self.runtime.database.lock_timeout
-        params = self.runtime.inbox.take_params(
-            self.message, "done" if shape == "transactional" else "pending", lock_timeout=lock_timeout
-        )
-        if params is None:
-            return p.OutsideWindow(untimed(self.message).detail)
-        try:
-            taking = self._take_on_a_live_session(params, in_transaction=shape == "transactional")
-            excused = self._excused(state)
-        except psycopg.Error as error:
-            return self.database_lost("not taken", error)
-        self.taking = taking
-        self._transaction = taking.transaction if shape == "transactional" else ""
-        self._cleaning = taking.cleaning
-        return self._taken(state, taking, excused)
+    @property
+    def key(self) -> dict[str, Any]:
+        """The message's row, as the parameters of every statement name it."""
+        return self.runtime.inbox.key(self.message)
 
-    def _take_on_a_live_session(self, params: dict[str, Any], *, in_transaction: bool) -> Take:
-        """The take; once more where its connection turned out to be gone: something on the way ended it while it was idle.
-
-        Else each message of a quiet hour would wait for its redelivery, and meet the next connection that is gone. A claim
-        that was committed before its reply was lost is found in flight then, and comes again.
-        """
-        try:
-            return self._take_guarded(params, in_transaction=in_transaction)
-        except psycopg.OperationalError as error:
-            if self.conn is None or not is_broken(self.conn, error):
-                raise
-        self.close()
-        self.runtime.database.forget_broken()
-        return self._take_guarded(params, in_transaction=in_transaction)
-
-    def _take_guarded(self, params: dict[str, Any], *, in_transaction: bool) -> Take:
-        """One transaction with the handler's writes, or (autocommit) one of its own. Not TAKEN: nothing is left open."""
-        try:
-            conn = self._open(begin_transaction=in_transaction)
-            taking = self.runtime.inbox.take_with(conn, params)
-        except psycopg.errors.LockNotAvailable:
-            taking = locked_out()
-        except psycopg.errors.CheckViolation as error:
-            if error.diag.constraint_name is not None:
-                raise
-            taking = self._without_partition(params)
-        if taking.result is not TakeResult.TAKEN or not in_transaction:
-            self.close()
-        return taking
-
-    def _without_partition(self, params: dict[str, Any]) -> Take:
-        self.close()
-        with self.runtime.database.connection() as conn:
-            taking = self.runtime.inbox.without_partition(conn, params)
-        if taking is not None:
-            return taking
-        logger.error("the partition for message %s was missing: upkeep is late; it is made now", self.message.id)
-        self.emit("upkeep.partition_late")
-        self.runtime.partition_late(self.message)
-        return Take(TakeResult.IN_FLIGHT, retry_after_seconds=0.0)
-
-    def _taken(self, state: State, taking: Take, excused: int) -> p.Event:
-        match taking.result:
-            case TakeResult.TAKEN:
-                if state.shape == "effectful":
-                    self.runtime.keeper.claimed(self.delivery, self.message, taking.token)
-                    self.emit("consumer.claimed", token=taking.token)
-                else:
-                    self.emit("consumer.taken", token=taking.token)
-                return p.Taken(taking.token, taking.fresh, taking.takes, excused)
-            case TakeResult.DUPLICATE:
-                self.emit("consumer.duplicate", state=taking.detail)
-                return p.Duplicate()
-            case TakeResult.IN_FLIGHT:
-                self.emit("consumer.in_flight", seconds=taking.retry_after_seconds)
-                self.excuse(state, "it was in another worker's hands")
-                return p.InFlight(taking.retry_after_seconds)
-            case TakeResult.CONFLICT:
-                return p.Conflict(taking.detail)
-            case TakeResult.OUTSIDE_WINDOW:
-                return p.OutsideWindow(taking.detail)
-
-    def _excused(self, state: State) -> int:
-        """How many of the queue's deliveries were no crash; asked only where their number would make the message poison."""
-        if state.shape == "effectful" or self.delivery.count <= self.runtime.limits.deliveries_max or self.conn is None:
-            return 0
-        inbox = self.runtime.inbox
-        row = one_tuple(self.conn, inbox.statements["excused"], inbox.key(self.message))
-        return 0 if row is None else int(row[0])
-
-    def excuse(self, state: State, why: str) -> None:
-        """This delivery is counted as no crash. Crash before it, or no database: one too many counts as one."""
-        if state.shape == "effectful" or not self.delivery.count:
-            return  # its takes are counted in its row, and forgiven there; or the queue counts nothing
-        inbox = self.runtime.inbox
-        self.close()
-        try:
-            with self.runtime.database.connection() as conn:
-                conn.execute(inbox.statements["excuse"], inbox.key(self.message) | {"error": why})
-        except psycopg.Error as error:
-            self.database_lost("this delivery counts as a crash", error)
-
-    # ---- the finish --------------------------------------------------------------------------------------------------
-
-    def finish(self) -> p.Event:
-        inbox = self.runtime.inbox
-        limits = {"token": self.taking.token, "lock_timeout": self.runtime.database.lock_timeout}
-        params = inbox.key(self.message) | limits
-        try:
-            row = one_tuple(self._open(begin_transaction=True), inbox.statements["inbox_finish"], params)
-        except psycopg.Error as error:
-            return self.database_lost("transaction not opened", error)
-        if row is None:
-            self.close()
-            self.emit("consumer.lease_lost")
-            return p.FencedOff()
-        self._transaction, self._cleaning = row[2], row[3]
-        self.emit("consumer.finishing", token=self.taking.token)
-        return p.Finishing(row[0], row[1])
-
-    def commit(self) -> p.Event:
-        self.emit("consumer.handled")
-        conn = self.conn
-        if conn is None or is_broken(conn):
-            return p.ForeignCommit() if self._is_committed() else p.DatabaseLost()
-        published = pop_published(conn)
-        event = commit_guarded(conn, self._transaction, self.runtime.database.putting_back(conn))
-        if isinstance(event, p.Committed):
-            self._handed_out = False
-            self.emit("consumer.committed")
-            if published:
-                self.runtime.nudge()
-        elif isinstance(event, p.Aborted) and self._is_committed():
-            event = p.ForeignCommit()
-        self.close()
-        return event
-
-    def is_ours(self) -> bool:
-        """False: the handler has ended the transaction that we opened. Asked after it raised; what is broken is undone."""
-        conn = self.conn
-        if conn is None:
-            return True
-        if left_open(conn):
-            self.discarded = True
-            discard(conn)  # to ask on it would wait for ever
-        if is_broken(conn) or conn.info.transaction_status == TransactionStatus.INERROR:
-            return not self._is_committed()
-        if conn.info.transaction_status == TransactionStatus.IDLE:
-            return False
-        try:
-            row = one_tuple(conn, LOOK, {"transaction": self._transaction})
-        except psycopg.Error as error:  # also the server's own limit on idling: no OperationalError
-            self.say(logging.WARNING, "the connection was lost while its transaction was looked at: %s", error)
-            return not self._is_committed()
-        return row is None or row[0] is True
-
-    def _is_committed(self) -> bool:
-        """The handler's writes are committed, although we did not commit them: it did, then failed or lost its connection.
-
-        Told by the row that was written with them, on another connection where ours is gone. Crash before this, or no
-        server to ask: they stand, and the redelivery is a duplicate (a named non-guarantee).
-        """
-        if not self._transaction:
-            return False
-        self.roll_back()
-        self.session_lost = self.session_lost or (self.conn is not None and is_broken(self.conn))
-        if self.session_lost:
-            self.close()
-        inbox = self.runtime.inbox
-        whose = {"token": self.taking.token, "worker": inbox.worker, "transaction": self._transaction}
-        try:
-            row = self._ask(inbox.statements["inbox_committed"], inbox.key(self.message) | whose)
-        except psycopg.Error as error:
-            self.say(logging.WARNING, "nobody can say whether its handler committed: %s", error)
-            return False
-        return row is not None and row[0] is True
-
-    def _ask(self, statement: str, params: dict[str, Any]) -> Row | None:
-        if self.conn is not None:
-            return one_tuple(self.conn, statement, params)
-        self.runtime.database.forget_broken()  # what took our connection may have taken them all
-        with self.runtime.database.connection() as conn:
-            return one_tuple(conn, statement, params)
-
-    # ---- fail, park, yield -------------------------------------------------------------------------------------------
-
-    def fail(self, state: State, command: p.Fail) -> p.Event:
-        counted: list[int] = []
-
-        def write(conn: Connection[Any]) -> p.Event:
-            counts = {"failed": int(not command.session_lost), "session_lost": int(command.session_lost)}
-            row = self._fenced(conn, state, "fail", counts | {"error": storable(with_trace(command.error, self.failure))})
-            if row is None:
-                return p.FencedOff()
-            counted[:] = row[:2]
-            if counted[0] < limits.attempts_max and counted[1] < limits.deliveries_max:
-                return p.Counted(self.runtime.backoff.seconds_after(sum(counted)))
-            return p.Parked() if self._fenced(conn, state, "park", self._park_params(park)) else p.FencedOff()
-
-        limits = self.runtime.limits
-        park = p.Park("sessions lost" if command.session_lost else "attempts ran out", command.error)
-        event = self._write(write)
-        if isinstance(event, p.Counted | p.Parked):
-            self.emit("consumer.failed", error=command.error)
-        if isinstance(event, p.Counted):
-            say_failed(self.say, command, counted[0], limits.attempts_max, event.delay_seconds)
-        if isinstance(event, p.Parked):
-            self._say_parked(park)
-        return event
-
-    def park(self, state: State, command: p.Park) -> p.Event:
-        def write(conn: Connection[Any]) -> p.Event:
-            params = self._park_params(command)
-            statements = self.runtime.inbox.statements
-            row = None
-            if command.fence == "foreign commit":
-                row = one_tuple(conn, statements["park_foreign_commit"], params | {"token": self.taking.token})
-            elif command.fence == "absent":
-                row = self._park_absent(conn, params)
-            elif command.fence != "beside":
-                row = self._fenced(conn, state, "park", params)
-            if row is None and command.fence in ("beside", "holder or beside"):
-                row = one_tuple(conn, statements["park_beside"], params)
-            return p.Parked() if row is not None else p.FencedOff()
-
-        event = self._write(write)
-        if isinstance(event, p.Parked):
-            self._say_parked(command)
-        return event
-
-    def _park_absent(self, conn: Connection[Any], params: dict[str, Any]) -> Row | None:
-        """Outside the window: parked without an inbox row, for an id that is too old to be told from a duplicate.
-
-        One whose time is still to come gets its row, as parked: else a copy that comes later would be inside the window,
-        and be done beside the parked one. Days ahead there is no partition yet for such a row.
-        """
-        statements = self.runtime.inbox.statements
-        if self.taking.early:
-            try:
-                with conn.transaction():
-                    return one_tuple(conn, statements["park_absent"], params)
-            except psycopg.errors.CheckViolation as error:
-                if error.diag.constraint_name is not None:
-                    raise
-        return one_tuple(conn, statements["park_outside"], params)
-
-    def give_back(self) -> p.Event:
-        def write(conn: Connection[Any]) -> p.Event:
-            params = self.runtime.inbox.key(self.message) | {"token": self.taking.token}
-            return (
-                p.GivenBack()
-                if one_tuple(conn, self.runtime.inbox.statements["inbox_give_back"], params)
-                else p.FencedOff()
-            )
-
-        return self._write(write)
-
-    def _park_params(self, command: p.Park) -> dict[str, Any]:
-        detail = with_trace(command.detail, self.failure)
-        params = self.runtime.inbox.park_params(self.message, self.delivery.source, command.reason, detail)
-        return params | {"unknown_n": command.unknown_n}
-
-    def _fenced(self, conn: Connection[Any], state: State, verb: str, params: dict[str, Any]) -> Row | None:
-        """`verb` under the fence of whoever holds the message: the claim, or (its row rolled back) what was there."""
-        statements = self.runtime.inbox.statements
-        params = self.runtime.inbox.key(self.message) | params
-        if state.shape == "transactional" and state.fresh:
-            return one_tuple(conn, statements[f"{verb}_absent"], params)
-        token = state.token if state.shape == "effectful" else state.token - 1
-        return one_tuple(conn, statements[f"{verb}_held"], params | {"token": token})
-
-    def _write(self, write: Callable[[Connection[Any]], p.Event]) -> p.Event:
-        """One transaction of ours, after whatever was open is rolled back.
-
-        First the heartbeat lets go of the claim: the lease is given back here, and must not be extended behind it.
-        """
-        self.close()
-        self.runtime.keeper.done(self.delivery)
-        try:
-            with self.runtime.database.connection() as conn:
-                with conn.transaction() as transaction:
-                    event = write(conn)
-                    if isinstance(event, p.FencedOff):
-                        raise psycopg.Rollback(transaction)
-                return event
-        except psycopg.Error as error:
-            return self.database_lost("outcome not written", error)
-
-    def database_lost(self, what: str, error: Exception) -> p.DatabaseLost:
-        self.close()
-        self.say(logging.WARNING, "%s, redelivery decides: %s", what, error, next="redelivery", reason=str(error))
-        return p.DatabaseLost()
-
-    # ---- what is said ------------------------------------------------------------------------------------------------
-
-    def _say_parked(self, command: p.Park) -> None:
-        self.emit("consumer.parked", reason=command.reason)
-        say_parked(self.say, command)
+    def emit(self, point: str, **fields: Any) -> None:
+        self.runtime.listeners.emit(point, self.runtime.inbox.consumer, self.message.id, **fields)
 
     def say(self, level: int, text: str, *args: object, failed: bool = False, **fields: object) -> None:
         """One line about this message; `failed`: with the traceback of what its handler raised."""
         failure = self.failure if failed else None
         say(self.runtime.inbox.consumer, self.message, level, text, *args, failure=failure, **fields)
 
-    # ---- the connection ----------------------------------------------------------------------------------------------
+    def say_redelivery(self, what: str, error: Exception) -> None:
+        """One line about a database error that costs nothing but time: the message comes again by itself."""
+        text = "%s; the message will be redelivered: %s"
+        self.say(logging.WARNING, text, what, error, next="redelivery", reason=str(error))
 
-    def _open(self, *, begin_transaction: bool) -> Connection[Any]:
+
+class HandlerSession:
+    """The connection that holds the handler's transaction, from BEGIN until it is put back as it was."""
+
+    def __init__(self, context: Context) -> None:
+        self.conn: Connection[Any] | None = None
+        self.transaction = ""  # the id of the one that holds the handler's writes
+        self.cleaning: Sequence[str] = ()  # what clears away that an earlier handler left in this session
+        self.lost = False
+        self.discarded = False  # closed by us, because the handler left something under way on it
+        self._context = context
+        self._database = context.runtime.database
+        self._handed_out = False  # a handler has had the connection: its session is to be put back
+        self._held = ExitStack()
+
+    def open(self, *, begin_transaction: bool) -> Connection[Any]:
         if self.conn is None:
-            self.conn = self._held.enter_context(self.runtime.database.connection())
+            self.conn = self._held.enter_context(self._database.connection())
             if begin_transaction and not begin(self.conn):
                 raise psycopg.OperationalError(f"BEGIN: {self.conn.pgconn.get_error_message()}")
         return self.conn
@@ -364,9 +91,18 @@ class Transactions:
         if self.conn is None:
             raise AssertionError("no transaction is open")
         self._handed_out = True
-        if self._cleaning and self.runtime.database.putting_back(self.conn):
-            self.conn.execute("; ".join(self._cleaning).encode())
+        # A borrowed session is its owner's, and so is what was left in it.
+        if self.cleaning and self._database.putting_back(self.conn):
+            self.conn.execute("; ".join(self.cleaning).encode())
         return self.conn
+
+    def commit(self) -> p.Committed | p.Aborted | p.ForeignCommit | p.Ambiguous:
+        if self.conn is None:
+            raise AssertionError("no transaction is open")
+        event = commit_guarded(self.conn, self.transaction, self._database.putting_back(self.conn))
+        if isinstance(event, p.Committed):
+            self._handed_out = False  # COMMIT's own round trip has put the session back
+        return event
 
     def roll_back(self) -> None:
         """Whatever is open is undone; a connection that is gone has undone it itself."""
@@ -376,22 +112,412 @@ class Transactions:
         try:
             conn.execute("ROLLBACK")
         except psycopg.Error as error:
-            self.say(logging.WARNING, "the connection was lost while rolling back: %s", error)
+            text = "the connection was lost during ROLLBACK; the server rolls back by itself: %s"
+            self._context.say(logging.WARNING, text, error)
 
-    def close(self) -> None:
+    def close(self) -> bool:
+        """Roll back what is open and return the connection. True: something was published on it."""
         conn = self.conn
         if conn is None:
-            return
+            return False
         if self._handed_out and left_open(conn):
-            discard(conn)
+            discard(conn)  # to speak on it would wait for ever
         self.roll_back()
         if self._handed_out and not is_broken(conn):
-            put_back(conn, self.runtime.database.putting_back(conn))
+            put_back(conn, self._database.putting_back(conn))
         self._handed_out = False
-        pop_published(conn)
         self.conn = None
+        # Before the connection is anybody else's: another thread may publish on it at once.
+        published = pop_published(conn)
         self._held.close()
+        return published
 
-    def emit(self, point: str, **fields: Any) -> None:
-        if self.runtime.listeners:
-            self.runtime.listeners.emit(point, self.runtime.inbox.consumer, self.message.id, **fields)
+    def ask(self, statement: str, params: dict[str, Any]) -> Row | None:
+        """One row, on this connection, or on another where this one is gone."""
+        if self.conn is not None:
+            return one_tuple(self.conn, statement, params)
+        self._database.forget_broken()  # what took our connection may have taken them all
+        with self._database.connection() as conn:
+            return one_tuple(conn, statement, params)
+
+
+class Taking:
+    """The take, and what makes a delivery that ended well count as no crash."""
+
+    def __init__(self, context: Context, session: HandlerSession) -> None:
+        self._context = context
+        self._session = session
+        self._inbox = context.runtime.inbox
+
+    def take(self, state: State) -> p.Event:
+        """Transactional: the row is done, in the transaction that stays open. Effectful: it is committed as pending.
+
+        Crash after an effectful take: the lease lapses, and a redelivery takes over.
+        """
+        context, transactional = self._context, state.shape == "transactional"
+        lock_timeout = context.runtime.database.lock_timeout
+        params = self._inbox.take_params(context.message, "done" if transactional else "pending", lock_timeout=lock_timeout)
+        if params is None:
+            return p.OutsideWindow(untimed(context.message).detail)
+        try:
+            taken = self._take_on_a_live_session(params, in_transaction=transactional)
+            excused = self._excused(state)
+        except psycopg.Error as error:
+            self._session.close()
+            context.say_redelivery("the message was not taken", error)
+            return p.DatabaseLost()
+        context.taken = taken
+        self._session.transaction = taken.transaction if transactional else ""
+        self._session.cleaning = taken.cleaning
+        return self._event(state, taken, excused)
+
+    def _take_on_a_live_session(self, params: dict[str, Any], *, in_transaction: bool) -> Take:
+        """The take; once more when its connection turned out to be gone."""
+        try:
+            return self._take_guarded(params, in_transaction=in_transaction)
+        except psycopg.OperationalError as error:
+            if self._session.conn is None or not is_broken(self._session.conn, error):
+                raise
+        # Something on the way ended the connection while it was idle. Without a second try, each message of a quiet hour
+        # would wait for its redelivery, and meet the next dead connection. A claim that was committed before its reply was
+        # lost is found in flight by the second try, and comes again.
+        self._session.close()
+        self._context.runtime.database.forget_broken()
+        return self._take_guarded(params, in_transaction=in_transaction)
+
+    def _take_guarded(self, params: dict[str, Any], *, in_transaction: bool) -> Take:
+        """One transaction with the handler's writes, or (autocommit) one of its own. Not TAKEN: nothing is left open."""
+        try:
+            conn = self._session.open(begin_transaction=in_transaction)
+            taken = self._inbox.take_with(conn, params)
+        except psycopg.errors.LockNotAvailable:
+            taken = locked_out()
+        except psycopg.errors.CheckViolation as error:
+            # A constraint has a name; only the missing partition has none.
+            if error.diag.constraint_name is not None:
+                raise
+            taken = self._take_without_partition(params)
+        if taken.result is not TakeResult.TAKEN or not in_transaction:
+            self._session.close()
+        return taken
+
+    def _take_without_partition(self, params: dict[str, Any]) -> Take:
+        context = self._context
+        self._session.close()
+        with context.runtime.database.connection() as conn:
+            taken = self._inbox.without_partition(conn, params)
+        if taken is not None:
+            return taken
+        context.say(logging.ERROR, "its partition is missing because upkeep is late; creating it now")
+        context.emit("upkeep.partition_late")
+        context.runtime.partition_late(context.message)
+        return Take(TakeResult.IN_FLIGHT, retry_after_seconds=0.0)
+
+    def _event(self, state: State, taken: Take, excused: int) -> p.Event:
+        context = self._context
+        match taken.result:
+            case TakeResult.TAKEN:
+                if state.shape == "effectful":
+                    context.runtime.keeper.claimed(context.delivery, context.message, taken.token)
+                    context.emit("consumer.claimed", token=taken.token)
+                else:
+                    context.emit("consumer.taken", token=taken.token)
+                return p.Taken(taken.token, taken.fresh, taken.takes, excused)
+            case TakeResult.DUPLICATE:
+                context.emit("consumer.duplicate", state=taken.detail)
+                return p.Duplicate()
+            case TakeResult.IN_FLIGHT:
+                context.emit("consumer.in_flight", seconds=taken.retry_after_seconds)
+                self.excuse(state, "it was in another worker's hands")
+                return p.InFlight(taken.retry_after_seconds)
+            case TakeResult.CONFLICT:
+                return p.Conflict(taken.detail)
+            case TakeResult.OUTSIDE_WINDOW:
+                return p.OutsideWindow(taken.detail)
+            case _:
+                assert_never(taken.result)
+
+    def _excused(self, state: State) -> int:
+        """How many of the queue's deliveries were no crash."""
+        context, conn = self._context, self._session.conn
+        # Asked only where the queue's count would make the message poison: it is a round trip, and hardly ever needed.
+        if state.shape == "effectful" or context.delivery.count <= state.limits.deliveries_max or conn is None:
+            return 0
+        row = one_tuple(conn, context.statements["excused"], context.key)
+        return 0 if row is None else int(row[0])
+
+    def excuse(self, state: State, why: str) -> None:
+        """This delivery is counted as no crash. Crash before it, or no database: it counts as one."""
+        context = self._context
+        if state.shape == "effectful" or not context.delivery.count:
+            return  # its takes are counted in its row, and forgiven there; or the queue counts nothing
+        self._session.close()
+        try:
+            with context.runtime.database.connection() as conn:
+                conn.execute(context.statements["excuse"], context.key | {"error": why})
+        except psycopg.Error as error:
+            context.say_redelivery("this delivery counts as a crash", error)
+
+
+class Finishing:
+    """The handler's transaction: how an effectful one begins, how every one ends, and whether it is still ours."""
+
+    def __init__(self, context: Context, session: HandlerSession) -> None:
+        self._context = context
+        self._session = session
+
+    def finish(self) -> p.Event:
+        """The transaction is open, and the claimed row is done in it. Crash: it is rolled back, and the claim lapses."""
+        context, session = self._context, self._session
+        fence = {"token": context.taken.token, "lock_timeout": context.runtime.database.lock_timeout}
+        try:
+            conn = session.open(begin_transaction=True)
+            row = one_tuple(conn, context.statements["inbox_finish"], context.key | fence)
+        except psycopg.Error as error:
+            session.close()
+            context.say_redelivery("the handler's transaction was not opened", error)
+            return p.DatabaseLost()
+        if row is None:
+            session.close()
+            context.emit("consumer.lease_lost")
+            return p.FencedOff()
+        intents, intents_open, session.transaction, session.cleaning = row[:4]
+        context.emit("consumer.finishing", token=context.taken.token)
+        return p.Finishing(intents, intents_open)
+
+    def commit(self) -> p.Event:
+        """The row is done, with the handler's writes, or the event says why not.
+
+        Crash before COMMIT: nothing is written. Crash after it: the redelivery is turned away as a duplicate.
+        """
+        context, session = self._context, self._session
+        context.emit("consumer.handled")
+        if session.conn is None or is_broken(session.conn):
+            return p.ForeignCommit() if self._is_committed() else p.DatabaseLost()
+        event: p.Event = session.commit()
+        if isinstance(event, p.Committed):
+            context.emit("consumer.committed")
+        elif isinstance(event, p.Aborted) and self._is_committed():
+            event = p.ForeignCommit()
+        # After COMMIT, and never inside the transaction: a NOTIFY there would make all commits wait for each other.
+        if session.close() and isinstance(event, p.Committed):
+            context.runtime.nudge()
+        return event
+
+    def is_ours(self) -> bool:
+        """False: the handler has ended the transaction that we opened. Asked after it raised; what is broken is undone."""
+        session, conn = self._session, self._session.conn
+        if conn is None:
+            return True
+        if left_open(conn):
+            session.discarded = True
+            discard(conn)  # to ask on it would wait for ever
+        # An aborted transaction answers no question; whether it is ours, only the row can tell then.
+        if is_broken(conn) or conn.info.transaction_status == TransactionStatus.INERROR:
+            return not self._is_committed()
+        if conn.info.transaction_status == TransactionStatus.IDLE:
+            return False
+        try:
+            row = one_tuple(conn, IS_IN_TRANSACTION, {"transaction": session.transaction})
+        except psycopg.Error as error:  # also the server's own limit on idling: no OperationalError
+            text = "the connection was lost while its transaction was checked; asking the inbox row instead: %s"
+            self._context.say(logging.WARNING, text, error)
+            return not self._is_committed()
+        return row is None or row[0] is True
+
+    def _is_committed(self) -> bool:
+        """The handler's writes are committed, although we did not commit them: the handler did, and then failed.
+
+        Crash before this, or no server to ask: they stand, and the redelivery is a duplicate (a named non-guarantee).
+        """
+        context, session = self._context, self._session
+        if not session.transaction:
+            return False
+        # The row that was written with them tells. Our own transaction must end first, or the question would be asked
+        # inside it, where the row is done in any case.
+        session.roll_back()
+        session.lost = session.lost or (session.conn is not None and is_broken(session.conn))
+        if session.lost:
+            session.close()
+        inbox = context.runtime.inbox
+        whose = {"token": context.taken.token, "worker": inbox.worker, "transaction": session.transaction}
+        try:
+            row = session.ask(context.statements["inbox_committed"], context.key | whose)
+        except psycopg.Error as error:
+            text = "cannot tell whether the handler committed by itself; taking it that it did not: %s"
+            context.say(logging.WARNING, text, error)
+            return False
+        return row is not None and row[0] is True
+
+
+class Ending:
+    """How a delivery ends that does not commit: failed, parked or given back. Each is one transaction of ours."""
+
+    def __init__(self, context: Context, session: HandlerSession) -> None:
+        self._context = context
+        self._session = session
+
+    def fail(self, state: State, command: p.Fail) -> p.Event:
+        """The attempt, or the lost session, is counted and the claim given back; or the message is parked with it.
+
+        Crash before it: nothing is counted. Crash after it: the queue delivers again, or is told of a duplicate.
+        """
+        context, limits = self._context, state.limits
+        counts: list[int] = []
+        parks: list[p.Park] = []
+
+        def write(conn: Connection[Any]) -> p.Event:
+            row = self._count(conn, state, command)
+            if row is None:
+                return p.FencedOff()
+            counts[:] = row[:2]
+            park = after_failure(limits, command, attempts=counts[0], sessions_lost=counts[1])
+            if park is None:
+                return p.Counted(context.runtime.backoff.seconds_after(sum(counts)))
+            parks.append(park)
+            return p.Parked() if self._park_as_holder(conn, state, self._park_params(park)) else p.FencedOff()
+
+        event = self._write(write)
+        if isinstance(event, p.Counted | p.Parked):
+            context.emit("consumer.failed", error=command.error)
+        if isinstance(event, p.Counted):
+            say_failed(context.say, command, counts[0], limits.attempts_max, event.delay_seconds)
+        if isinstance(event, p.Parked):
+            self._say_parked(parks[0])
+        return event
+
+    def park(self, state: State, command: p.Park) -> p.Event:
+        """The message is parked under the fence of `command`. Crash after it: the redelivery is a duplicate."""
+
+        def write(conn: Connection[Any]) -> p.Event:
+            row = self._park_fenced(conn, state, command.fence, self._park_params(command))
+            return p.Parked() if row is not None else p.FencedOff()
+
+        event = self._write(write)
+        if isinstance(event, p.Parked):
+            self._say_parked(command)
+        return event
+
+    def give_back(self) -> p.Event:
+        """The claim is given back, uncounted. Crash before it: the lease lapses, and the take is counted."""
+        context = self._context
+
+        def write(conn: Connection[Any]) -> p.Event:
+            params = context.key | {"token": context.taken.token}
+            row = one_tuple(conn, context.statements["inbox_give_back"], params)
+            return p.GivenBack() if row is not None else p.FencedOff()
+
+        return self._write(write)
+
+    def _count(self, conn: Connection[Any], state: State, command: p.Fail) -> Row | None:
+        context = self._context
+        params = context.key | {
+            "failed": int(not command.session_lost),
+            "session_lost": int(command.session_lost),
+            "error": storable(with_trace(command.error, context.failure)),
+        }
+        if _has_no_row(state):
+            return one_tuple(conn, context.statements["fail_absent"], params)
+        return one_tuple(conn, context.statements["fail_held"], params | {"token": _token_held(state)})
+
+    def _park_fenced(self, conn: Connection[Any], state: State, fence: Fence, params: dict[str, Any]) -> Row | None:
+        statements = self._context.statements
+        match fence:
+            case Fence.HOLDER:
+                return self._park_as_holder(conn, state, params)
+            case Fence.ABSENT:
+                return self._park_absent(conn, params)
+            case Fence.BESIDE:
+                return one_tuple(conn, statements["park_beside"], params)
+            case Fence.HOLDER_OR_BESIDE:
+                row = self._park_as_holder(conn, state, params)
+                return row if row is not None else one_tuple(conn, statements["park_beside"], params)
+            case Fence.FOREIGN_COMMIT:
+                token = {"token": self._context.taken.token}
+                return one_tuple(conn, statements["park_foreign_commit"], params | token)
+            case _:
+                assert_never(fence)
+
+    def _park_as_holder(self, conn: Connection[Any], state: State, params: dict[str, Any]) -> Row | None:
+        statements = self._context.statements
+        if _has_no_row(state):
+            return one_tuple(conn, statements["park_absent"], params)
+        return one_tuple(conn, statements["park_held"], params | {"token": _token_held(state)})
+
+    def _park_absent(self, conn: Connection[Any], params: dict[str, Any]) -> Row | None:
+        """Outside the window: parked without an inbox row, because a duplicate of it could not be told any more."""
+        statements = self._context.statements
+        if self._context.taken.early:
+            # Its time is still to come, so it gets its row, as parked: else a copy that comes later would be inside the
+            # window, and be done beside the parked one. Days ahead there is no partition yet for such a row.
+            try:
+                with conn.transaction():
+                    return one_tuple(conn, statements["park_absent"], params)
+            except psycopg.errors.CheckViolation as error:
+                if error.diag.constraint_name is not None:
+                    raise
+        return one_tuple(conn, statements["park_outside"], params)
+
+    def _park_params(self, command: p.Park) -> dict[str, Any]:
+        context = self._context
+        detail = with_trace(command.detail, context.failure)
+        inbox, source = context.runtime.inbox, context.delivery.source
+        return inbox.park_params(context.message, source, command.reason.value, detail) | {"unknown_n": command.unknown_n}
+
+    def _write(self, write: Callable[[Connection[Any]], p.Event]) -> p.Event:
+        """One transaction of ours, after whatever was open is rolled back. Fenced off: nothing of it is written."""
+        context = self._context
+        self._session.close()
+        # The heartbeat lets go of the claim first: the lease is given back here, and must not be extended behind our back.
+        context.runtime.keeper.done(context.delivery)
+        try:
+            with context.runtime.database.connection() as conn:
+                with conn.transaction() as transaction:
+                    event = write(conn)
+                    if isinstance(event, p.FencedOff):
+                        raise psycopg.Rollback(transaction)
+                return event
+        except psycopg.Error as error:
+            context.say_redelivery("the outcome was not written", error)
+            return p.DatabaseLost()
+
+    def _say_parked(self, command: p.Park) -> None:
+        self._context.emit("consumer.parked", reason=command.reason.value)
+        say_parked(self._context.say, command)
+
+
+def _has_no_row(state: State) -> bool:
+    """A transactional take made the row, and it was rolled back: the fence is that there is still none."""
+    return state.shape == "transactional" and state.fresh
+
+
+def _token_held(state: State) -> int:
+    """The token in the row: the claim's, or, once a transactional take-over is rolled back, the one before it."""
+    return state.token if state.shape == "effectful" else state.token - 1
+
+
+class Transactions:
+    """What one delivery writes, one command at a time."""
+
+    def __init__(self, context: Context) -> None:
+        self.session = HandlerSession(context)
+        self.taking = Taking(context, self.session)
+        self.finishing = Finishing(context, self.session)
+        self._ending = Ending(context, self.session)
+
+    def carry_out(self, state: State, command: p.Transaction) -> p.Event:
+        match command:
+            case p.Take():
+                return self.taking.take(state)
+            case p.Finish():
+                return self.finishing.finish()
+            case p.Commit():
+                return self.finishing.commit()
+            case p.Fail():
+                return self._ending.fail(state, command)
+            case p.Park():
+                return self._ending.park(state, command)
+            case p.GiveBack():
+                return self._ending.give_back()
+            case _:
+                assert_never(command)

@@ -47,7 +47,7 @@ def test_a_failed_attempt_is_one_line_with_its_traceback(
     opened(of_shape(shape, raising(KeyError("amount")), attempts_max=3)).deliver(delivery(message))
     [record] = said(caplog)
     text = record.getMessage()
-    for part in ("payments", "order.placed", message.id, "attempt 1 of 3", "tried again in", "KeyError: 'amount'"):
+    for part in ("payments", "order.placed", message.id, "attempt 1 of 3", "retrying in", "KeyError: 'amount'"):
         assert part in text
     assert record.levelno == logging.WARNING
     assert record.exc_info is not None
@@ -66,7 +66,7 @@ def test_the_attempt_that_runs_out_is_one_line_at_error(
     opened(of_shape(shape, raising(KeyError("amount")), attempts_max=1)).deliver(delivery(message))
     [record] = said(caplog)
     assert record.levelno == logging.ERROR
-    assert "waits for a person: attempts ran out: KeyError: 'amount'" in record.getMessage()
+    assert "parked (attempts ran out); run `onceward parked show` for the rest: KeyError: 'amount'" in record.getMessage()
     assert fields(record)["reason"] == "attempts ran out"
     assert "raise error\nKeyError: 'amount'" in rows.parked(db)[0].detail
 

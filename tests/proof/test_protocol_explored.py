@@ -13,6 +13,7 @@ import pytest
 from onceward.errors import UsageError
 from onceward.protocol import words as p
 from onceward.protocol.delivery import State, Step, step
+from onceward.protocol.reasons import ParkReason
 from onceward.transport import LEAVE
 from onceward_proof.explorer import promises, report
 from onceward_proof.explorer.cell import Cell
@@ -24,7 +25,8 @@ from onceward_proof.explorer.search import MASK, STUCK, Bound, Goal, Passage, Sp
 from onceward_proof.explorer.story import tell
 
 STORY_STEPS_MAX = 20
-BEYOND_HELP = ("foreign commit", "two answers", "outside window")  # these wait for a person, for good
+# These wait for a person, whatever is redriven.
+BEYOND_HELP = (ParkReason.FOREIGN_COMMIT, ParkReason.TWO_ANSWERS, ParkReason.OUTSIDE_WINDOW)
 SHAPES = {
     "look-up": Rules(),
     "no look-up": Rules(lookup=False),
@@ -64,7 +66,8 @@ def test_from_every_world_with_a_redrive_left_the_message_can_still_be_done(shap
         cell = space.cells[world & MASK]
         redrives = space.redrives(world)
         parked = cell.books.parked[0]
-        return cell.writes[0] > 0 or parked in BEYOND_HELP or not redrives or (parked == "unknown" and not cell.charges)
+        unknown = parked is ParkReason.UNKNOWN and not cell.charges
+        return cell.writes[0] > 0 or parked in BEYOND_HELP or not redrives or unknown
 
     assert searched(passage(SHAPES[shape]), goal=helped) == ""
 

@@ -10,7 +10,7 @@ import pytest
 
 from onceward import STRIPE_V1, Consumer, UsageError
 from onceward.callables import check_done, check_plain
-from onceward.perform import Effect, check_effect
+from onceward.perform import check_effect
 
 
 def plain(_one: object, _two: object) -> None:
@@ -72,8 +72,8 @@ def register(shape: str, call: Any) -> object:
 DOORS: dict[str, Callable[[Any], object]] = {
     "transactional": functools.partial(register, "transactional"),
     "effectful": functools.partial(register, "effectful"),
-    "call": lambda call: check_effect(Effect("charge", call, {}, STRIPE_V1, None)),
-    "look-up": lambda call: check_effect(Effect("charge", plain, {}, STRIPE_V1, call)),
+    "call": lambda call: check_effect("charge", call, STRIPE_V1, None),
+    "look-up": lambda call: check_effect("charge", plain, STRIPE_V1, call),
 }
 
 
@@ -125,13 +125,13 @@ def test_a_generator_that_runs_already_is_refused_too() -> None:
 @pytest.mark.parametrize("provider", [None, "stripe", STRIPE_V1.name])
 def test_an_effect_needs_a_provider_profile(provider: Any) -> None:
     with pytest.raises(UsageError, match="provider must be a ProviderProfile"):
-        check_effect(Effect("charge", plain, {}, provider, None))
+        check_effect("charge", plain, provider, None)
 
 
 @pytest.mark.parametrize("name", ["", None, 7])
 def test_an_effect_needs_a_name(name: Any) -> None:
     with pytest.raises(UsageError, match="needs a name"):
-        check_effect(Effect(name, plain, {}, STRIPE_V1, None))
+        check_effect(name, plain, STRIPE_V1, None)
 
 
 def test_a_callable_without_a_signature_is_let_pass() -> None:

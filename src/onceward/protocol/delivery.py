@@ -1,9 +1,9 @@
 """The protocol of one delivery, as a pure function: `step(state, event) -> (state, command)`. No I/O.
 
-A command is one transaction, one call or one settlement; whoever drives the protocol carries it out and answers with one
-event. What the handler asks for (an effect, the transaction, to return, to raise) is an event too. The threaded consumer,
-`Consumer.deliver`, and an exhaustive explorer drive this same function; states are tuples, so they can be hashed, compared
-and forked.
+A command is one transaction, one call or one settlement; the driver carries it out and answers with one event. What the
+handler asks for (an effect, the transaction, to return, to raise) is an event too. The threaded consumer,
+`Consumer.deliver` and an exhaustive explorer drive this same function; states are immutable, so they can be hashed,
+compared and forked.
 
     received ─ Take ─▶ taking ─ Run ─▶ handling ─ Intend ─▶ intending ─ Call ─▶ calling ─ Record ─▶ recording ─▶ handling
                                         │                       └─ LookUp ─▶ looking ─┘
@@ -12,68 +12,25 @@ and forked.
 
 Whatever ends the delivery while handler code is still on the stack passes `unwinding`: the rows are written first, then the
 handler is interrupted, and only when it has left is the delivery settled.
+
+Every decision about a delivery is made here, except what is read off a row inside its transaction: by the WHERE clauses in
+`sql/`, and by `Inbox` and `Intents`, which name what they find by an event. `after_failure` is asked inside the transaction
+that counts a failure, because counting and parking must be one.
 """
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Final, NamedTuple, assert_never
 
-from onceward.protocol.words import (
-    Aborted,
-    Ambiguous,
-    Answered,
-    BlockEnded,
-    BlockRaised,
-    Call,
-    Cancelled,
-    Changed,
-    Command,
-    Commit,
-    Committed,
-    Conflict,
-    Counted,
-    DatabaseLost,
-    Duplicate,
-    EffectAsked,
-    Event,
-    Expired,
-    Fail,
-    Failed,
-    FencedOff,
-    Finish,
-    FinishAsked,
-    Finishing,
-    ForeignCommit,
-    GiveBack,
-    GivenBack,
-    InFlight,
-    Intend,
-    Intended,
-    Interrupt,
-    Later,
-    LookUp,
-    Mismatch,
-    NotFound,
-    OutsideWindow,
-    Park,
-    Parked,
-    Raised,
-    Received,
-    Record,
-    Recorded,
-    Replayed,
-    Resume,
-    Returned,
-    Run,
-    Settle,
-    Take,
-    Taken,
-    TwoAnswers,
-    Unreadable,
-)
+from onceward.protocol import words as p
+from onceward.protocol.reasons import ParkReason
+from onceward.protocol.words import Fence, Interruption, RaisedKind
 from onceward.transport import ACK, LEAVE, Settlement, release
 
-Shape = Literal["transactional", "effectful"]
+# A row that is about to be free again would otherwise be asked for in a busy loop.
+IN_FLIGHT_SECONDS_MIN: Final = 0.1
 
 
 class Limits(NamedTuple):
@@ -83,356 +40,396 @@ class Limits(NamedTuple):
     deliveries_max: int = 50  # takes that ended in nothing (crashes), or sessions lost, then parked
 
 
+class Place(Enum):
+    """Where a delivery is: which event is awaited."""
+
+    RECEIVED = "received"
+    TAKING = "taking"
+    HANDLING = "handling"
+    INTENDING = "intending"
+    CALLING = "calling"
+    LOOKING = "looking"
+    RECORDING = "recording"
+    FINISHING = "finishing"
+    WRITING = "writing"
+    BROKEN = "broken"
+    COMMITTING = "committing"
+    FINISHED = "finished"
+    FAILING = "failing"
+    PARKING = "parking"
+    GIVING_BACK = "giving back"
+    UNWINDING = "unwinding"
+    END = "end"
+
+    # States are hashed by the million in an exploration, and Enum's own hash is a call into Python.
+    __hash__ = object.__hash__
+
+
 class State(NamedTuple):
     """Where one delivery is. `token` and `fresh` name the fence; `n` counts the effects asked for so far."""
 
-    shape: Shape
+    shape: p.Shape
     limits: Limits = Limits()
-    at: str = "received"
+    at: Place = Place.RECEIVED
     deliveries: int = 0
     token: int = 0
     fresh: bool = True
     n: int = 0
     inside: bool = False  # handler code is on the stack
-    error: Interrupt | None = None  # what the handler is interrupted with while unwinding
-    ending: Settlement | None = None  # what is settled once the handler has left
+    interrupt: p.Interrupt | None = None  # raised in the handler while unwinding
+    ending: Settlement | None = None  # settled once the handler has left
     delay_seconds: float = 0.0
 
 
-Step = tuple[State, Command]
+Step = tuple[State, p.Command]
 
 
 class ProtocolError(AssertionError):
     """An event that cannot follow in this state: a defect of the driver."""
 
 
-def settle(state: State, settlement: Settlement) -> Step:
-    return state._replace(at="end", inside=False), Settle(settlement)
-
-
-def end(state: State, settlement: Settlement, error: Interrupt) -> Step:
-    """Settle; when handler code is on the stack, interrupt it first and wait until it has left."""
-    if not state.inside:
-        return settle(state, settlement)
-    return state._replace(at="unwinding", error=error, ending=settlement), error
-
-
-def park(state: State, park: Park, error: Interrupt | None = None) -> Step:
-    return state._replace(at="parking", error=error or Interrupt("unknown", park.reason)), park
-
-
-def fail(state: State, detail: str, *, session_lost: bool = False) -> Step:
-    return state._replace(at="failing", error=Interrupt("call failed", detail)), Fail(detail, session_lost)
-
-
-def give_back(state: State, delay_seconds: float, detail: str) -> Step:
-    """Give the message back without counting an attempt."""
-    if state.shape == "transactional":
-        return end(state, release(delay_seconds), Interrupt("lease lost", detail))
-    error = Interrupt("later", detail)
-    return state._replace(at="giving back", delay_seconds=delay_seconds, error=error), GiveBack()
-
-
-def impossible(state: State, event: Event) -> ProtocolError:
-    return ProtocolError(f"{event!r} cannot follow in {state!r}")
-
-
-# ---- the delivery
-
-IN_FLIGHT_SECONDS_MIN: Final = 0.1
-
-
-def start(shape: Shape, limits: Limits = Limits()) -> State:  # noqa: B008 - an immutable default
+def start(shape: p.Shape, limits: Limits = Limits()) -> State:  # noqa: B008 - an immutable default
     """The state before anything happened."""
     return State(shape, limits)
 
 
-def step(state: State, event: Event) -> Step:
+def step(state: State, event: p.Event) -> Step:
     """The next state and what to do, given what happened."""
-    if isinstance(event, Ambiguous):
+    if isinstance(event, p.Ambiguous):
         # Neither ack nor fail nor park: each would be a decision on a row that we cannot see. Redelivery decides.
-        return end(state, LEAVE, Interrupt("lease lost", "the database did not confirm the commit"))
+        return _end(state, LEAVE, p.Interrupt(Interruption.LEASE_LOST, "the database did not confirm the commit"))
     return _TABLE[state.at](state, event)
 
 
-# ---- taking ----------------------------------------------------------------------------------------------------------
+def after_failure(limits: Limits, failure: p.Fail, *, attempts: int, sessions_lost: int) -> p.Park | None:
+    """The park that a failure ends in, now that it is counted; None: the message is tried again."""
+    if attempts < limits.attempts_max and sessions_lost < limits.deliveries_max:
+        return None
+    reason = ParkReason.SESSIONS_LOST if failure.session_lost else ParkReason.ATTEMPTS_RAN_OUT
+    return p.Park(reason, failure.error)
 
 
-def _at_received(state: State, event: Event) -> Step:
-    if not isinstance(event, Received):
-        raise impossible(state, event)
-    return state._replace(at="taking", deliveries=event.deliveries), Take()
+def _at_received(state: State, event: p.Event) -> Step:
+    if not isinstance(event, p.Received):
+        raise _impossible(state, event)
+    return state._replace(at=Place.TAKING, deliveries=event.deliveries), p.Take()
 
 
-def _at_taking(state: State, event: Event) -> Step:
+def _at_taking(state: State, event: p.Event) -> Step:
     match event:
-        case Taken(token, fresh, takes, excused):
+        case p.Taken(token, fresh, takes, excused):
             return _taken(state._replace(token=token, fresh=fresh), takes, excused)
-        case Duplicate():
-            return settle(state, ACK)
-        case InFlight(seconds):
-            return settle(state, release(max(seconds, IN_FLIGHT_SECONDS_MIN)))
-        case Conflict(detail):
-            return park(state, Park("conflict", detail, "beside"))
-        case OutsideWindow(detail):
-            return park(state, Park("outside window", detail, "absent"))
-        case DatabaseLost():
-            return settle(state, LEAVE)
-    raise impossible(state, event)
+        case p.Duplicate():
+            return _settle(state, ACK)
+        case p.InFlight(seconds):
+            return _settle(state, release(max(seconds, IN_FLIGHT_SECONDS_MIN)))
+        case p.Conflict(detail):
+            return _park(state, p.Park(ParkReason.CONFLICT, detail, Fence.BESIDE))
+        case p.OutsideWindow(detail):
+            return _park(state, p.Park(ParkReason.OUTSIDE_WINDOW, detail, Fence.ABSENT))
+        case p.DatabaseLost():
+            return _settle(state, LEAVE)
+        case _:
+            raise _impossible(state, event)
 
 
 def _taken(state: State, takes: int, excused: int) -> Step:
-    """Poison is looked for after the take, never before: a duplicate of a finished message is no poison."""
-    seen = takes if state.shape == "effectful" else state.deliveries - excused
-    if seen > state.limits.deliveries_max:
-        return park(state, Park("poison", f"delivered {seen} times without an outcome: it may crash its consumer"))
-    return state._replace(at="handling", inside=True), Run()
+    """Run the handler, unless too many takes of this message ended in nothing."""
+    # Poison is looked for after the take, never before: a redelivered message that is done is a duplicate, not poison. An
+    # effectful row counts its takes; a transactional one was rolled back with its count, so the queue's count stands in.
+    ended_in_nothing = takes if state.shape == "effectful" else state.deliveries - excused
+    if ended_in_nothing > state.limits.deliveries_max:
+        detail = f"delivered {ended_in_nothing} times without an outcome: it may crash its consumer"
+        return _park(state, p.Park(ParkReason.POISON, detail))
+    return state._replace(at=Place.HANDLING, inside=True), p.Run()
 
 
-# ---- the handler -----------------------------------------------------------------------------------------------------
-
-
-def _at_handling(state: State, event: Event) -> Step:
+def _at_handling(state: State, event: p.Event) -> Step:
     match event:
-        case EffectAsked():
-            return state._replace(at="intending", n=state.n + 1), Intend(state.n + 1)
-        case FinishAsked():
-            return state._replace(at="finishing"), Finish(state.n)
-        case Returned() if state.shape == "transactional":
-            return state._replace(at="committing", inside=False), Commit()
-        case Returned():
-            return state._replace(at="finishing", inside=False), Finish(state.n)
-        case Raised():
+        case p.EffectAsked():
+            return state._replace(at=Place.INTENDING, n=state.n + 1), p.Intend(state.n + 1)
+        case p.FinishAsked():
+            return state._replace(at=Place.FINISHING), p.Finish()
+        case p.Returned() if state.shape == "transactional":
+            return state._replace(at=Place.COMMITTING, inside=False), p.Commit()
+        case p.Returned():
+            return state._replace(at=Place.FINISHING, inside=False), p.Finish()
+        case p.Raised():
             return _raised(state._replace(inside=False), event)
-    raise impossible(state, event)
-
-
-def _raised(state: State, event: Raised) -> Step:
-    match event.kind:
-        case "refused":
-            return park(state, Park("refused", event.detail))
-        case "rejected":
-            return park(state, Park("rejected", event.detail))
-        case "deferred":
-            return give_back(state, event.delay_seconds, event.detail)
-        case "session lost":
-            return fail(state, event.detail, session_lost=True)
-        case "unknown type":
-            return park(state, Park("unknown type", event.detail))
-        case "cancelled":  # cut off, as by a crash: it has not failed, and nothing is said of it
-            return end(state, LEAVE, Interrupt("later", event.detail))
-        case "foreign commit":
-            return park(state, Park("foreign commit", event.detail, "foreign commit"))
         case _:
-            return fail(state, event.detail)
+            raise _impossible(state, event)
 
 
-# ---- one effect: intend, call, look up, record
-def at_intending(state: State, event: Event) -> Step:
+def _raised(state: State, raised: p.Raised) -> Step:
+    detail = raised.detail
+    match raised.kind:
+        case RaisedKind.FAILED:
+            return _fail(state, detail)
+        case RaisedKind.SESSION_LOST:
+            return _fail(state, detail, session_lost=True)
+        case RaisedKind.DEFERRED:
+            return _give_back(state, raised.delay_seconds, detail)
+        case RaisedKind.CANCELLED:
+            # Cut off, as by a crash: the handler has not failed, so nothing is counted and nothing is written.
+            return _end(state, LEAVE, p.Interrupt(Interruption.LATER, detail))
+        case RaisedKind.REFUSED:
+            return _park(state, p.Park(ParkReason.REFUSED, detail))
+        case RaisedKind.REJECTED:
+            return _park(state, p.Park(ParkReason.REJECTED, detail))
+        case RaisedKind.UNKNOWN_TYPE:
+            return _park(state, p.Park(ParkReason.UNKNOWN_TYPE, detail))
+        case RaisedKind.FOREIGN_COMMIT:
+            return _park(state, p.Park(ParkReason.FOREIGN_COMMIT, detail, Fence.FOREIGN_COMMIT))
+        case _:
+            assert_never(raised.kind)
+
+
+def _at_intending(state: State, event: p.Event) -> Step:
     match event:
-        case Intended():
-            return state._replace(at="calling"), Call(state.n)
-        case Recorded(answer, refused):
-            return _answer(state, answer, refused)
-        case Expired():
-            return state._replace(at="looking"), LookUp(state.n)
-        case Changed(detail):
-            return park(state, Park("effects changed", detail), Interrupt("usage", detail))
-        case FencedOff():
-            return end(state, LEAVE, Interrupt("lease lost", "before the effect was started"))
-        case DatabaseLost():
-            return end(state, LEAVE, Interrupt("later", "the database did not answer; the effect was not started"))
-    raise impossible(state, event)
+        case p.Intended():
+            return state._replace(at=Place.CALLING), p.Call(state.n)
+        case p.Recorded(answer, refused):
+            return _hand_over(state, answer, refused=refused)
+        case p.Expired():
+            return state._replace(at=Place.LOOKING), p.LookUp(state.n)
+        case p.Changed(detail):
+            return _park_misuse(state, ParkReason.EFFECTS_CHANGED, detail)
+        case p.FencedOff():
+            return _end(state, LEAVE, p.Interrupt(Interruption.LEASE_LOST, "before the effect was started"))
+        case p.DatabaseLost():
+            detail = "the database did not answer; the effect was not started"
+            return _end(state, LEAVE, p.Interrupt(Interruption.LATER, detail))
+        case _:
+            raise _impossible(state, event)
 
 
-def at_calling(state: State, event: Event) -> Step:
+def _at_calling(state: State, event: p.Event) -> Step:
     match event:
-        case Later(delay_seconds):
-            return give_back(state, delay_seconds, "the provider is still busy with this key")
-        case Replayed():
-            return state._replace(at="looking"), LookUp(state.n)
-        case Mismatch(detail):
-            return park(state, _unknown(state, detail))
+        case p.Later(delay_seconds):
+            return _give_back(state, delay_seconds, "the provider is still busy with this key")
+        case p.Replayed():
+            return state._replace(at=Place.LOOKING), p.LookUp(state.n)
+        case p.Mismatch(detail):
+            return _park_unknown(state, detail)
+        case _:
+            return _at_provider(state, event)
+
+
+def _at_looking(state: State, event: p.Event) -> Step:
+    if isinstance(event, p.NotFound):
+        return _park_unknown(state, "the provider's answer is not known, and a look-up did not find it")
     return _at_provider(state, event)
 
 
-def at_looking(state: State, event: Event) -> Step:
-    if isinstance(event, NotFound):
-        return park(state, _unknown(state, "the provider's answer is not known, and a look-up did not find it"))
-    return _at_provider(state, event)
-
-
-def _at_provider(state: State, event: Event) -> Step:
-    """What a call and a look-up have in common.
-
-    An answer that cannot be kept is parked at once, with what was answered: a retry would get the same, and a null in its
-    place would be believed. Its intent becomes unknown, so that a redrive, once the code is mended, looks the effect up.
-    """
+def _at_provider(state: State, event: p.Event) -> Step:
+    """What a call and a look-up have in common."""
     match event:
-        case Answered(answer, refused):
-            return state._replace(at="recording"), Record(state.n, answer, refused)
-        case Unreadable(detail):
-            return park(state, Park("answer is not JSON", detail, unknown_n=state.n), Interrupt("usage", detail))
-        case Cancelled(detail):
-            return end(state, LEAVE, Interrupt("call failed", detail))
-        case Failed(detail):
-            return fail(state, detail)
-    raise impossible(state, event)
+        case p.Answered(answer, refused):
+            return state._replace(at=Place.RECORDING), p.Record(state.n, answer, refused)
+        case p.Unreadable(detail):
+            # Parked at once, with what was answered: a retry would get the same, and a null in its place would be believed.
+            # Its intent becomes unknown, so that a redrive, once the code is corrected, looks the effect up.
+            return _park_misuse(state, ParkReason.ANSWER_IS_NOT_JSON, detail, unknown_n=state.n)
+        case p.Cancelled(detail):
+            return _end(state, LEAVE, p.Interrupt(Interruption.CALL_FAILED, detail))
+        case p.Failed(detail):
+            return _fail(state, detail)
+        case _:
+            raise _impossible(state, event)
 
 
-def _unknown(state: State, detail: str) -> Park:
-    """Held for a person, or for a look-up later; never a blind retry."""
-    return Park("unknown", detail, unknown_n=state.n)
-
-
-def at_recording(state: State, event: Event) -> Step:
+def _at_recording(state: State, event: p.Event) -> Step:
     match event:
-        case Recorded(answer, refused):
-            return _answer(state, answer, refused)
-        case TwoAnswers(detail):
-            return park(state, Park("two answers", detail, "holder or beside"), Interrupt("two answers", detail))
-        case DatabaseLost():
-            return end(state, LEAVE, Interrupt("later", "the answer could not be recorded; the retry asks again"))
-    raise impossible(state, event)
+        case p.Recorded(answer, refused):
+            return _hand_over(state, answer, refused=refused)
+        case p.TwoAnswers(detail):
+            park = p.Park(ParkReason.TWO_ANSWERS, detail, Fence.HOLDER_OR_BESIDE)
+            return _park(state, park, p.Interrupt(Interruption.TWO_ANSWERS, detail))
+        case p.DatabaseLost():
+            detail = "the answer could not be recorded; the retry asks again"
+            return _end(state, LEAVE, p.Interrupt(Interruption.LATER, detail))
+        case _:
+            raise _impossible(state, event)
 
 
-def _answer(state: State, answer: str, refused: bool) -> Step:
-    if refused:
-        return state._replace(at="handling"), Interrupt("refused", answer)
-    return state._replace(at="handling"), Resume(answer)
+def _hand_over(state: State, answer: str, *, refused: bool) -> Step:
+    """The recorded answer goes to the handler: returned, or raised when it is a refusal."""
+    handling = state._replace(at=Place.HANDLING)
+    return handling, p.Interrupt(Interruption.REFUSED, answer) if refused else p.Resume(answer)
 
 
-# ---- the finish ------------------------------------------------------------------------------------------------------
-
-
-def _at_finishing(state: State, event: Event) -> Step:
+def _at_finishing(state: State, event: p.Event) -> Step:
     match event:
-        case Finishing(intents, intents_open) if intents > state.n or intents_open:
+        case p.Finishing(intents, intents_open) if intents > state.n or intents_open:
+            # An effect that was recorded and is not asked for any more would be in the books of the provider alone.
             detail = f"{intents} effects are recorded ({intents_open} without an answer), the handler asked for {state.n}"
-            return park(state, Park("effects changed", detail), Interrupt("usage", detail))
-        case Finishing() if state.inside:
-            return state._replace(at="writing"), Resume()
-        case Finishing():
-            return state._replace(at="committing"), Commit()
-        case FencedOff():
-            return end(state, LEAVE, Interrupt("lease lost", "before the transaction was opened"))
-        case DatabaseLost():
-            return end(state, LEAVE, Interrupt("later", "the database did not answer"))
-    raise impossible(state, event)
+            return _park_misuse(state, ParkReason.EFFECTS_CHANGED, detail)
+        case p.Finishing() if state.inside:
+            return state._replace(at=Place.WRITING), p.Resume()
+        case p.Finishing():
+            return state._replace(at=Place.COMMITTING), p.Commit()
+        case p.FencedOff():
+            return _end(state, LEAVE, p.Interrupt(Interruption.LEASE_LOST, "before the transaction was opened"))
+        case p.DatabaseLost():
+            return _end(state, LEAVE, p.Interrupt(Interruption.LATER, "the database did not answer"))
+        case _:
+            raise _impossible(state, event)
 
 
-def _at_writing(state: State, event: Event) -> Step:
+def _at_writing(state: State, event: p.Event) -> Step:
     match event:
-        case BlockEnded():
-            return state._replace(at="committing"), Commit()
-        case BlockRaised():
-            return state._replace(at="broken"), Resume()
-        case EffectAsked() | FinishAsked():
-            return state, Interrupt("usage", "no effect and no second transaction inside once.transaction()")
-    raise impossible(state, event)
+        case p.BlockEnded():
+            return state._replace(at=Place.COMMITTING), p.Commit()
+        case p.BlockRaised():
+            return state._replace(at=Place.BROKEN), p.Resume()
+        case p.EffectAsked() | p.FinishAsked():
+            return _refuse(state, "no effect and no second transaction inside once.transaction()")
+        case _:
+            raise _impossible(state, event)
 
 
-def _at_broken(state: State, event: Event) -> Step:
-    """The transaction's body raised, and was rolled back: the delivery has failed, even if the handler goes on."""
+def _at_broken(state: State, event: p.Event) -> Step:
+    """The transaction's body raised and was rolled back: the delivery fails, even if the handler goes on."""
     match event:
-        case Raised():
+        case p.Raised():
             return _raised(state._replace(inside=False), event)
-        case Returned():
+        case p.Returned():
             detail = "the body of once.transaction() raised, and the handler went on"
-            return fail(state._replace(inside=False), detail)
-        case EffectAsked() | FinishAsked():
-            return state, Interrupt("usage", "the body of once.transaction() raised: nothing more may be done")
-    raise impossible(state, event)
+            return _fail(state._replace(inside=False), detail)
+        case p.EffectAsked() | p.FinishAsked():
+            return _refuse(state, "the body of once.transaction() raised: nothing more may be done")
+        case _:
+            raise _impossible(state, event)
 
 
-def _at_committing(state: State, event: Event) -> Step:
+def _at_committing(state: State, event: p.Event) -> Step:
     match event:
-        case Committed() if state.inside:
-            return state._replace(at="finished"), Resume()
-        case Committed():
-            return settle(state, ACK)
-        case Aborted():
-            return fail(state, "the transaction had failed inside, though the handler went on: it was rolled back")
-        case ForeignCommit():
+        case p.Committed() if state.inside:
+            return state._replace(at=Place.FINISHED), p.Resume()
+        case p.Committed():
+            return _settle(state, ACK)
+        case p.Aborted():
+            return _fail(state, "the transaction had failed inside, though the handler went on: it was rolled back")
+        case p.ForeignCommit():
             detail = "the handler ended the transaction that was opened for it; what it wrote may stand"
-            return park(state, Park("foreign commit", detail, "foreign commit"), Interrupt("usage", detail))
-        case DatabaseLost():
-            return fail(state, "the handler's database session was lost before its commit was sent", session_lost=True)
-    raise impossible(state, event)
+            return _park_misuse(state, ParkReason.FOREIGN_COMMIT, detail, fence=Fence.FOREIGN_COMMIT)
+        case p.DatabaseLost():
+            return _fail(state, "the handler's database session was lost before its commit was sent", session_lost=True)
+        case _:
+            raise _impossible(state, event)
 
 
-def _at_finished(state: State, event: Event) -> Step:
+def _at_finished(state: State, event: p.Event) -> Step:
     match event:
-        case Returned() | Raised():
-            return settle(state, ACK)
-        case EffectAsked() | FinishAsked():
-            return state, Interrupt("usage", "this message is finished: no effect and no second transaction after that")
-    raise impossible(state, event)
+        case p.Returned() | p.Raised():
+            return _settle(state, ACK)
+        case p.EffectAsked() | p.FinishAsked():
+            return _refuse(state, "this message is finished: no effect and no second transaction after that")
+        case _:
+            raise _impossible(state, event)
 
 
-# ---- ends ------------------------------------------------------------------------------------------------------------
+def _at_outcome(state: State, event: p.Event) -> Step:
+    """The failure, the park or the give-back is written, or could not be: what the queue is told of it."""
+    match state.at, event:
+        case (Place.FAILING, p.Counted(delay_seconds)):
+            settlement = release(delay_seconds)
+        case (Place.FAILING | Place.PARKING, p.Parked()):
+            settlement = ACK
+        case (Place.GIVING_BACK, p.GivenBack()):
+            settlement = release(state.delay_seconds)
+        case (_, p.FencedOff() | p.DatabaseLost()):
+            # Nothing is written, so nothing may be acknowledged: another worker, or the redelivery, decides.
+            settlement = LEAVE
+        case _:
+            raise _impossible(state, event)
+    if state.interrupt is None:
+        raise _impossible(state, event)
+    return _end(state, settlement, state.interrupt)
 
 
-def _at_failing(state: State, event: Event) -> Step:
-    error = state.error or Interrupt("call failed")
+def _at_unwinding(state: State, event: p.Event) -> Step:
+    """The delivery is over, but its handler has not left yet: whatever it asks for is refused."""
+    if state.ending is None or state.interrupt is None:
+        raise _impossible(state, event)
     match event:
-        case Counted(delay_seconds):
-            return end(state, release(delay_seconds), error)
-        case Parked():
-            return end(state, ACK, error)
-        case FencedOff() | DatabaseLost():
-            return end(state, LEAVE, error)
-    raise impossible(state, event)
+        case p.EffectAsked() | p.FinishAsked() | p.BlockRaised() | p.BlockEnded():
+            return state, state.interrupt
+        case p.Returned() | p.Raised():
+            return _settle(state, state.ending)
+        case _:
+            raise _impossible(state, event)
 
 
-def _at_parking(state: State, event: Event) -> Step:
-    error = state.error or Interrupt("unknown")
-    match event:
-        case Parked():
-            return end(state, ACK, error)
-        case FencedOff() | DatabaseLost():
-            return end(state, LEAVE, error)
-    raise impossible(state, event)
+def _at_end(state: State, event: p.Event) -> Step:
+    raise _impossible(state, event)
 
 
-def _at_giving_back(state: State, event: Event) -> Step:
-    error = state.error or Interrupt("later")
-    match event:
-        case GivenBack():
-            return end(state, release(state.delay_seconds), error)
-        case FencedOff() | DatabaseLost():
-            return end(state, LEAVE, error)
-    raise impossible(state, event)
+def _settle(state: State, settlement: Settlement) -> Step:
+    return state._replace(at=Place.END, inside=False), p.Settle(settlement)
 
 
-def _at_unwinding(state: State, event: Event) -> Step:
-    if state.ending is None or state.error is None:
-        raise impossible(state, event)
-    match event:
-        case EffectAsked() | FinishAsked():
-            return state, state.error
-        case BlockRaised() | BlockEnded():
-            return state, state.error
-        case Returned() | Raised():
-            return settle(state, state.ending)
-    raise impossible(state, event)
+def _end(state: State, settlement: Settlement, interrupt: p.Interrupt) -> Step:
+    """Settle; when handler code is on the stack, interrupt it first and wait until it has left."""
+    if not state.inside:
+        return _settle(state, settlement)
+    return state._replace(at=Place.UNWINDING, interrupt=interrupt, ending=settlement), interrupt
 
 
-_TABLE: Final = {
-    "received": _at_received,
-    "taking": _at_taking,
-    "handling": _at_handling,
-    "intending": at_intending,
-    "calling": at_calling,
-    "looking": at_looking,
-    "recording": at_recording,
-    "finishing": _at_finishing,
-    "writing": _at_writing,
-    "broken": _at_broken,
-    "committing": _at_committing,
-    "finished": _at_finished,
-    "failing": _at_failing,
-    "parking": _at_parking,
-    "giving back": _at_giving_back,
-    "unwinding": _at_unwinding,
+def _fail(state: State, detail: str, *, session_lost: bool = False) -> Step:
+    interrupt = p.Interrupt(Interruption.CALL_FAILED, detail)
+    return state._replace(at=Place.FAILING, interrupt=interrupt), p.Fail(detail, session_lost)
+
+
+def _park(state: State, park: p.Park, interrupt: p.Interrupt | None = None) -> Step:
+    interrupt = interrupt or p.Interrupt(Interruption.UNKNOWN, park.reason.value)
+    return state._replace(at=Place.PARKING, interrupt=interrupt), park
+
+
+def _park_unknown(state: State, detail: str) -> Step:
+    """Held until a person or a later look-up knows the outcome; never a blind retry."""
+    return _park(state, p.Park(ParkReason.UNKNOWN, detail, unknown_n=state.n))
+
+
+def _park_misuse(state: State, reason: ParkReason, detail: str, *, fence: Fence = Fence.HOLDER, unknown_n: int = 0) -> Step:
+    """The handler's code is wrong: it hears so, and no retry could change it."""
+    return _park(state, p.Park(reason, detail, fence, unknown_n), p.Interrupt(Interruption.USAGE, detail))
+
+
+def _give_back(state: State, delay_seconds: float, detail: str) -> Step:
+    """Give the message back without counting an attempt."""
+    if state.shape == "transactional":
+        # Its take was part of the transaction that is rolled back: there is no claim to give back.
+        return _end(state, release(delay_seconds), p.Interrupt(Interruption.LEASE_LOST, detail))
+    interrupt = p.Interrupt(Interruption.LATER, detail)
+    return state._replace(at=Place.GIVING_BACK, delay_seconds=delay_seconds, interrupt=interrupt), p.GiveBack()
+
+
+def _refuse(state: State, detail: str) -> Step:
+    """The handler may not ask for that now; the delivery goes on as it was."""
+    return state, p.Interrupt(Interruption.USAGE, detail)
+
+
+def _impossible(state: State, event: p.Event) -> ProtocolError:
+    return ProtocolError(f"{event!r} cannot follow in {state!r}")
+
+
+_TABLE: Final[Mapping[Place, Callable[[State, p.Event], Step]]] = {
+    Place.RECEIVED: _at_received,
+    Place.TAKING: _at_taking,
+    Place.HANDLING: _at_handling,
+    Place.INTENDING: _at_intending,
+    Place.CALLING: _at_calling,
+    Place.LOOKING: _at_looking,
+    Place.RECORDING: _at_recording,
+    Place.FINISHING: _at_finishing,
+    Place.WRITING: _at_writing,
+    Place.BROKEN: _at_broken,
+    Place.COMMITTING: _at_committing,
+    Place.FINISHED: _at_finished,
+    Place.FAILING: _at_outcome,
+    Place.PARKING: _at_outcome,
+    Place.GIVING_BACK: _at_outcome,
+    Place.UNWINDING: _at_unwinding,
+    Place.END: _at_end,
 }

@@ -22,6 +22,7 @@ waits behind it, and to postpone it would make it late when the sink comes back.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 CHUNK_SECONDS: Final = 5.0  # what one chunk should take: a crash repeats at most a chunk, and a stop waits for one
@@ -37,42 +38,49 @@ class OutboxRow(NamedTuple):
     payload_bytes: int = 0
 
 
-class Take(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Take:
     """Lock a batch, of rows that are not among these positions."""
 
     beside: tuple[int, ...] = ()
 
 
-class Publish(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Publish:
     """Send these rows, in this order, while they are locked."""
 
     rows: tuple[OutboxRow, ...]
 
 
-class SettleRows(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SettleRows:
     """Delete the confirmed rows, postpone the failed ones, and commit. What is in neither is free again, as it was."""
 
     confirmed: tuple[int, ...]
     failed: tuple[tuple[OutboxRow, str], ...]
 
 
-class Sleep(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Sleep:
     """Nothing to do, or nothing can be done: wait for a nudge or for the poll. `failures` in a row lengthen it."""
 
     failures: int
 
 
-class Woken(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Woken:
     """A nudge came, or it is time to poll."""
 
 
-class Taken(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Taken:
     """These rows are locked (none: there is nothing to send)."""
 
     rows: tuple[OutboxRow, ...]
 
 
-class Published(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Published:
     """The sink's answer, one per row: None = confirmed, else why not. `late`: the time of the batch is over."""
 
     errors: tuple[str | None, ...]
@@ -80,21 +88,25 @@ class Published(NamedTuple):
     late: bool = False
 
 
-class Stopped(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Stopped:
     """The relay is to end: the chunk was not sent."""
 
 
-class RowsSettled(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class RowsSettled:
     """The batch is committed."""
 
 
-class SinkLost(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SinkLost:
     """The sink as a whole gave no answer for this chunk; some of its rows may have been stored."""
 
     error: str = ""
 
 
-class DatabaseLost(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class DatabaseLost:
     """The database does not answer; whatever was locked is free again, and may or may not be deleted."""
 
 

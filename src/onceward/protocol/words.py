@@ -1,58 +1,105 @@
-"""The words of the delivery protocol: its commands and its events, plain tuples. No I/O.
+"""The words of the delivery protocol: its commands, its events, and what each of them may say. No I/O.
 
-`onceward.delivery.step` turns an event into a command; whoever drives it carries the command out and answers with the next
-event.
+`delivery.step` turns an event into a command; the driver carries the command out and answers with the next event. Each word
+is a type of its own and equal only to itself.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
 
+from onceward.protocol.reasons import ParkReason
 from onceward.transport import Settlement
 
-# ---- commands: what the driver is to do ------------------------------------------------------------------------------
+# Transactional: one transaction holds the take and the writes. Effectful: claim, call, finish.
+Shape = Literal["transactional", "effectful"]
 
 
-class Take(NamedTuple):
-    """Take the message: INSERT first, or read the row and decide."""
+class Interruption(Enum):
+    """What is raised in a handler that may not go on, or whose effect was refused."""
+
+    REFUSED = "refused"  # the provider's recorded no: the only one after which the handler may go on
+    CALL_FAILED = "call failed"  # the exception of the call itself
+    LATER = "later"
+    LEASE_LOST = "lease lost"
+    UNKNOWN = "unknown"
+    TWO_ANSWERS = "two answers"
+    USAGE = "usage"
 
 
-class Run(NamedTuple):
+class Fence(Enum):
+    """Under which condition a message may be parked."""
+
+    HOLDER = "holder"  # the inbox row is as this worker left it
+    ABSENT = "absent"  # there is no inbox row
+    BESIDE = "beside"  # none: the inbox row, if there is one, is another message's and stays as it is
+    HOLDER_OR_BESIDE = "holder or beside"  # the fact must be kept, whoever holds the message now
+    FOREIGN_COMMIT = "foreign commit"  # also from done, for that is what the handler may have committed
+
+
+class RaisedKind(Enum):
+    """What the exception means with which a handler ended."""
+
+    FAILED = "failed"
+    REFUSED = "refused"  # the handler let a provider's refusal pass
+    REJECTED = "rejected"
+    DEFERRED = "deferred"
+    SESSION_LOST = "session lost"
+    CANCELLED = "cancelled"
+    FOREIGN_COMMIT = "foreign commit"
+    UNKNOWN_TYPE = "unknown type"
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Take the message: INSERT first, else take over what is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
     """Start the handler."""
 
 
-class Resume(NamedTuple):
-    """Hand the handler what it asked for: a recorded answer (JSON text), or None for the transaction."""
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Let the handler go on, with the recorded answer (JSON text) if it asked for an effect."""
 
     answer: str | None = None
 
 
-class Interrupt(NamedTuple):
-    """Raise in the handler: `error` names which."""
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Raise in the handler."""
 
-    error: str
+    kind: Interruption
     detail: str = ""
 
 
-class Intend(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Intend:
     """Commit the n-th intent, or read it."""
 
     n: int
 
 
-class Call(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Call:
     """Call the provider, with no transaction and no connection held."""
 
     n: int
 
 
-class LookUp(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LookUp:
     """Ask the provider whether the n-th effect happened."""
 
     n: int
 
 
-class Record(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Record:
     """Store the answer, write-once."""
 
     n: int
@@ -60,59 +107,72 @@ class Record(NamedTuple):
     refused: bool
 
 
-class Finish(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Finish:
     """Open the handler's transaction; its first statement is the fenced UPDATE to done."""
 
-    visited: int
 
-
-class Commit(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Commit:
     """Check that this is still our transaction, and commit it."""
 
 
-class Fail(NamedTuple):
-    """Count a failed attempt, or a lost session, and give the claim back; when these ran out, park instead."""
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Count a failed attempt, or a lost session, and give the claim back.
+
+    The same transaction parks the message when `delivery.after_failure` says so.
+    """
 
     error: str
     session_lost: bool = False
 
 
-class Park(NamedTuple):
-    """Write the parked row, under the fence that `fence` names, and the inbox row as parked."""
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Write the parked row, and the inbox row as parked, under `fence`.
 
-    reason: str
+    `unknown_n`: the effect whose outcome is not known, if it is pending; 0: none.
+    """
+
+    reason: ParkReason
     detail: str = ""
-    fence: Literal["holder", "absent", "beside", "holder or beside", "foreign commit"] = "holder"
+    fence: Fence = Fence.HOLDER
     unknown_n: int = 0
 
 
-class GiveBack(NamedTuple):
-    """Give the claim back without counting anything."""
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """Give the claim back; nothing is counted."""
 
 
-class Settle(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Settle:
     """The end: what the queue is told."""
 
     settlement: Settlement
 
 
-Command = (
-    Take | Run | Resume | Interrupt | Intend | Call | LookUp | Record | Finish | Commit | Fail | Park | GiveBack | Settle
-)
+# Each is one transaction; each is one effect's step; after each it is the handler's turn, or the end.
+Transaction = Take | Finish | Commit | Fail | Park | GiveBack
+EffectStep = Intend | Call | LookUp | Record
+Turn = Run | Resume | Interrupt | Settle
+Command = Transaction | EffectStep | Turn
 
-# ---- events: what happened -------------------------------------------------------------------------------------------
 
-
-class Received(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Received:
     """A delivery arrived; `deliveries` is the queue's own count, 0 when it does not count."""
 
     deliveries: int
 
 
-class Taken(NamedTuple):
-    """The message is ours. `fresh`: its row did not exist before; `takes`: claims that ended in nothing, this included.
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The message is ours.
 
-    `excused`: deliveries that the queue counted, and that ended in a deferral, or behind another worker's open transaction.
+    `fresh`: its row did not exist before. `takes`: takes of it that ended in nothing so far, this one included.
+    `excused`: deliveries that its queue counted, and that ended in a deferral or behind another worker's open transaction.
     """
 
     token: int
@@ -121,173 +181,206 @@ class Taken(NamedTuple):
     excused: int = 0
 
 
-class Duplicate(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Duplicate:
     """The row is done or parked."""
 
 
-class InFlight(NamedTuple):
-    """Another worker holds it, for this long at most."""
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """Another worker holds it, for at most this long."""
 
     seconds: float
 
 
-class Conflict(NamedTuple):
-    """The row is of another payload."""
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """The row belongs to another payload."""
 
     detail: str = ""
 
 
-class OutsideWindow(NamedTuple):
-    """Older than the window and unseen, from the future, or without a time of its own."""
+@dataclass(frozen=True, slots=True)
+class OutsideWindow:
+    """Its id is unseen, and older than the window, from the future, or without a time."""
 
     detail: str = ""
 
 
-class DatabaseLost(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class DatabaseLost:
     """The database did not answer, before any COMMIT was sent: nothing was written."""
 
 
-class Ambiguous(NamedTuple):
-    """COMMIT was sent and no reply came: it may or may not have happened."""
+@dataclass(frozen=True, slots=True)
+class Ambiguous:
+    """COMMIT was sent, and no reply came: it may or may not have happened."""
 
 
-class EffectAsked(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class EffectAsked:
     """The handler calls `once.effect`."""
 
 
-class FinishAsked(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class FinishAsked:
     """The handler enters `once.transaction()`."""
 
 
-class BlockRaised(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class BlockRaised:
     """The body of `once.transaction()` raised: its transaction was rolled back."""
 
 
-class BlockEnded(NamedTuple):
-    """The body of `once.transaction()` ended well."""
+@dataclass(frozen=True, slots=True)
+class BlockEnded:
+    """The body of `once.transaction()` came to its end."""
 
 
-class Returned(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Returned:
     """The handler returned."""
 
 
-class Raised(NamedTuple):
-    """The handler raised.
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """The handler raised. `delay_seconds`: of a deferral."""
 
-    `kind`: failed | refused | rejected | deferred | session lost | cancelled | foreign commit | unknown type.
-    """
-
-    kind: str
+    kind: RaisedKind
     detail: str = ""
     delay_seconds: float = 0.0
 
 
-class Recorded(NamedTuple):
-    """The intent is done, or its answer is stored now."""
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The intent is done: this is its answer, stored now or before."""
 
     answer: str
     refused: bool = False
 
 
-class Intended(NamedTuple):
-    """The intent is committed (or was pending, inside the window): call."""
+@dataclass(frozen=True, slots=True)
+class Intended:
+    """The intent is pending, inside the provider's window: call."""
 
 
-class Expired(NamedTuple):
-    """The intent is pending past the provider's window, or unknown: never call; look it up."""
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """The intent is pending past the window, or unknown: look it up, never call."""
 
 
-class Changed(NamedTuple):
-    """The recorded effects are not the ones that the handler now asks for."""
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """The effect recorded at this place is not the one that is asked for."""
 
     detail: str
 
 
-class FencedOff(NamedTuple):
-    """The lease or the fence is lost."""
+@dataclass(frozen=True, slots=True)
+class FencedOff:
+    """The row is not as this worker left it: another has it, or it is over. Nothing was written."""
 
 
-class Answered(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Answered:
     """The provider answered; `answer` is canonical JSON."""
 
     answer: str
     refused: bool = False
 
 
-class Unreadable(NamedTuple):
-    """The provider answered, so the effect may have happened, but what it said is not JSON; `detail` is all of it."""
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """The provider's answer is not JSON, though the effect may have happened; `detail` is all of it."""
 
     detail: str
 
 
-class Cancelled(NamedTuple):
-    """The call, or the look-up, was cut off because the program is ending: nothing is said of it, as after a crash."""
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The call, or the look-up, was cut off because the program is ending: as after a crash."""
 
     detail: str
 
 
-class Later(NamedTuple):
-    """The provider says that the key is in use, or to come back later: nothing was decided."""
+@dataclass(frozen=True, slots=True)
+class Later:
+    """The provider asks to come back later (the key is in use): nothing is decided."""
 
     delay_seconds: float
 
 
-class Replayed(NamedTuple):
-    """The provider replayed a stored 5xx: trying again cannot change it."""
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """The provider replayed a stored 5xx, which no retry can change."""
 
 
-class Failed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Failed:
     """The call, or the look-up, ended without a definite answer."""
 
     detail: str
 
 
-class Mismatch(NamedTuple):
-    """The provider refuses the key: it knows it with another request."""
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """The provider knows the key with another request."""
 
     detail: str
 
 
-class NotFound(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class NotFound:
     """The look-up found nothing, or there is none."""
 
 
-class TwoAnswers(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TwoAnswers:
     """Another answer is recorded already."""
 
     detail: str
 
 
-class Finishing(NamedTuple):
-    """The transaction is open, the row is done in it. Counts of all recorded intents, and of those not done."""
+@dataclass(frozen=True, slots=True)
+class Finishing:
+    """The transaction is open, with the row done in it.
+
+    `intents`: how many are recorded. `intents_open`: how many of them have no answer.
+    """
 
     intents: int
     intents_open: int
 
 
-class Committed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Committed:
     """The reply to COMMIT was COMMIT."""
 
 
-class Aborted(NamedTuple):
-    """The transaction had failed inside: it rolled back, whatever the handler believes."""
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """The transaction had failed inside, so it was rolled back."""
 
 
-class ForeignCommit(NamedTuple):
-    """The session is not in the transaction that we opened."""
+@dataclass(frozen=True, slots=True)
+class ForeignCommit:
+    """The session is not in the transaction that we opened: the handler ended it."""
 
 
-class Counted(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Counted:
     """The failed attempt is counted; the retry is due after the delay."""
 
     delay_seconds: float
 
 
-class Parked(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Parked:
     """The message is parked."""
 
 
-class GivenBack(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class GivenBack:
     """The claim is given back."""
 
 

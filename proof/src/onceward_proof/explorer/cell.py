@@ -9,12 +9,16 @@ from typing import Final, NamedTuple
 
 from onceward.protocol import words as p
 from onceward.protocol.delivery import Limits, State
+from onceward.protocol.reasons import ParkReason
 from onceward_proof.explorer.rules import PRODUCTION, Rules
 
 LIMITS: Final = Limits(attempts_max=2, deliveries_max=3)
 CALLABLE, EXPIRED, FORGOTTEN = range(3)  # the key of the effect: may be sent; not any more; its provider has forgotten it
 GONE, VISIBLE, HELD = range(3)  # where a copy of the message is
-REASONS_FOR_PEOPLE: Final = ("two answers", "foreign commit")  # a person looks: what was done stands, no redrive
+REASONS_FOR_PEOPLE: Final = (
+    ParkReason.TWO_ANSWERS,
+    ParkReason.FOREIGN_COMMIT,
+)  # a person looks: what was done stands, no redrive
 
 
 class Row(NamedTuple):
@@ -36,15 +40,15 @@ class Intent(NamedTuple):
 
 
 class Books(NamedTuple):
-    """What is committed of one message. `parked`: the reason of the parked row, by payload; '': there is none."""
+    """What is committed of one message. `parked`: the reason of the parked row, by payload; None: there is none."""
 
     row: Row | None = None
     intent: Intent | None = None
     attempts: int = 0
     sessions_lost: int = 0
-    parked: tuple[str, str] = ("", "")
+    parked: tuple[ParkReason | None, ParkReason | None] = (None, None)
 
-    def park(self, payload: int, reason: str) -> Books:
+    def park(self, payload: int, reason: ParkReason | None) -> Books:
         parked = (reason, self.parked[1]) if payload == 0 else (self.parked[0], reason)
         return self._replace(parked=parked)
 

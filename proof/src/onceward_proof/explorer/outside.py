@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onceward.protocol import words as p
-from onceward.protocol.delivery import start
+from onceward.protocol.delivery import Place, start
 from onceward_proof.explorer import tables
 from onceward_proof.explorer.cell import (
     CALLABLE,
@@ -80,7 +80,7 @@ def _provider(cell: Cell) -> Iterator[Move]:
     flying = [key for key, stored in cell.keys if stored == "flying"]
     for key in flying:
         yield Move(("charged at last",), charge(cell, key))
-    calling = any(worker.state.at == "calling" for worker in cell.workers)
+    calling = any(worker.state.at is Place.CALLING for worker in cell.workers)
     if cell.key_age == CALLABLE and (cell.books.intent is not None or cell.keys):
         yield Move(("key expires",), cell._replace(key_age=EXPIRED))
     elif cell.key_age == EXPIRED and not calling and not flying:  # the margin is longer than the longest call
@@ -93,7 +93,7 @@ def _clocks(cell: Cell) -> Iterator[Move]:
     It is longer than the provider's window too. Upkeep never drops what is pending, parked or without an answer. Under
     `longer_window` the id is old only for the process by whose window upkeep goes; the workers take it like any other.
     """
-    calling = any(worker.state.at == "calling" for worker in cell.workers)
+    calling = any(worker.state.at is Place.CALLING for worker in cell.workers)
     if not cell.old:
         if not cell.locked and not calling:
             yield Move(("id is old",), cell._replace(old=True))

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from onceward.protocol import delivery
 from onceward.protocol import relay as dispatch
 from onceward.protocol import words as p
-from onceward.protocol.delivery import State, Step
+from onceward.protocol.delivery import Place, State, Step
 from onceward.transport import ACK
 from onceward_proof.explorer import promises
 from onceward_proof.explorer.cell import Cell
@@ -37,12 +37,12 @@ class Planted(NamedTuple):
 
 
 def ambiguous_is_acked(state: State, event: p.Event) -> Step:
-    return delivery.step(state, p.Committed() if isinstance(event, p.Ambiguous) and state.at == "committing" else event)
+    return delivery.step(state, p.Committed() if isinstance(event, p.Ambiguous) and state.at is Place.COMMITTING else event)
 
 
 def unknown_is_called_again(state: State, event: p.Event) -> Step:
     after, command = delivery.step(state, event)
-    return (after._replace(at="calling"), p.Call(after.n)) if isinstance(command, p.LookUp) else (after, command)
+    return (after._replace(at=Place.CALLING), p.Call(after.n)) if isinstance(command, p.LookUp) else (after, command)
 
 
 def in_flight_is_acked(state: State, event: p.Event) -> Step:
@@ -55,14 +55,14 @@ def aborted_is_acked(state: State, event: p.Event) -> Step:
 
 
 def lost_park_is_acked(state: State, event: p.Event) -> Step:
-    lost = isinstance(event, p.FencedOff | p.DatabaseLost) and state.at == "parking"
+    lost = isinstance(event, p.FencedOff | p.DatabaseLost) and state.at is Place.PARKING
     return delivery.step(state, p.Parked() if lost else event)
 
 
 def failed_call_goes_on(state: State, event: p.Event) -> Step:
     """The handler of a call that failed is not unwound: it may swallow the error and ask for its finish."""
-    if state.at == "calling" and isinstance(event, p.Failed):
-        return state._replace(at="handling"), p.Interrupt("call failed", event.detail)
+    if state.at is Place.CALLING and isinstance(event, p.Failed):
+        return state._replace(at=Place.HANDLING), p.Interrupt(p.Interruption.CALL_FAILED, event.detail)
     return delivery.step(state, event)
 
 

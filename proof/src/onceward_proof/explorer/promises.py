@@ -43,12 +43,12 @@ def broken_in(cell: Cell) -> str:
     """The first promise that this message's own state breaks; '' when it keeps them all."""
     row, intent = cell.books.row, cell.books.intent
     done = row is not None and row.state == "done"
-    parked = "" if row is None else cell.books.parked[row.payload]
+    parked = None if row is None else cell.books.parked[row.payload]
     promises = (
         (CHARGED_BLIND, cell.blind),
         (CHARGED_TWICE, cell.charges > 1),
         (WRITTEN_TWICE, sum(cell.writes) > 1),
-        (DONE_AND_PARKED, done and parked not in ("", *REASONS_FOR_PEOPLE)),
+        (DONE_AND_PARKED, done and parked not in (None, *REASONS_FOR_PEOPLE)),
         (NAMELESS, row is not None and row.state == "parked" and not parked),
         (UNWRITTEN, done and not sum(cell.writes)),
         (UNANSWERED, done and intent is not None and intent.state != "done"),

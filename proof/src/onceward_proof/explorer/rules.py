@@ -8,13 +8,13 @@ from typing import NamedTuple
 from onceward.protocol import delivery
 from onceward.protocol import relay as dispatch
 from onceward.protocol import words as p
-from onceward.protocol.delivery import Shape, State, Step
+from onceward.protocol.delivery import State, Step
 
 
 class Rules(NamedTuple):
     """One consumer's shape, and one line of the protocol or of a statement that may be wrong."""
 
-    shape: Shape = "effectful"
+    shape: p.Shape = "effectful"
     lookup: bool = True  # the provider can be asked whether an effect happened
     other_payload: bool = False  # a message of another payload may come under the same id
     longer_window: bool = False  # upkeep went by the window of another process, which is shorter than the workers' own

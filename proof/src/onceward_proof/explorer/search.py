@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from onceward_proof.explorer import outbox
-from onceward_proof.explorer.cell import Cell, Move, arrived
+from onceward_proof.explorer.cell import Cell, Move, Worker, arrived
 from onceward_proof.explorer.outbox import Post, PostMove
 from onceward_proof.explorer.outside import happen
 from onceward_proof.explorer.promises import CellFacts, PostFacts, broken_between, facts, post_facts
@@ -103,7 +103,7 @@ class Space:
         self.posts: list[Post] = []
         self.post_facts: list[PostFacts] = []
         self._cell_numbers: dict[Cell, int] = {}
-        self._worker_numbers: dict[object, int] = {}
+        self._worker_numbers: dict[Worker, int] = {}
         self._post_numbers: dict[Post, int] = {}
         self._moves: dict[tuple[int, bool], list[LocalMove]] = {}
         self._post_moves: dict[int, list[LocalPostMove]] = {}
@@ -126,9 +126,8 @@ class Space:
             self.facts.append(facts(cell))
         return number
 
-    def _worker_number(self, worker: object) -> int:
-        key = (repr(getattr(worker, "command", None).__class__), worker)  # two commands without fields are equal tuples
-        return self._worker_numbers.setdefault(key, len(self._worker_numbers))
+    def _worker_number(self, worker: Worker) -> int:
+        return self._worker_numbers.setdefault(worker, len(self._worker_numbers))
 
     def post_number(self, post: Post) -> int:
         number = self._post_numbers.setdefault(post, len(self.posts))

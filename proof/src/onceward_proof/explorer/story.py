@@ -181,7 +181,8 @@ def _work_words(cell: Cell, move: Move, who: str, message: str) -> str:
         sentence += f" (row {row.state}, token {row.token})"
     parked = move.cell.books.parked
     if event == "Parked" and parked != cell.books.parked:
-        sentence += f" ({next(after for before, after in zip(cell.books.parked, parked, strict=True) if before != after)})"
+        [reason] = (after for before, after in zip(cell.books.parked, parked, strict=True) if before is not after and after)
+        sentence += f" ({reason.value})"
     if fault:
         sentence += f": {fault}"
     return f"{sentence}; its handler {error}" if error else sentence

@@ -8,15 +8,16 @@ committed waits for nobody: it has lost.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, assert_never
 
 from onceward.protocol import words as p
+from onceward.protocol.reasons import ParkReason
 from onceward_proof.explorer.cell import CALLABLE, LIMITS, Books, Intent, Row
 from onceward_proof.explorer.rules import Rules
 
 Result = tuple[Books, p.Event]
 BLOCKED: Final = None
-UNKNOWN: Final = ("unknown", "answer is not JSON")  # reasons that leave the intent unknown
+UNKNOWN: Final = (ParkReason.UNKNOWN, ParkReason.ANSWER_IS_NOT_JSON)  # reasons that leave the intent unknown
 
 
 class Who(NamedTuple):
@@ -152,32 +153,34 @@ def fail(books: Books, who: Who, clock: Clock, *, session_lost: bool = False) ->
         after = after._replace(row=Row("done", payload=who.payload))
     if after.attempts < LIMITS.attempts_max and after.sessions_lost < LIMITS.deliveries_max:
         return after, p.Counted(1.0)
-    result = _park_holder(after, who, clock, "sessions lost" if session_lost else "attempts ran out")
+    result = _park_holder(after, who, clock, ParkReason.SESSIONS_LOST if session_lost else ParkReason.ATTEMPTS_RAN_OUT)
     return (books, result[1]) if result is not None and not isinstance(result[1], p.Parked) else result
 
 
 def park(books: Books, who: Who, clock: Clock, command: p.Park) -> Result | None:
-    """Under the fence that the command names; "beside" and "absent" touch no inbox row, and so wait for none."""
+    """Under the fence that the command names; BESIDE and ABSENT touch no inbox row, and so wait for none."""
     match command.fence:
-        case "beside":
+        case p.Fence.BESIDE:
             return books.park(who.payload, command.reason), p.Parked()
-        case "absent":
+        case p.Fence.ABSENT:
             return (books.park(who.payload, command.reason), p.Parked()) if books.row is None else (books, p.FencedOff())
-    match command.fence:
-        case "foreign commit" if clock.locked:
+        case p.Fence.FOREIGN_COMMIT if clock.locked:
             return BLOCKED
-        case "foreign commit":
+        case p.Fence.FOREIGN_COMMIT:
             if books.row is None and clock.dropped:
                 return books, p.DatabaseLost()  # no partition for the row
             return _park_foreign(books, who, command.reason), p.Parked()
-        case "holder or beside":
+        case p.Fence.HOLDER_OR_BESIDE:
             result = _park_holder(books, who, clock, command.reason)
             lost = result is not None and isinstance(result[1], p.FencedOff)
             return (books.park(who.payload, command.reason), p.Parked()) if lost else result
-    return _park_holder(books, who, clock, command.reason)
+        case p.Fence.HOLDER:
+            return _park_holder(books, who, clock, command.reason)
+        case _:
+            assert_never(command.fence)
 
 
-def _park_holder(books: Books, who: Who, clock: Clock, reason: str) -> Result | None:
+def _park_holder(books: Books, who: Who, clock: Clock, reason: ParkReason) -> Result | None:
     """Parked under the fence of whoever holds the message."""
     if clock.locked and (who.rolled_back or mine(books, who)):
         return BLOCKED
@@ -193,10 +196,10 @@ def _park_holder(books: Books, who: Who, clock: Clock, reason: str) -> Result | 
     if reason in UNKNOWN and intent is not None and intent.state == "pending":
         books = books._replace(intent=intent._replace(state="unknown"))
     row = row if who.rules.park_leaves_row else row._replace(state="parked", lapsed=False)
-    return books._replace(row=row).park(who.payload, "" if who.rules.parked_row_missing else reason), p.Parked()
+    return books._replace(row=row).park(who.payload, None if who.rules.parked_row_missing else reason), p.Parked()
 
 
-def _park_foreign(books: Books, who: Who, reason: str) -> Books:
+def _park_foreign(books: Books, who: Who, reason: ParkReason) -> Books:
     """What the handler committed is parked from done; what it rolled back, from whatever it was before the take."""
     row, token = books.row, who.token
     if row is None:
@@ -224,8 +227,8 @@ def _given_back(books: Books) -> Books:
 def redrive(books: Books) -> Books | None:
     """Pending again, under a new token, without attempts; None: refused."""
     row = books.row
-    if row is None or row.state != "parked" or books.parked[row.payload] in ("", "two answers"):
+    if row is None or row.state != "parked" or books.parked[row.payload] in (None, ParkReason.TWO_ANSWERS):
         return None
     token = row.token + 1
     pending = row._replace(state="pending", token=token, forgiven=token, lapsed=True)
-    return books._replace(row=pending, attempts=0, sessions_lost=0).park(row.payload, "")
+    return books._replace(row=pending, attempts=0, sessions_lost=0).park(row.payload, None)

@@ -10,7 +10,6 @@ from functools import cache
 from typing import NamedTuple
 
 from onceward.protocol import words as p
-from onceward.protocol.delivery import Shape
 from onceward.transport import Settlement
 from onceward_proof.explorer import tables
 from onceward_proof.explorer.cell import GONE, VISIBLE, Cell, Move, Row, Worker, charge, put, remember, replaced
@@ -35,7 +34,7 @@ def work(cell: Cell, index: int) -> Iterator[Move]:
         yield from _settle(cell, index, worker, worker.command.settlement)
         return
     for outcome in [_flushed(cell, found) for found in perform(cell, index, worker)]:
-        for errors, advanced in advance(worker, type(outcome.event).__name__, outcome.event, cell.rules):
+        for errors, advanced in advance(worker, outcome.event, cell.rules):
             after = advanced._replace(open=outcome.open)
             words = ("work", type(worker.command).__name__, type(outcome.event).__name__, outcome.fault, errors)
             faults = (outcome.fault != "") + (errors != "")
@@ -65,40 +64,42 @@ def _settle(cell: Cell, index: int, worker: Worker, settlement: Settlement) -> I
 
 
 @cache
-def advance(worker: Worker, _kind: str, event: p.Event, rules: Rules) -> tuple[tuple[str, Worker], ...]:
-    """The worker after `event`, once its next command is not the handler's turn any more; named where the handler erred.
-
-    `_kind` is there for the cache: two events without fields are equal tuples.
-    """
+def advance(worker: Worker, event: p.Event, rules: Rules) -> tuple[tuple[str, Worker], ...]:
+    """The worker after `event`, once its next command is not the handler's turn any more; named where the handler erred."""
     state, command = rules.step(worker.state, event)
     after = worker._replace(state=state, command=command)
     if not isinstance(command, p.Run | p.Resume | p.Interrupt):
         return (("", after),)
     found: list[tuple[str, Worker]] = []
     for error, said, place in _handler(worker.place, command, rules.shape):
-        further = advance(after._replace(place=place), type(said).__name__, said, rules)
+        further = advance(after._replace(place=place), said, rules)
         found += [(error or later, advanced) for later, advanced in further if not (error and later)]
     return tuple(found)
 
 
-def _handler(place: str, command: p.Command, shape: Shape) -> list[tuple[str, p.Event, str]]:
+def _handler(place: str, command: p.Command, shape: p.Shape) -> list[tuple[str, p.Event, str]]:
     """What the handler may do: first as it should, then as it should not."""
-    failed = p.Raised("failed", "x")
+    failed = p.Raised(p.RaisedKind.FAILED, "x")
     if isinstance(command, p.Interrupt):
-        raised = p.Raised("refused" if command.error == "refused" else "failed", "x")
+        raised = p.Raised(p.RaisedKind.REFUSED, "x") if command.kind is p.Interruption.REFUSED else failed
         swallowed = (p.FinishAsked(), "finishing") if place == "asked" else (p.Returned(), "left")
         return [("", raised, "left"), ("swallows the error", *swallowed)]
     if place == "start":
         first = (p.Returned(), "left") if shape == "transactional" else (p.EffectAsked(), "asked")
-        lost = [("loses its session", p.Raised("session lost", "x"), "left")] if shape == "transactional" else []
-        return [("", *first), ("raises", failed, "left"), ("defers", p.Raised("deferred", "x", 1.0), "left"), *lost]
+        lost = [("loses its session", p.Raised(p.RaisedKind.SESSION_LOST, "x"), "left")] if shape == "transactional" else []
+        return [
+            ("", *first),
+            ("raises", failed, "left"),
+            ("defers", p.Raised(p.RaisedKind.DEFERRED, "x", 1.0), "left"),
+            *lost,
+        ]
     places: dict[str, list[tuple[str, p.Event, str]]] = {
         "asked": [("", p.FinishAsked(), "finishing"), ("raises", failed, "left")],
         "finishing": [("", p.BlockEnded(), "ended"), ("raises inside its transaction", p.BlockRaised(), "broke")],
         "broke": [
             ("", failed, "left"),
             ("swallows the error", p.Returned(), "left"),
-            ("had lost its session", p.Raised("session lost", "x"), "left"),
+            ("had lost its session", p.Raised(p.RaisedKind.SESSION_LOST, "x"), "left"),
         ],
         "ended": [("", p.Returned(), "left"), ("raises late", failed, "left")],
     }
@@ -219,7 +220,7 @@ def _write(cell: Cell, index: int, worker: Worker) -> list[Outcome]:
 
 
 def _is_unfenced(command: p.Command) -> bool:
-    return isinstance(command, p.Park) and command.fence == "foreign commit"
+    return isinstance(command, p.Park) and command.fence is p.Fence.FOREIGN_COMMIT
 
 
 def _record(cell: Cell, who: Who, answer: str, refused: bool) -> list[Outcome]:

@@ -1,0 +1,63 @@
+"""Every reason for a park is a member of one enum, with a sentence on what happened and one on what to do."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import onceward
+from onceward.protocol import delivery
+from onceward.protocol.delivery import Place
+from onceward.protocol.reasons import ParkReason, park_reasons_table
+
+PACKAGE = Path(onceward.__file__).parent
+# The texts are in databases and in JSON that programs read.
+STORED = (
+    "attempts ran out", "sessions lost", "poison", "rejected", "refused", "unknown", "answer is not JSON",
+    "effects changed", "two answers", "foreign commit", "conflict", "outside window", "unknown type", "malformed",
+)  # fmt: skip
+
+
+def test_the_texts_that_are_stored_do_not_change() -> None:
+    assert tuple(reason.value for reason in ParkReason) == STORED
+    assert [ParkReason(text) for text in STORED] == list(ParkReason)
+
+
+@pytest.mark.parametrize("reason", ParkReason, ids=lambda reason: reason.name)
+def test_a_reason_says_in_a_sentence_each_what_happened_and_what_to_do(reason: ParkReason) -> None:
+    for sentence in (reason.what_happened, reason.what_to_do):
+        assert re.fullmatch(r"[A-Z].{20,}\.", sentence)
+        assert "|" not in sentence, "it stands in a table"
+
+
+@pytest.mark.parametrize("reason", ParkReason, ids=lambda reason: reason.name)
+def test_every_reason_is_given_somewhere(reason: ParkReason) -> None:
+    written = [file for file in PACKAGE.rglob("*.py") if f"ParkReason.{reason.name}" in file.read_text(encoding="utf-8")]
+    assert written
+
+
+def test_no_reason_is_written_as_a_bare_text() -> None:
+    """What writes a parked row takes a member, or a member's value: a literal beside it could be misspelt."""
+    writers = {"Park", "park_params", "_park_beside"}
+    bare = [
+        f"{file.name}:{call.lineno}"
+        for file in PACKAGE.rglob("*.py")
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call)
+        and (getattr(call.func, "attr", None) or getattr(call.func, "id", None)) in writers
+        and any(isinstance(part, ast.Constant) and isinstance(part.value, str) for part in call.args)
+    ]
+    assert bare == []
+
+
+def test_the_table_for_the_docs_has_a_row_for_each() -> None:
+    head, rule, *rows = park_reasons_table()
+    assert (head.count("|"), rule.count("|")) == (4, 4)
+    assert [re.findall(r"`([^`]+)` \|", row)[0] for row in rows] == list(STORED)
+
+
+def test_the_protocol_answers_in_every_place() -> None:
+    assert set(delivery._TABLE) == set(Place)
