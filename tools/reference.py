@@ -25,6 +25,7 @@ PACKAGE: Final = "onceward"
 OPEN_PACKAGES: Final = ("onceward.testing", "onceward.transports")
 # Public modules of the core beside `onceward` itself, with the names that the pages speak of.
 BESIDE: Final = {"onceward.events": ("Event", "Listener", "POINTS"), "onceward.health": ("Health", "shown")}
+OFFERED: Final[list[str]] = vars(onceward)["__all__"]
 LINE_MAX: Final = 100
 
 INTRODUCTION: Final = """\
@@ -72,9 +73,9 @@ def section(module: griffe.Module) -> Iterator[str]:
 def public_names(module: griffe.Module) -> list[str]:
     """Sorted without regard to case."""
     if module.path == PACKAGE:
-        names = [*onceward.__all__]
+        names = [*OFFERED]
     elif module.path in BESIDE:
-        names = [name for name in BESIDE[module.path] if name not in onceward.__all__]
+        names = [name for name in BESIDE[module.path] if name not in OFFERED]
     elif module.exports is not None:
         names = [str(name) for name in module.exports]
     else:

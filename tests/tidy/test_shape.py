@@ -22,6 +22,7 @@ import onceward
 CODE_LINES_MAX = 400
 # Longer files that are one idea, each with the reason. It is better for an idea to stand here than to be cut in two.
 ONE_IDEA: dict[str, str] = {}
+OFFERED = vars(onceward)["__all__"]
 FORBIDDEN = {"manager", "helper", "helpers", "util", "utils", "common", "base", "service", "processor", "misc"}
 # Where the words "exactly once" may stand: the pages that say why nobody can have it, and this rule.
 SAYS_WHY_NOT = {
@@ -70,7 +71,7 @@ def _has_code(module: ast.Module) -> bool:
 
 def test_every_public_name_says_what_becomes_true() -> None:
     bare = []
-    for name in onceward.__all__:
+    for name in OFFERED:
         value = getattr(onceward, name)
         if callable(value) and not getattr(value, "__doc__", None):
             bare.append(name)
@@ -80,9 +81,9 @@ def test_every_public_name_says_what_becomes_true() -> None:
 
 def _bare_public_methods(module: ast.Module) -> list[str]:
     """Methods and functions of what `onceward` itself offers, without a docstring (`__enter__` and its like aside)."""
-    offered = [node for node in module.body if isinstance(node, ast.ClassDef) and node.name in onceward.__all__]
+    offered = [node for node in module.body if isinstance(node, ast.ClassDef) and node.name in OFFERED]
     methods = [(node.name, item) for node in offered for item in node.body if isinstance(item, Definition)]
-    functions = [("", node) for node in module.body if isinstance(node, Definition) and node.name in onceward.__all__]
+    functions = [("", node) for node in module.body if isinstance(node, Definition) and node.name in OFFERED]
     return [
         f"{owner}.{item.name}".strip(".")
         for owner, item in [*methods, *functions]
