@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Writes docs/reference.md: the public API, from its signatures and docstrings. `.venv/bin/python tools/reference.py`.
 
-griffe reads the sources without running them. Public is what `onceward.__all__` lists, and what the modules beside it list,
-or document if they list nothing; of a class, its documented methods and properties.
+griffe reads signatures and docstrings from the sources. Public is what `onceward.__all__` lists, and what the modules
+beside it list, or document if they list nothing; of a class, its documented methods and properties, and those of its
+fields that a comment explains.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Final, cast
 
 import griffe
 
+import onceward
+
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "docs" / "reference.md"
 SOURCES: Final = ROOT / "src"
@@ -22,6 +25,7 @@ PACKAGE: Final = "onceward"
 OPEN_PACKAGES: Final = ("onceward.testing", "onceward.transports")
 # Public modules of the core beside `onceward` itself, with the names that the pages speak of.
 BESIDE: Final = {"onceward.events": ("Event", "Listener", "POINTS"), "onceward.health": ("Health", "shown")}
+OFFERED: Final[list[str]] = vars(onceward)["__all__"]
 LINE_MAX: Final = 100
 
 INTRODUCTION: Final = """\
@@ -68,9 +72,10 @@ def section(module: griffe.Module) -> Iterator[str]:
 
 def public_names(module: griffe.Module) -> list[str]:
     """Sorted without regard to case."""
-    if module.path in BESIDE:
-        exported = {str(name) for name in cast("griffe.Module", module.parent).exports or ()}
-        names = [name for name in BESIDE[module.path] if name not in exported]
+    if module.path == PACKAGE:
+        names = [*OFFERED]
+    elif module.path in BESIDE:
+        names = [name for name in BESIDE[module.path] if name not in OFFERED]
     elif module.exports is not None:
         names = [str(name) for name in module.exports]
     else:
@@ -95,7 +100,7 @@ def described(name: str, entry: griffe.Object) -> Iterator[str]:
 def _described_class(name: str, entry: griffe.Class) -> Iterator[str]:
     yield _code(*_heads(entry))
     yield text_of(entry)
-    yield from _constants(entry)
+    yield _fields(entry)
     for member in entry.members.values():
         if member.is_alias or member.name.startswith("_") or not member.has_docstring:
             continue
@@ -120,15 +125,22 @@ def _heads(entry: griffe.Class) -> Iterator[str]:
         yield f"class {made or entry.name}"
 
 
-def _constants(entry: griffe.Class) -> Iterator[str]:
-    """The members of an enum, which need no docstring of their own."""
-    if any("Enum" in str(base) or "Flag" in str(base) for base in entry.bases):
-        members = [member for member in entry.members.values() if isinstance(member, griffe.Attribute)]
-        yield "\n".join(f"- `{member.name}`{_explained(member)}" for member in members if not member.is_private)
+def _fields(entry: griffe.Class) -> str:
+    """The members of an enum, and those fields of any other class beside which a comment says what they are."""
+    is_enum = any(str(base).endswith(("Enum", "Flag")) for base in entry.bases)
+    members = [member for member in entry.members.values() if isinstance(member, griffe.Attribute)]
+    named = [(member.name, _comment(member)) for member in members if "property" not in member.labels]
+    public = [(name, comment) for name, comment in named if (comment or is_enum) and not name.startswith("_")]
+    return "\n".join(f"- `{name}`{comment and f': {comment}'}" for name, comment in public)
 
 
-def _explained(member: griffe.Attribute) -> str:
-    return f": {member.docstring.value}" if member.docstring else ""
+def _comment(member: griffe.Attribute) -> str:
+    """What stands behind `#` in the line of a field of the class's body; '' for one that only a method sets."""
+    if "class-attribute" not in member.labels and member.annotation is None:
+        return ""
+    lines = member.lines_collection[cast("Path", member.filepath)]
+    found = re.search(r"\s# (?!noqa|type:)(.*)", lines[(member.lineno or 1) - 1])
+    return found[1] if found else ""
 
 
 def _tests(entry: griffe.Class) -> Iterator[str]:

@@ -22,6 +22,7 @@ import onceward
 CODE_LINES_MAX = 400
 # Longer files that are one idea, each with the reason. It is better for an idea to stand here than to be cut in two.
 ONE_IDEA: dict[str, str] = {}
+OFFERED = vars(onceward)["__all__"]
 FORBIDDEN = {"manager", "helper", "helpers", "util", "utils", "common", "base", "service", "processor", "misc"}
 # Where the words "exactly once" may stand: the pages that say why nobody can have it, and this rule.
 SAYS_WHY_NOT = {
