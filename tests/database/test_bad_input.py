@@ -37,7 +37,7 @@ BODIES = {
     "NUL": b"a\x00b",
     "escaped NUL": b'{"a":"\\u0000"}',
     "lone surrogate": b'{"a":"\\ud800"}',
-    "no UTF-8": bytes(range(256)),
+    "not UTF-8": bytes(range(256)),
     "empty": b"",
     "no JSON": b"{not json",
 }
@@ -207,7 +207,7 @@ def test_an_id_without_a_time_is_parked_and_not_processed(shape: str, message_id
     assert opened(of_shape(shape)).deliver(delivery(order(id=message_id))) == ACK
     [entry] = rows.parked(db)
     assert (entry.message_id, entry.reason) == (message_id, "outside window")
-    assert "no UUIDv7" in entry.detail
+    assert "not a UUIDv7" in entry.detail
     assert rows.effects(db, order(id=message_id)) == 0
 
 
