@@ -170,7 +170,7 @@ def test_once_the_call_is_mended_a_redrive_looks_the_answer_up(opened: Opened, d
 
 
 @pytest.mark.parametrize(
-    ("headers", "said"),
+    ("headers", "reason"),
     [
         ({}, "without id and type"),
         ({"type": "order.placed"}, "without id"),
@@ -183,7 +183,7 @@ def test_once_the_call_is_mended_a_redrive_looks_the_answer_up(opened: Opened, d
     ],
 )
 def test_an_envelope_that_is_no_message_is_parked_under_its_delivery(
-    headers: dict[str, str], said: str, opened: Opened, db: Db
+    headers: dict[str, str], reason: str, opened: Opened, db: Db
 ) -> None:
     bad = replace(delivery(order()), headers=headers, id="d-7")
     consumer = opened(transactional())
@@ -191,7 +191,7 @@ def test_an_envelope_that_is_no_message_is_parked_under_its_delivery(
         assert consumer.deliver(bad) == ACK
     [entry] = rows.parked(db)
     assert (entry.message_id, entry.reason, entry.body, entry.headers) == ("test#d-7", "malformed", bad.body, headers)
-    assert said in entry.detail
+    assert reason in entry.detail
     assert rows.scalar(db, "SELECT count(*) FROM onceward.inbox") == 0
 
 

@@ -52,7 +52,7 @@ half_an_hour_off = pytest.mark.parametrize("minutes", [-30, 30])
 
 
 @half_an_hour_off
-def test_scenario_21_the_clock_of_a_worker_plays_no_part_in_its_leases(
+def test_the_clock_of_a_worker_plays_no_part_in_its_leases(
     minutes: int, opened: Opened, db: Db, set_clock: Callable[[int], None], background: Background
 ) -> None:
     """Ids that it makes are off by half an hour; its claims last as long as anybody's, by the database's clock."""
@@ -69,7 +69,7 @@ def test_scenario_21_the_clock_of_a_worker_plays_no_part_in_its_leases(
 
 @pytest.mark.parametrize("shape", SHAPES)
 @half_an_hour_off
-def test_scenario_21_a_worker_whose_clock_is_off_leaves_a_living_lease_alone(
+def test_a_worker_whose_clock_is_off_leaves_a_living_lease_alone(
     minutes: int, shape: str, opened: Opened, db: Db, set_clock: Callable[[int], None]
 ) -> None:
     message = order()
@@ -83,7 +83,7 @@ def test_scenario_21_a_worker_whose_clock_is_off_leaves_a_living_lease_alone(
 
 @pytest.mark.parametrize("shape", SHAPES)
 @half_an_hour_off
-def test_scenario_21_a_worker_whose_clock_is_off_takes_a_lapsed_lease_over(
+def test_a_worker_whose_clock_is_off_takes_a_lapsed_lease_over(
     minutes: int, shape: str, opened: Opened, db: Db, set_clock: Callable[[int], None]
 ) -> None:
     set_clock(minutes)
@@ -98,7 +98,7 @@ def test_scenario_21_a_worker_whose_clock_is_off_takes_a_lapsed_lease_over(
     ],
     ids=["it seems closed", "it seems open"],
 )
-def test_scenario_21_the_clock_of_a_worker_neither_opens_nor_closes_a_providers_window(
+def test_the_clock_of_a_worker_neither_opens_nor_closes_a_providers_window(
     minutes: int, age: timedelta, called: int, state: str, opened: Opened, db: Db, set_clock: Callable[[int], None]
 ) -> None:
     """A key may be sent again for 23 hours: the intent's age is told by the clock that wrote it."""
@@ -147,7 +147,7 @@ def test_a_lease_that_is_merely_longer_than_ours_is_believed(opened: Opened, db:
     assert opened(effectful(lease_seconds=30)).deliver(delivery(message)).action == "release"
 
 
-def test_scenario_21_only_a_message_reads_the_wall_clock() -> None:
+def test_only_a_message_reads_the_wall_clock() -> None:
     """Its id and its time are the producer's; nothing else in the core may ask this machine what time it is.
 
     Upkeep does, but only to refuse: it retires nothing while the database's clock is an hour or more from this one.

@@ -45,9 +45,7 @@ def partitions(db: Db) -> set[str]:
     return {name for name, _ in attached(db, SCHEMA)}
 
 
-def test_scenario_19_what_was_parked_before_the_window_is_kept_and_its_redrive_looks_up(
-    opened: Opened, db: Db, dsn: str
-) -> None:
+def test_what_was_parked_before_the_window_is_kept_and_its_redrive_looks_up(opened: Opened, db: Db, dsn: str) -> None:
     """It charged ten days ago, and nobody heard: its rows let it past the window, and its age forbids another call."""
     message, provider, sink = message_of_ten_days_ago(db), Provider(), ListSink()
     provider.after.append(ConnectionError("cut after it charged"))
@@ -70,7 +68,7 @@ def test_scenario_19_what_was_parked_before_the_window_is_kept_and_its_redrive_l
     assert set(upkeep(db, SCHEMA).dropped) == names_of(day_of(message))
 
 
-def test_scenario_19_what_was_done_and_is_forgotten_is_parked_and_cannot_be_redriven(opened: Opened, db: Db) -> None:
+def test_what_was_done_and_is_forgotten_is_parked_and_cannot_be_redriven(opened: Opened, db: Db) -> None:
     message, provider = message_of_ten_days_ago(db), Provider()
     assert opened(charging(provider, window=2 * AGE)).deliver(delivery(message)) == ACK
     consumer = opened(charging(provider, window=WINDOW, lookup=True))
