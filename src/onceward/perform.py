@@ -98,6 +98,8 @@ class Performer:
         self._rows = Transactions(runtime, message, delivery)
         self._state = start(shape, runtime.limits)
         self._asked: Effect | None = None
+        self._fingerprint = b""  # of the request of the effect that is asked for
+        self._key = ""  # the idempotency key of that effect, once it is intended
         self._names: set[str] = set()
         self._failure: BaseException | None = None
         self._ended = False  # the handler ended our transaction by itself, and then raised
@@ -204,7 +206,7 @@ class Performer:
 
     def effect(self, effect: Effect) -> Any:
         self._check_turn()
-        check_effect(effect)
+        self._fingerprint = check_effect(effect)
         if effect.name in self._names:
             raise UsageError(f"two effects of one message are called {effect.name!r}: they would share one key, and be one")
         self._names.add(effect.name)
@@ -293,10 +295,11 @@ class Performer:
             with self.runtime.database.connection() as conn:
                 intent = self.runtime.intents.intend(
                     conn, self.message, token=self._rows.taking.token, n=n, name=effect.name,
-                    fingerprint=request_fingerprint(effect.request), provider=effect.provider,
+                    fingerprint=self._fingerprint, provider=effect.provider,
                 )  # fmt: skip
         except psycopg.Error as error:
             return self._rows.database_lost("effect not started", error)
+        self._key = intent.key
         match intent.result:
             case IntentResult.CALL:
                 self._rows.emit("effect.intended", n=n, name=effect.name)
@@ -332,7 +335,7 @@ class Performer:
         """What the provider said to the call or the look-up of an effect; a look-up's None: it did not happen."""
         looking = call is not effect.call
         try:
-            answer = call(effect.request, self.runtime.intents.key(self.message, effect.name))
+            answer = call(effect.request, self._key)
             check_done(answer, f"effect {effect.name!r}: {what}")
         except BaseException as error:  # noqa: BLE001 - recorded as the call's outcome, and raised in the handler
             self._failure = self._rows.failure = error
@@ -379,8 +382,11 @@ def describe(error: BaseException) -> str:
     return storable(f"{type(error).__name__}: {error}")
 
 
-def check_effect(effect: Effect) -> None:
-    """Raises `UsageError` for an effect that could not be carried out, compared or kept: before anything is written."""
+def check_effect(effect: Effect) -> bytes:
+    """The fingerprint of its request.
+
+    Raises `UsageError` for an effect that could not be carried out, compared or kept: before anything is written.
+    """
     if not isinstance(effect.name, str) or not effect.name:
         raise UsageError(f"an effect needs a name, stable over every attempt and deploy, not {effect.name!r}")
     if not isinstance(effect.provider, ProviderProfile):
@@ -389,7 +395,7 @@ def check_effect(effect: Effect) -> None:
     check_plain(effect.call, f"effect {effect.name!r}: its call", 2)
     if effect.lookup is not None:
         check_plain(effect.lookup, f"effect {effect.name!r}: its look-up", 2)
-    request_fingerprint(effect.request)
+    return request_fingerprint(effect.request)
 
 
 def read_answer(answer: Any, name: str) -> p.Answered | p.Unreadable:
