@@ -1,6 +1,7 @@
-"""What a user registers or passes must be a plain function: called, a coroutine or generator function does nothing. No I/O.
+"""What a user registers or passes must be a plain function. No I/O.
 
-Nothing of it would run, and nothing would raise: the message would be done and its work never have happened.
+To call a coroutine function or a generator function runs nothing of it and raises nothing: the message would be done, and
+its work would never have happened.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def check_plain(call: Any, what: str, arguments: int) -> None:
         raise UsageError(f"{what} {_name(call)} is {kind}: calling it would do nothing; {_INSTEAD}")
     try:
         signature = inspect.signature(call)
-    except (TypeError, ValueError):  # some callables written in C have none
+    except (TypeError, ValueError):
+        # Some callables that are written in C have no signature: they show at the first call.
         return
     try:
         signature.bind(*(object(),) * arguments)
@@ -34,13 +36,14 @@ def check_plain(call: Any, what: str, arguments: int) -> None:
 
 
 def check_done(result: object, what: str) -> None:
-    """Raises `UsageError` when what a function returned has still to be awaited or iterated: its work was not done."""
+    """Raises `UsageError` when what a function returned must still be awaited or iterated: its work was not done."""
     if result is None or not is_undone(result):
         return
     close = getattr(result, "close", None)
     if callable(close):
-        with suppress(RuntimeError, ValueError):  # one that runs already cannot be closed
-            close()  # or Python warns that it was never awaited, somewhere else and later
+        # Else Python warns later, and somewhere else, that it was never awaited. One that runs already cannot be closed.
+        with suppress(RuntimeError, ValueError):
+            close()
     raise UsageError(f"{what} returned a {type(result).__name__}, so its work was not done; {_INSTEAD}")
 
 
@@ -50,7 +53,7 @@ def is_undone(result: object) -> bool:
 
 
 def is_awaitable(result: object) -> bool:
-    """Something that may or may not be under way: a task, a future."""
+    """Something that may be under way: a task, a future."""
     return isinstance(result, Awaitable)
 
 

@@ -40,7 +40,7 @@ logger = logging.getLogger("onceward")
 Transactional = Callable[[Message, Connection[Any]], None]
 Effectful = Callable[[Message, Once], None]
 OtherTypes = Literal["park", "ignore"]
-# Beside the threads' own connections: one for the heartbeat, one for nudges, one for upkeep.
+# Besides one for each thread: one for the heartbeat, one for nudges, one for upkeep.
 CONNECTIONS_BESIDE_THREADS: Final = 3
 
 
@@ -95,16 +95,17 @@ class Consumer:
         self._opened: OpenConsumer | None = None
 
     def transactional(self, message_type: str) -> Callable[[Transactional], Transactional]:
-        """Register `(message, tx)`: its writes, and the inbox row, are one transaction that is opened before it runs.
+        """Register `(message, tx)`: its writes and the inbox row are one transaction, opened before it runs.
 
-        `tx` is the handler's own, on its own thread, until it ends. Raises `UsageError` for what is no plain function.
+        `tx` is the handler's own, on its own thread, until it returns. Raises `UsageError` for what is not a plain function
+        of two arguments.
         """
         return self._register("transactional", message_type)
 
     def effectful(self, message_type: str) -> Callable[[Effectful], Effectful]:
         """Register `(message, once)`: it touches the outside by `once.effect`, and writes in `once.transaction()`.
 
-        Raises `UsageError` for what is no plain function of two arguments.
+        Raises `UsageError` for what is not a plain function of two arguments.
         """
         return self._register("effectful", message_type)
 
@@ -141,6 +142,7 @@ class Consumer:
 
     def deliver(self, delivery: Delivery) -> Settlement:
         """One delivery, without the loop: what the queue is to be told. `open` must have been called in this process."""
+        # Not opened here by itself: after a fork, or in a Lambda, only the caller knows when a process is ready to connect.
         if self._opened is None:
             raise UsageError("call consumer.open(database) once in this process before consumer.deliver(...)")
         return self._opened.deliver(delivery)
@@ -204,10 +206,11 @@ class OpenConsumer:
         )
 
     def deliver(self, delivery: Delivery) -> Settlement:
-        """Take, handle, finish or park: what the queue is to be told afterwards. The lease is kept until it returns."""
+        """Take, handle, finish or park; what the queue is to be told. The lease is kept until this returns."""
         try:
             return self._deliver(delivery)
         finally:
+            # Also after an error of ours: a claim that nobody works on any more must lapse, not be extended for ever.
             self.keeper.done(delivery)
 
     def _deliver(self, delivery: Delivery) -> Settlement:
@@ -220,15 +223,16 @@ class OpenConsumer:
             return Performer(self.runtime, handler.shape, handler.call, message, delivery).run()
         if self.consumer.other_types == "ignore":
             return ACK
+        # Through the inbox, as any other: a redelivery of what was parked must be a duplicate, and a redrive needs its row.
         return Performer(self.runtime, "transactional", self._refuse_type, message, delivery).run()
 
     def _refuse_type(self, message: Message, _tx: object) -> None:
-        """The handler of a type that has none: parked under its own id, so that newer code can have it by a redrive."""
+        """The handler of a type that has none: the message is parked under its own id, for newer code and a redrive."""
         known = ", ".join(sorted(self.consumer.handlers))
         raise NoHandler(f"no handler for {message.type!r} here (there are: {known})")
 
     def _park_beside(self, delivery: Delivery, reason: str, detail: str) -> Settlement:
-        """Parked under its source and delivery id: it is no message that could be taken.
+        """Parked under its source and delivery id: what arrived is not a message that could be taken.
 
         Crash before it: the delivery comes again. Crash after it: it comes again and is parked again, the same row.
         """
@@ -241,10 +245,10 @@ class OpenConsumer:
             with self.database.connection() as conn:
                 conn.execute(inbox.statements["park_beside"], params)
         except psycopg.Error as error:
-            logger.warning("delivery %s stays in its queue: the database does not answer: %s", delivery.id, error)
+            logger.warning("delivery %s not parked, the queue will deliver it again: %s", delivery.id, error)
             return LEAVE
         logger.error(
-            "%s: delivery %s of %s is parked, it waits for a person: %s: %s",
+            "%s: delivery %s of %s is parked for a person to look at: %s: %s",
             inbox.consumer, delivery.id, delivery.source, reason, detail,
             extra={"onceward": {"consumer": inbox.consumer, "reason": reason, "next": "parked"}},
         )  # fmt: skip
@@ -256,11 +260,11 @@ class OpenConsumer:
             with self.database.connection() as conn:
                 make_partition_for(conn, message.id, schema=self.consumer.schema)
         except psycopg.OperationalError as error:
-            logger.error("the missing partition could not be made, the message comes again: %s", error)
+            logger.error("missing partition not made; the message comes again, and the next take tries it: %s", error)
         except psycopg.errors.InsufficientPrivilege:
             logger.error(
-                "the missing partition may not be made by this role, the message comes again: run `onceward upkeep "
-                "--schema %s` as the owner of the tables, now and daily", self.consumer.schema,
+                "missing partition not made: this role may not; the message comes again. Run `onceward upkeep --schema %s` "
+                "as the owner of the tables, now and daily", self.consumer.schema,
             )  # fmt: skip
             raise
 
@@ -278,29 +282,30 @@ class OpenConsumer:
 
 
 def check_window(conn: Connection[Any], inbox: InboxTable, source: Source | None) -> None:
-    """Raises `UsageError` when the window is shorter than the queue keeps messages: a late duplicate would be unknown.
+    """Raises `UsageError` when the window is shorter than the time for which the queue keeps messages.
 
-    An older row in the outbox is no reason to stop everything else: its message is parked when it arrives.
+    A duplicate that comes later than the window would be new to the inbox. An outbox row that is older than the window is
+    only logged: its message alone is parked when it arrives, and that must not stop all the others.
     """
     window = inbox.window.total_seconds()
     retention = source.traits.retention_seconds if source is not None else None
     if retention is not None and retention > window:
         raise UsageError(
             f"the dedup window of {inbox.consumer!r} is {window:g} s, but its queue keeps messages for {retention:g} s: a "
-            f"duplicate could come after it is forgotten; make the window longer"
+            f"duplicate could come after its message is forgotten; make the window longer"
         )
     oldest = tuples(conn, inbox.statements["outbox_oldest_seconds"])
     if oldest and oldest[0][0] > window:
         logger.error(
             "the outbox holds a message that is %.0f s old, longer than the dedup window of %r (%.0f s): when it arrives "
-            "it is parked as outside the window, and its handler does not run. See why no relay sends it; to have such "
-            "messages handled, make the window longer before they are sent",
+            "it is parked as outside the window, and its handler does not run. Find out why no relay sends it; to have "
+            "such messages handled, make the window longer before they are sent",
             oldest[0][0], inbox.consumer, window,
         )  # fmt: skip
 
 
 def say_window(conn: Connection[Any], inbox: InboxTable) -> None:
-    """Upkeep knows this process's window; a longer one of the same consumer is kept, and said."""
+    """Upkeep knows this process's window; that a longer one of the same consumer is kept is logged."""
     longest = inbox.seen(conn)
     if longest > inbox.window.total_seconds():
         logger.warning(

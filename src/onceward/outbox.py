@@ -20,11 +20,12 @@ from onceward.statements import SCHEMA_DEFAULT, statements
 
 logger = logging.getLogger("onceward")
 COALESCE_SECONDS: Final = 0.01
+CLOSE_SECONDS_MAX: Final = 5.0
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _BEHIND: Final = """\
 {table} has a row at position {newest}, and its sequence is at {last} (a logical failover, or a restore of data only?):
-what is written now would overtake what waits. Nothing is sent until the rows are numbered anew, in the order in which they
-were written:
+new rows would overtake those that wait. Nothing is sent until the rows are numbered again, in the order in which they were
+written:
 {renumbering}"""
 _RENUMBERING: Final = """\
 BEGIN;
@@ -38,15 +39,16 @@ _COLUMNS: Final = (
     "id, aggregatetype, aggregateid, type, source, time, traceparent, payload, created_at, attempts, error, retry_at"
 )
 
-# Connections whose open transaction holds an outbox row: the runtime nudges the relay after their commit.
+# Connections whose open transaction holds an outbox row: the runtime nudges the relay after their commit. Weak, because a
+# connection of the second door is never asked about, and must not be kept alive by this.
 _published: Final[WeakSet[Connection[Any]]] = WeakSet()
 
 
 def publish(conn: Connection[Any], message: Message, *, schema: str = SCHEMA_DEFAULT, untimed_ids: bool = False) -> None:
     """Store `message` for sending, inside the transaction open on `conn`, which will commit durably.
 
-    Its id must be a UUIDv7 (the default), because a consumer of ours refuses any other: no time in it says how long a
-    duplicate can come. `untimed_ids` lets others through, for consumers that are not ours.
+    Its id must be a UUIDv7 (the default), because a consumer of ours refuses any other: without a time in it, nobody knows
+    for how long a duplicate can come. `untimed_ids` lets others through, for consumers that are not ours.
 
     Crash before commit: nothing is stored, nothing will be sent.
     Crash after commit: the relay finds the row and sends it.
@@ -79,7 +81,7 @@ def outbox_row(message: Message) -> dict[str, Any]:
 
 
 def row_message(row: dict[str, Any]) -> Message:
-    """The message in an outbox row. Raises `MalformedMessage` when there is none."""
+    """The message in an outbox row. Raises `MalformedMessage` when the row does not hold one."""
     if "unreadable" in row:
         raise MalformedMessage(row["unreadable"])
     return Message(
@@ -110,8 +112,10 @@ def pop_published(conn: Connection[Any]) -> bool:
 
 
 def check_in_transaction(conn: Connection[Any]) -> None:
-    """Raises `NotInTransaction` when the next statement on `conn` would be committed on its own; `UsageError` for what is
-    not a psycopg 3 connection."""
+    """Raises `NotInTransaction` when the next statement on `conn` would be committed on its own.
+
+    And `UsageError` for what is not a psycopg 3 connection.
+    """
     check_connection(conn)
     if conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
         raise NotInTransaction(
@@ -120,9 +124,9 @@ def check_in_transaction(conn: Connection[Any]) -> None:
 
 
 def check_numbering(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> None:
-    """Raises `UsageError`, with the statements that mend it, when new rows would get positions below those that wait.
+    """Raises `UsageError`, with the statements that repair it, when new rows would get positions below those that wait.
 
-    Not mended here: it locks the table and moves every row, and whoever failed over may want to look first.
+    Not repaired here: that locks the table and moves every row, and whoever failed over may want to look first.
     """
     with conn.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(statements(schema)["outbox_numbering"]).fetchone()
@@ -138,7 +142,11 @@ def channel(schema: str) -> str:
 
 
 class Nudge:
-    """Call it after a commit that published: at most one NOTIFY every `COALESCE_SECONDS`, from a thread of its own."""
+    """Wakes the relays: call it after a commit that published. At most one NOTIFY every `COALESCE_SECONDS`.
+
+    From a thread and a connection of its own, and never inside the transaction that published: a NOTIFY there takes a lock
+    of the whole server until its commit, so that commits wait for each other.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -148,6 +156,7 @@ class Nudge:
         self._lock = threading.Lock()
 
     def __call__(self) -> None:
+        # Not in __init__: a consumer that publishes nothing needs no thread.
         if self._thread is None:
             self._start()
         self._wanted.set()
@@ -168,11 +177,13 @@ class Nudge:
                 with self._database.connection() as conn:
                     conn.execute("SELECT pg_notify(%s, '')", (channel(self._database.schema),))
             except Exception as error:  # noqa: BLE001 - a caller's `database` may raise what it likes; relays poll behind it
-                logger.info("a nudge was lost, the relay finds the rows when it polls: %s", error)
+                logger.info("nudge failed; relays find the rows when they next poll: %s", error)
             self._stop.wait(COALESCE_SECONDS)
 
     def stop(self) -> None:
+        """No more nudges. Returns at the latest after `CLOSE_SECONDS_MAX`, also when the database hangs."""
         self._stop.set()
+        # In this order: the thread must see the stop when it is woken.
         self._wanted.set()
         if self._thread is not None:
-            self._thread.join(timeout=5.0)
+            self._thread.join(timeout=CLOSE_SECONDS_MAX)

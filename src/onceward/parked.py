@@ -21,7 +21,7 @@ TWO_ANSWERS: Final = "two answers"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParkedRow:
-    """One parked message in a list. `fingerprint` (hex SHA-256 of the body) tells two bodies under one id apart."""
+    """One parked message in a list. `fingerprint` (hex, of type and body) tells two messages under one id apart."""
 
     consumer: str
     message_id: str
@@ -118,12 +118,14 @@ def redrive(
     Crash after commit: the relay finds the outbox row and sends it; the worker that held it before is fenced out.
     """
     known = canonical_id(message_id)
+    # An inbox row is found by the UUID, a parked row by text: what has no UUIDv7 can be parked, too.
     params = {"consumer": consumer, "message_id": parse_uuid7(known), "parked_id": known}
     with conn.transaction():
         candidates = _candidates(conn, schema, params, fingerprint)
         chosen = next((row for row in candidates if not row.refusal), None)
         if chosen is None:
             return Redrive(consumer=consumer, message_id=known, why_not=_why_not(candidates))
+        # The inbox row first, and only if it is parked: its lock decides between two redrives at once.
         token = _move(conn, schema, params | {"fingerprint": chosen.fingerprint})
         if token is None:
             return Redrive(consumer=consumer, message_id=known, why_not="another redrive of it came first")
@@ -133,13 +135,12 @@ def redrive(
 
 
 def _what_to_expect(intents: Sequence[ParkedIntent]) -> str:
-    """A recorded refusal is an answer, and is given again: only a handler that deals with it ends the message."""
-    refused = [intent.name for intent in intents if intent.refused]
-    if not refused:
+    """That a recorded refusal will be raised again; '' when there is none."""
+    names = ", ".join(repr(intent.name) for intent in intents if intent.refused)
+    if not names:
         return ""
-    names = ", ".join(repr(name) for name in refused)
     return (
-        f"its provider refused {names}, and that is recorded: the provider is not asked again, the handler hears "
+        f"its provider refused {names}, and that is recorded: the provider is not asked again, `once.effect` raises "
         "`EffectRefused` again, and the message is parked again unless the handler catches it now"
     )
 
@@ -168,12 +169,13 @@ def _candidate(
     try:
         message, malformed = Message.from_wire(headers, body), ""
     except MalformedMessage as error:
+        # A stand-in that is never sent: it is refused by the reason beside it.
         message, malformed = Message(type="malformed", body=body), f"it was parked ({reason}) for its {error}"
     return _Candidate(fingerprint, message, malformed or _refusal(reason, inbox_state, same_payload))
 
 
 def _refusal(reason: str, inbox_state: str | None, same_payload: bool | None) -> str:
-    """Why a message that was parked for `reason` cannot be redriven, given its inbox row; '' when it can."""
+    """Why a message that was parked for `reason` beside such an inbox row cannot be redriven; '' when it can."""
     if reason == TWO_ANSWERS:
         return "its provider gave two answers, so it may have acted twice: a person must look, not a retry"
     if inbox_state is None:
@@ -186,7 +188,7 @@ def _refusal(reason: str, inbox_state: str | None, same_payload: bool | None) ->
     if inbox_state == "parked":
         return ""
     if inbox_state == "done" and reason == "outside window":
-        return f"it was parked ({reason}), and another copy of it was handled since: nothing is left to be done"
+        return f"it was parked ({reason}), and another copy of it was handled since: nothing is left to do"
     return f"it was parked ({reason}) beside its inbox row, which is {inbox_state}: a person must look, not a retry"
 
 
@@ -197,7 +199,7 @@ def _why_not(candidates: list[_Candidate]) -> str:
 
 
 def _move(conn: Connection[Any], schema: str, params: dict[str, Any]) -> int | None:
-    """Inbox row, attempts and parked row; None: the inbox row is not parked any more."""
+    """The inbox row is pending, attempts and parked row are gone; its new token, or None: it is no longer parked."""
     texts = statements(schema)
     with conn.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(texts["redrive_inbox"], params).fetchone()

@@ -294,6 +294,7 @@ class EffectSteps:
 
     def __init__(self, context: Context, is_cancelled: Callable[[BaseException], bool]) -> None:
         self.effect: Effect | None = None  # the one that the handler asks for now
+        self._key = ""  # its idempotency key, once it is intended
         self.failure: BaseException | None = None  # what its call, or its look-up, raised
         self.runtime = context.runtime
         self.message = context.message
@@ -326,6 +327,7 @@ class EffectSteps:
         except psycopg.Error as error:
             self._context.say_redelivery(f"effect {effect.name!r} was not started", error)
             return p.DatabaseLost()
+        self._key = intent.key
         match intent.result:
             case IntentResult.CALL:
                 self._context.emit("effect.intended", n=n, name=effect.name)
@@ -361,7 +363,7 @@ class EffectSteps:
         """What the provider said to the call or the look-up of an effect; a look-up's None: it did not happen."""
         is_look_up = call is not effect.call
         try:
-            answer = call(effect.request, self.runtime.intents.key(self.message, effect.name))
+            answer = call(effect.request, self._key)
             check_done(answer, f"effect {effect.name!r}: {what}")
         except BaseException as error:  # noqa: BLE001 - recorded as the call's outcome, and raised in the handler
             self.failure = self._context.failure = error

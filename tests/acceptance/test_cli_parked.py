@@ -1,4 +1,4 @@
-"""`onceward parked`, black-box: what waits for a person is shown, and put back where that is safe."""
+"""`onceward parked`, black-box: what is parked is shown, and sent again where that is safe."""
 
 from __future__ import annotations
 

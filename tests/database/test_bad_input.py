@@ -37,7 +37,7 @@ BODIES = {
     "NUL": b"a\x00b",
     "escaped NUL": b'{"a":"\\u0000"}',
     "lone surrogate": b'{"a":"\\ud800"}',
-    "no UTF-8": bytes(range(256)),
+    "not UTF-8": bytes(range(256)),
     "empty": b"",
     "no JSON": b"{not json",
 }
@@ -172,7 +172,7 @@ def test_once_the_call_is_mended_a_redrive_looks_the_answer_up(opened: Opened, d
 
 
 @pytest.mark.parametrize(
-    ("headers", "said"),
+    ("headers", "reason"),
     [
         ({}, "without id and type"),
         ({"type": "order.placed"}, "without id"),
@@ -185,7 +185,7 @@ def test_once_the_call_is_mended_a_redrive_looks_the_answer_up(opened: Opened, d
     ],
 )
 def test_an_envelope_that_is_not_a_message_is_parked_under_its_delivery(
-    headers: dict[str, str], said: str, opened: Opened, db: Db
+    headers: dict[str, str], reason: str, opened: Opened, db: Db
 ) -> None:
     bad = replace(delivery(order()), headers=headers, id="d-7")
     consumer = opened(transactional())
@@ -193,7 +193,7 @@ def test_an_envelope_that_is_not_a_message_is_parked_under_its_delivery(
         assert consumer.deliver(bad) == ACK
     [entry] = rows.parked(db)
     assert (entry.message_id, entry.reason, entry.body, entry.headers) == ("test#d-7", "malformed", bad.body, headers)
-    assert said in entry.detail
+    assert reason in entry.detail
     assert rows.scalar(db, "SELECT count(*) FROM onceward.inbox") == 0
 
 
@@ -209,7 +209,7 @@ def test_an_id_without_a_time_is_parked_and_not_processed(shape: str, message_id
     assert opened(of_shape(shape)).deliver(delivery(order(id=message_id))) == ACK
     [entry] = rows.parked(db)
     assert (entry.message_id, entry.reason) == (message_id, "outside window")
-    assert "no UUIDv7" in entry.detail
+    assert "not a UUIDv7" in entry.detail
     assert rows.effects(db, order(id=message_id)) == 0
 
 

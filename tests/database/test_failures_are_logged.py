@@ -30,7 +30,7 @@ def raising(error: BaseException) -> Callable[[Message], None]:
     return handle
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+def lines_of(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     return [record for record in caplog.records if record.name == "onceward"]
 
 
@@ -45,7 +45,7 @@ def test_a_failed_attempt_is_one_line_with_its_traceback(
 ) -> None:
     message = order()
     opened(of_shape(shape, raising(KeyError("amount")), attempts_max=3)).deliver(delivery(message))
-    [record] = said(caplog)
+    [record] = lines_of(caplog)
     text = record.getMessage()
     for part in ("payments", "order.placed", message.id, "attempt 1 of 3", "retrying in", "KeyError: 'amount'"):
         assert part in text
@@ -64,7 +64,7 @@ def test_the_attempt_that_runs_out_is_one_line_at_error(
 ) -> None:
     message = order()
     opened(of_shape(shape, raising(KeyError("amount")), attempts_max=1)).deliver(delivery(message))
-    [record] = said(caplog)
+    [record] = lines_of(caplog)
     assert record.levelno == logging.ERROR
     assert "parked (attempts ran out); run `onceward parked show` for the rest: KeyError: 'amount'" in record.getMessage()
     assert fields(record)["reason"] == "attempts ran out"
@@ -80,15 +80,15 @@ def test_a_provider_that_is_down_is_logged_at_every_attempt(
     consumer, message = opened(charging(provider, attempts_max=3)), order()
     for times in range(1, 4):
         consumer.deliver(delivery(message, times=times))
-    assert [fields(record)["next"] for record in said(caplog)] == ["retry", "retry", "parked"]
-    assert all(record.exc_info for record in said(caplog))
+    assert [fields(record)["next"] for record in lines_of(caplog)] == ["retry", "retry", "parked"]
+    assert all(record.exc_info for record in lines_of(caplog))
 
 
 @both_shapes
 def test_a_deferral_is_not_a_warning(shape: str, opened: Opened, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="onceward")
     opened(of_shape(shape, raising(Defer(5)))).deliver(delivery(order()))
-    [record] = said(caplog)
+    [record] = lines_of(caplog)
     assert (record.levelno, record.exc_info) == (logging.INFO, None)
     assert "deferred for 5 s" in record.getMessage()
 
@@ -101,7 +101,7 @@ def test_a_message_that_its_handler_parks_is_one_line_without_a_traceback(
     error: Exception, shape: str, opened: Opened, db: Db, caplog: pytest.LogCaptureFixture
 ) -> None:
     opened(of_shape(shape, raising(error))).deliver(delivery(order()))
-    [record] = said(caplog)
+    [record] = lines_of(caplog)
     assert (record.levelno, record.exc_info) == (logging.ERROR, None)
     assert "Traceback" not in rows.parked(db)[0].detail
 
@@ -109,7 +109,7 @@ def test_a_message_that_its_handler_parks_is_one_line_without_a_traceback(
 def test_what_goes_well_is_not_logged(opened: Opened, caplog: pytest.LogCaptureFixture) -> None:
     for shape in SHAPES:
         opened(of_shape(shape)).deliver(delivery(order()))
-    assert said(caplog) == []
+    assert lines_of(caplog) == []
 
 
 # ---- a call can say no -----------------------------------------------------------------------------------------------

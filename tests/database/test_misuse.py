@@ -74,13 +74,13 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("door", DOORS.values(), ids=DOORS.keys())
-@pytest.mark.parametrize(("conn", "said"), OTHERS, ids=["sqlalchemy", "django", "text", "none"])
+@pytest.mark.parametrize(("conn", "reason"), OTHERS, ids=["sqlalchemy", "django", "text", "none"])
 def test_what_is_not_a_psycopg_connection_is_refused_by_name(
-    conn: object, said: str, door: Callable[[Any], object]
+    conn: object, reason: str, door: Callable[[Any], object]
 ) -> None:
     with pytest.raises(UsageError) as refused:
         door(conn)
-    assert said in str(refused.value)
+    assert reason in str(refused.value)
 
 
 @pytest.mark.parametrize("door", DOORS.values(), ids=DOORS.keys())

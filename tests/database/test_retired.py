@@ -180,16 +180,16 @@ def test_a_detached_table_with_something_unfinished_becomes_a_partition_again(ta
 def test_where_an_inbox_row_can_be_seen_so_can_its_intents(db: Db, interrupted: Callable[..., Interrupted]) -> None:
     """The inbox's table goes first and comes back last: without its intents, a finish would not know what was called."""
     old_message(db)
-    late, met = order_aged(db, OLD_SECONDS), set()
+    late, seen = order_aged(db, OLD_SECONDS), set()
     inbox, intents = (partition_name(table, old_day(db)) for table in ("inbox", "intents"))
 
     def look(_: int, statement: str) -> None:
         if "DETACH" in statement and rows.inbox_row(db, late) is None and inbox in partitions(db):
             widest(db, late).claim(db, late)
-        met.add((inbox in partitions(db), intents in partitions(db)))
+        seen.add((inbox in partitions(db), intents in partitions(db)))
 
     assert upkeep(interrupted(look), schema=SCHEMA).unfinished
-    assert met == {(True, True), (False, True), (False, False)}
+    assert seen == {(True, True), (False, True), (False, False)}
 
 
 def test_while_upkeep_has_not_decided_a_message_of_that_day_is_given_back(opened: Opened, db: Db) -> None:

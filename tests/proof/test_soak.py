@@ -73,7 +73,7 @@ def test_ctrl_c_ends_a_soak_with_its_report_and_leaves_nothing(tmp_path: Path) -
 def test_the_first_double_charge_ends_a_soak_that_fails(tmp_path: Path) -> None:
     source = sabotaged(
         tmp_path / "copy", "perform.py",
-        "call(effect.request, self.runtime.intents.key(self.message, effect.name))",
+        "call(effect.request, self._key)",
         "call(effect.request, None)",
     )  # fmt: skip
     proof = prove(tmp_path / "r.json", "--for", "80s", "--rate", "25", "--seed", "4", source=source)

@@ -48,7 +48,7 @@ def test_no_system_call_is_a_bad_moment_to_die_and_no_commit_is_one_to_be_cut_at
 def test_the_sweep_finds_a_key_made_per_call_and_an_id_made_per_send(tmp_path: Path) -> None:
     source = sabotaged(
         tmp_path / "copy", "perform.py",
-        "call(effect.request, self.runtime.intents.key(self.message, effect.name))",
+        "call(effect.request, self._key)",
         "call(effect.request, None)",
     )  # fmt: skip
     outgoing = source / "src" / "onceward" / "outbox.py"

@@ -81,8 +81,8 @@ SOURCES: list[tuple[type[pgmq.Source], Test]] = [
     (NeverExtends, TransportSuite.test_a_delivery_that_is_extended_stays_ours_past_its_lease),
     (DoesNotCount, TransportSuite.test_a_release_at_once_comes_at_once),
     (GivesTooMany, TransportSuite.test_a_receive_gives_at_most_its_limit),
-    (AnswersInAnotherOrder, TransportSuite.test_an_extension_of_what_is_gone_is_lost),
-    (AcksOnReceive, TransportSuite.test_an_extension_of_what_is_gone_is_lost),
+    (AnswersInAnotherOrder, TransportSuite.test_an_extension_of_what_was_settled_is_lost),
+    (AcksOnReceive, TransportSuite.test_an_extension_of_what_was_settled_is_lost),
     (ClaimsToFence, TransportSuite.test_an_old_delivery_settles_only_what_the_traits_say),
 ]
 SINKS: list[tuple[type[pgmq.Sink], Test]] = [
