@@ -299,7 +299,7 @@ def test_a_health_port_that_is_taken_is_one_line(dsn: str, shop: Path) -> None:
         health = f":{taken.getsockname()[1]}"
         refused(
             onceward("run", "shop:orders", "--queue", "orders", "--health", health, "--database", dsn, cwd=shop),
-            "nobody can listen at 127.0.0.1",
+            "cannot listen at 127.0.0.1",
         )
 
 

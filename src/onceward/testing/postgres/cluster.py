@@ -144,14 +144,14 @@ class Cluster:
         return _dsn(self.port, dbname)
 
     def create_database(self, name: str, template: str | None = None) -> str:
-        """The database `name` exists, a copy of `template` if one is given (nobody may be connected to it). Its DSN."""
+        """The database `name` exists, a copy of `template` if one is given (which no session may use). Returns its DSN."""
         copied = sql.SQL("TEMPLATE {}").format(sql.Identifier(template)) if template else sql.SQL("")
         with psycopg.connect(self.dsn, autocommit=True) as conn:
             conn.execute(sql.SQL("CREATE DATABASE {} {}").format(sql.Identifier(name), copied))
         return self.dsn_for(name)
 
     def kill(self) -> None:
-        """The postmaster and all its backends are gone, by SIGKILL: what was not on disk or with the kernel is lost.
+        """The postmaster and all its backends are killed, by SIGKILL: what was not on disk or with the kernel is lost.
 
         Crash: as `start`; there is no server left to end.
         """
@@ -168,7 +168,7 @@ class Cluster:
         self._serve()
 
     def stop(self) -> None:
-        """The server is gone: told to end its sessions and end (SIGINT), killed after 5 s; so is a temporary folder.
+        """The server has ended: asked to (SIGINT), and killed after 5 s; a temporary folder is removed with it.
 
         Does nothing the second time, and nothing in a forked child.
         Crash: the next sweep does the rest.

@@ -54,7 +54,7 @@ class Started:
         return Started.of(self.pid) == self
 
     def end(self) -> None:
-        """It and everything that it started are gone at once, without a chance to tidy up: like a crash of the machine.
+        """It and everything that it started are killed at once, without a chance to tidy up: as in a crash of the machine.
 
         Postgres's backends each lead a session of their own, so a signal to a group would miss them: it is stopped
         first, so that it starts no more, and then they are killed together.
@@ -134,7 +134,7 @@ class Entry:
         return entry
 
     def remove(self) -> None:
-        """The cluster is over: its temporary folder and then its entry are gone. Crash between: the next sweep."""
+        """The cluster is over: its temporary folder and then its entry are removed. Crash between: the next sweep."""
         data = Path(self.folder) / "data"
         if self.server is not None and not self.server.alive():
             release_shared_memory(data)
@@ -145,7 +145,7 @@ class Entry:
         Path(self.path).unlink(missing_ok=True)
 
     def orphaned(self) -> bool:
-        """Its owner is gone for certain. An owner in another container that shares this folder is not ours to judge."""
+        """Its owner has ended for certain. An owner in another container that shares this folder is not ours to judge."""
         boot, _, namespace = self.place.partition(" ")
         boot_now, _, namespace_now = _place().partition(" ")
         if boot != boot_now:
@@ -202,7 +202,7 @@ def refuse_foreign(home: Path) -> None:
 
 
 def sweep_leftovers() -> list[str]:
-    """No cluster whose owner is gone runs or, if temporary, exists; the folders of those that were ended now.
+    """No cluster whose owner has ended runs or, if temporary, exists; returns the folders of those that were ended now.
 
     Crash: the entry goes last, so that another sweep does the rest. Sweeps take turns.
     """
