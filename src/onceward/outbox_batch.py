@@ -45,7 +45,7 @@ class OutboxBatch:
         rows = self._fetch("outbox_lock_heads", heads)
         keys = [row["aggregateid"] for row in rows if row["aggregateid"] is not None]
         if keys and len(rows) < rows_max:
-            # Behind their heads, and without a lock of their own: another relay that wants them needs the head's lock first.
+            # Behind their heads, and without a lock of their own: a relay that wants them needs the head's lock first.
             followers = {"keys": keys, "positions": [row["position"] for row in rows], "limit": rows_max - len(rows)}
             rows += self._fetch("outbox_followers", followers)
         # The savepoint stands behind the locks: going back to it after a row that cannot be read keeps them.
