@@ -48,8 +48,8 @@ def run(
     A drain lets running handlers finish, for at most `drain_seconds`, and releases the deliveries that only wait.
 
     `source` is a Source, or a function that makes one in this process; what the function made is closed at the end.
-    `prefetch` deliveries (default: as many as threads) wait in this process, their leases kept. `upkeep=False`: somebody
-    else makes and drops the partitions. `health` is given the marks of this loop (see `onceward.health`).
+    `prefetch` deliveries (default: as many as threads) wait in this process, their leases kept. `upkeep=False`: another
+    process makes and drops the partitions. `health` is given the marks of this loop (see `onceward.health`).
 
     Raises at once what cannot work: no handler, schema not migrated, rights missing, window too short, pool too small,
     database not answering. Later only a `UsageError` of the source or of `database` ends it, after the drain; whatever else
@@ -168,7 +168,7 @@ class Loop:
 
     def _pause(self, failed: FailedCall, failures: int) -> None:
         seconds = min(0.05 * 2 ** min(failures, 10), PAUSE_SECONDS_MAX)
-        # An outage is said in one line; a defect shows where it is, once.
+        # An outage is one line in the log; a defect also shows where it is, once.
         shows_trace = failures == 1 and not isinstance(failed.error, TransportError | psycopg.Error | OSError)
         self._log.warning(
             "%s failed; retrying in %.1f s: %s: %s", failed.call, seconds, type(failed.error).__name__, failed.error,
@@ -209,7 +209,7 @@ class Room:
         # A third of what the source allows: a call may come late, and the one after it still in time.
         until = math.inf if poll_seconds_max is None else time.monotonic() + poll_seconds_max / 3
         with self._changed:
-            # In short waits: this is a turn of the loop, however long the handlers take, and a stop wakes nobody here.
+            # In short waits: this is a turn of the loop, however long the handlers take, and a stop wakes no one here.
             while self._held_max - self._held < self._room_min and not stopping.is_set() and time.monotonic() < until:
                 self._changed.wait(min(LOOK_SECONDS, max(0.0, until - time.monotonic())))
                 self._health.turned()

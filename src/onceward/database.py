@@ -1,7 +1,7 @@
 """Where connections come from: a DSN, a psycopg pool, or a callable that gives a psycopg connection.
 
-Every connection that the runtime uses is set up the same (see `onceward.session`): autocommit (each transaction is opened
-by us, on purpose), durable commits, a limit on every wait, and one thread that it is lent to.
+Every connection that the runtime uses is set up in the same way (see `onceward.session`): autocommit (each transaction is
+opened by us, on purpose), durable commits, a limit on every wait, and one thread that it is lent to.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PREPARE_THRESHOLD: Final = 5  # psycopg's own
 
 
 class Database:
-    """Gives configured connections. Made from a DSN it owns a pool of exactly `size`; else the caller's is borrowed."""
+    """Gives configured connections: from a pool of exactly `size` of its own, for a DSN, or else from the caller's source."""
 
     def __init__(
         self,
@@ -112,20 +112,27 @@ class Database:
             return
         conn = self._pool.getconn(timeout=wait_seconds)
         try:
-            if self._own:
-                lock = cast("LentLock", conn.lock)
-                lock.lend()
-                try:
-                    yield conn
-                finally:
-                    _leave(conn)
-                    _as_new(conn)
-                    lock.take_back()
-            else:
-                with lent(conn), self._borrowed(conn):
-                    yield conn
+            with self._lent_own(conn) if self._own else self._lent_callers(conn):
+                yield conn
         finally:
             self._pool.putconn(conn)
+
+    @contextmanager
+    def _lent_own(self, conn: Connection) -> Iterator[None]:
+        lock = cast("LentLock", conn.lock)
+        lock.lend()
+        try:
+            yield
+        finally:
+            # Before it is taken back: these speak to the server, which only the thread that it is lent to may do.
+            _roll_back(conn)
+            _reset_client_side(conn)
+            lock.take_back()
+
+    @contextmanager
+    def _lent_callers(self, conn: Connection) -> Iterator[None]:
+        with lent(conn), self._borrowed(conn):
+            yield
 
     @contextmanager
     def _from_factory(self) -> Iterator[Connection]:
@@ -133,13 +140,13 @@ class Database:
         if not isinstance(conn, Connection):
             raise UsageError(f"database: the callable gave a {type(conn).__name__}, not a psycopg 3 Connection")
         try:
-            with lent(conn), self._borrowed(conn):
+            with self._lent_callers(conn):
                 yield conn
         finally:
             conn.close()
 
     def _connected(self) -> Connection:
-        """The callable's errors are its framework's own; an outage has one name here, or every caller would miss some."""
+        """What the callable gives. Raises `psycopg.OperationalError` also for an error of a framework's own."""
         if self._factory is None:
             raise UsageError("this database is closed")
         try:
@@ -147,6 +154,7 @@ class Database:
         except (psycopg.Error, UsageError):
             raise
         except Exception as error:
+            # An outage has one name here, or each of our callers would have to know every framework's.
             raise psycopg.OperationalError(f"the database callable raised {type(error).__name__}: {error}") from error
 
     @contextmanager
@@ -160,7 +168,8 @@ class Database:
         try:
             yield
         finally:
-            if _leave(conn):
+            if _roll_back(conn):
+                # First: under a role that a handler has set, the settings below might be refused.
                 conn.execute("RESET SESSION AUTHORIZATION")
                 conn.execute(RESTORE_BORROWED.encode(), before)
                 conn.autocommit = autocommit
@@ -188,9 +197,10 @@ def check_connection(conn: object) -> None:
 
 
 def _how_to_get_one(conn: object) -> str:
-    """The connection below what frameworks hand out, by the name of their class: none of them is imported."""
+    """How to reach the psycopg connection below what a framework hands out."""
     if isinstance(conn, psycopg.AsyncConnection):
         return ": use a synchronous connection, in a thread of its own (asyncio.to_thread)"
+    # By the name of the class's package: to import a framework for an error message would be odd.
     package = type(conn).__module__.partition(".")[0]
     if package == "sqlalchemy":
         own = "session.connection()" if hasattr(conn, "get_bind") else "connection"
@@ -201,7 +211,8 @@ def _how_to_get_one(conn: object) -> str:
 
 
 def as_pool(source: Any) -> ConnectionPool[Connection] | None:
-    """The source if it is a psycopg pool; when nobody has imported psycopg_pool, it is none."""
+    """The source, if it is a psycopg pool."""
+    # Where psycopg_pool was never imported, it cannot be one; and importing it takes a quarter of `import onceward`.
     module = sys.modules.get("psycopg_pool")
     return source if module is not None and isinstance(source, module.ConnectionPool) else None
 
@@ -222,7 +233,7 @@ def check_pool_size(pool: ConnectionPool[Connection], needed: int) -> None:
     """Raises `UsageError` when `pool` can never give the `needed` connections at once."""
     if pool.max_size < needed:
         raise UsageError(
-            f"the pool gives at most {pool.max_size} connections, {needed} are needed (one per thread, one for the "
+            f"the pool gives at most {pool.max_size} connections, but {needed} are needed (one per thread, one for the "
             f"heartbeat): set max_size={needed} or fewer threads"
         )
 
@@ -234,19 +245,18 @@ def is_broken(conn: Connection | None, error: BaseException | None = None) -> bo
     return isinstance(error, psycopg.OperationalError) and getattr(error, "sqlstate", None) is None
 
 
-def _as_new(conn: Connection) -> None:
-    """What a handler may have changed on the Python side of its connection."""
+def _reset_client_side(conn: Connection) -> None:
+    """What a handler may have changed on the Python side of its connection is as it was."""
     conn.row_factory = tuple_row
     conn.cursor_factory = psycopg.Cursor
     conn.prepare_threshold = PREPARE_THRESHOLD
 
 
-def _leave(conn: Connection) -> bool:
-    """Whatever is open is rolled back; a pool would commit it. False: the connection is gone, and has done so itself.
-
-    What a stream, a COPY or a pipeline is still under way on cannot be spoken to any more: it is closed.
-    """
+def _roll_back(conn: Connection) -> bool:
+    """Whatever is open on `conn` is rolled back. False: the connection is gone, and the server has done so by itself."""
+    # A pool would do the same for an open transaction, but with a warning in the log for each.
     if left_open(conn):
+        # A stream, a COPY or a pipeline is still under way: no other statement can be sent on this connection.
         discard(conn)
     if conn.closed or conn.broken:
         return False

@@ -17,7 +17,7 @@ _SINK_PARTS: Final = ("traits", "publish", "close")
 
 
 def opened_source(source: SourceOrFactory) -> AbstractContextManager[Source]:
-    """The Source that was given, or one that the factory makes: only the factory's product is closed at the end.
+    """The Source itself, or one that the factory makes: only what the factory made is closed at the end.
 
     Raises `UsageError` for what is neither, or for a factory that makes something else.
     """
@@ -30,13 +30,13 @@ def opened_sink(sink: SinkOrFactory) -> AbstractContextManager[Sink]:
 
 
 @contextmanager
-def _opened(given: Any, kind: str, parts: tuple[str, ...]) -> Iterator[Any]:
+def _opened(endpoint: Any, kind: str, parts: tuple[str, ...]) -> Iterator[Any]:
     # A class has all these attributes too, but it is a factory of its instances.
-    if not isinstance(given, type) and not _missing(given, parts):
+    if not isinstance(endpoint, type) and not _missing(endpoint, parts):
         # Whoever made the instance closes it: it may be in use elsewhere.
-        yield given
+        yield endpoint
         return
-    made = _made(given, kind, parts)
+    made = _made(endpoint, kind, parts)
     try:
         yield made
     finally:

@@ -1,9 +1,9 @@
-"""Whether a loop is live and ready, for those who watch the process: a file, or a tiny HTTP server.
+"""Whether a loop is live and ready, for what watches the process: a file, or a tiny HTTP server.
 
 live    the loop turns; a handler that takes long does not stop it, a call that never returns does. Else: restart it
 ready   the queue and the database have answered lately, and nothing drains. Else: look, but a restart would not help
 
-The loop only leaves marks here, which costs it nothing; whoever shows them does so from a thread of its own.
+The loop only leaves marks here, which costs it next to nothing; they are shown from a thread of its own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CLIENT_SECONDS_MAX: Final = 5.0
 
 
 class Health:
-    """What a loop has last done, as marks. All times are this process's own, and only ever subtracted."""
+    """When a loop last did what; and from that, whether it is live and ready. Its times are of this process's clock."""
 
     def __init__(self, *, live_seconds: float = LIVE_SECONDS, ready_seconds: float = READY_SECONDS) -> None:
         self._live_seconds = live_seconds
@@ -45,8 +45,6 @@ class Health:
         self._progress_at = -math.inf
         self._draining = False
         self.in_hand: int | None = None  # deliveries received and not settled; None: this loop does not count them
-
-    # ---- what a loop says --------------------------------------------------------------------------------------------
 
     def turned(self) -> None:
         """The loop goes round: the next turn is due in `live_seconds`."""
@@ -69,15 +67,13 @@ class Health:
         self._progress_at = time.monotonic()
 
     def drains(self, seconds: float) -> None:
-        """The loop has been told to stop, and may take `seconds` for it without a turn."""
+        """The loop has been told to stop, and may need `seconds` for it without a turn."""
         self._draining = True
         self._turn_due = time.monotonic() + seconds + self._live_seconds
 
     def database_is_doubtful(self) -> bool:
-        """It has not answered for half the time after which this would not be ready any more: ask it."""
+        """It has not answered for half the time after which this is no longer ready: ask it."""
         return time.monotonic() - self._database_at > self._ready_seconds / 2
-
-    # ---- what a probe asks -------------------------------------------------------------------------------------------
 
     @property
     def live(self) -> bool:
@@ -108,7 +104,8 @@ class Health:
 
 
 def of_relay(health: Health) -> Callable[[Event], None]:
-    """A listener that leaves a relay's marks. Each lane is a thread, and tells what it does in its own."""
+    """A listener that leaves a relay's marks here."""
+    # The lanes, by the thread that calls this, that have locked rows and no answer of the sink yet.
     sending: set[int] = set()
 
     def mark(event: Event) -> None:
@@ -129,12 +126,9 @@ def of_relay(health: Health) -> Callable[[Event], None]:
             case "relay.looked":
                 health.database_answered()
                 if not sending:
-                    health.queue_answered()  # nobody has asked it; but nothing waits for its answer
+                    health.queue_answered()  # it was not asked, but nothing waits for its answer
 
     return mark
-
-
-# ---- showing it ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -183,7 +177,7 @@ def _in_file(health: Health, file: Path) -> Iterator[None]:
 
 
 def _write(health: Health, file: Path) -> None:
-    """Whoever reads sees the old report or the new one, never half of one."""
+    """The file holds the new report: a reader sees that or the one before, never half of one."""
     fresh = file.with_name(f".{file.name}.{os.getpid()}")
     fresh.write_text(json.dumps(health.report()) + "\n", encoding="utf-8")
     fresh.replace(file)
@@ -195,9 +189,9 @@ def _keep_writing(health: Health, file: Path, ended: threading.Event) -> None:
         try:
             _write(health, file)
             failing = False
-        except Exception as error:  # noqa: BLE001 - showing health must not end anything; said once per outage
+        except Exception as error:  # noqa: BLE001 - showing health must not end anything; logged once per outage
             if not failing:
-                logger.error("the health file cannot be written, tried again every %.0f s: %s", WRITE_SECONDS, error)
+                logger.error("writing the health file failed; retrying every %.0f s: %s", WRITE_SECONDS, error)
             failing = True
 
 
@@ -205,7 +199,7 @@ def _remove(file: Path) -> None:
     try:
         file.unlink(missing_ok=True)
     except OSError as error:
-        logger.error("the health file could not be removed and speaks of a process that has ended: %s", error)
+        logger.error("removing the health file failed; it describes a process that has ended: %s", error)
 
 
 @contextmanager
@@ -229,7 +223,7 @@ def _server(health: Health, host: str, port: int) -> ThreadingHTTPServer:
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
         def handle_error(self, _request: Any, client_address: Any) -> None:
-            logger.info("a health request of %s failed", client_address, exc_info=True)
+            logger.info("answering a health request of %s failed", client_address, exc_info=True)
 
     class Answer(BaseHTTPRequestHandler):
         timeout = CLIENT_SECONDS_MAX
@@ -249,7 +243,7 @@ def _server(health: Health, host: str, port: int) -> ThreadingHTTPServer:
     try:
         return Server((host, port), Answer)
     except OSError as error:
-        raise UsageError(f"health: nobody can listen at {host}:{port}: {error}") from error
+        raise UsageError(f"health: cannot listen at {host}:{port}: {error}") from error
 
 
 def answer(health: Health, path: str) -> tuple[int, str]:
@@ -261,4 +255,4 @@ def answer(health: Health, path: str) -> tuple[int, str]:
             return (200, "ready") if health.ready else (503, "not ready: see /")
         case "/":
             return 200, json.dumps(health.report())
-    return 404, "there is /live, /ready and /"
+    return 404, "unknown path: ask for /live, /ready or /"

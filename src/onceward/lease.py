@@ -190,7 +190,7 @@ class LeaseKeeper:
         """Say once of each delivery that its lease is lost; its handler is refused at its next step."""
         with self._changed:
             # The answer may be about a delivery that was settled, or whose claim has ended, while it was on its way: that
-            # one is not lost. A delivery that was marked before (by the queue, then by the database) is not told twice.
+            # one is not lost. A delivery that was marked before (by the queue, then by the database) is not logged twice.
             records = [self._held.get(id(delivery)) for delivery in deliveries]
             newly_lost = [held for held in records if held is not None and not held.lost]
             for held in newly_lost:

@@ -19,7 +19,7 @@ from onceward.session import our_work
 logger = logging.getLogger("onceward")
 PIECE_BYTES: Final = 1024 * 1024  # of a payload in one answer: a connection keeps a buffer as large as its largest row
 IDLE_SECONDS_MAX: Final = 60.0  # a process that is frozen for longer gives its rows to other relays
-PUBLISH_SECONDS_MAX: Final = 900.0  # longer than any client's own timeout: a sink that says nothing for so long is hung
+PUBLISH_SECONDS_MAX: Final = 900.0  # longer than any client's own timeout: a sink that is silent for so long is hung
 LINE_CHARS_MAX: Final = 500
 
 Row = dict[str, Any]
@@ -45,7 +45,7 @@ class OutboxBatch:
         rows = self._fetch("outbox_lock_heads", heads)
         keys = [row["aggregateid"] for row in rows if row["aggregateid"] is not None]
         if keys and len(rows) < rows_max:
-            # Behind their heads, and without a lock of their own: whoever wants them needs the head's lock first.
+            # Behind their heads, and without a lock of their own: a relay that wants them needs the head's lock first.
             followers = {"keys": keys, "positions": [row["position"] for row in rows], "limit": rows_max - len(rows)}
             rows += self._fetch("outbox_followers", followers)
         # The savepoint stands behind the locks: going back to it after a row that cannot be read keeps them.
@@ -70,7 +70,7 @@ class OutboxBatch:
         return [whole for row in rows for whole in self.read([row])]
 
     def delete(self, positions: Sequence[int]) -> None:
-        """These rows are sent: gone with the commit."""
+        """These rows are sent: the commit deletes them."""
         if positions:
             self._conn.execute(self._statements["outbox_delete"], {"positions": list(positions)})
 

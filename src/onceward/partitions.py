@@ -239,7 +239,7 @@ class Retirement:
     def _forget_windows(self) -> None:
         for name, seconds in tuples(self._conn, self._statements["consumer_windows_forget"]):
             logger.warning(
-                "the window of %.0f s of consumer %r is given up: no process of it with that window was seen for a day",
+                "forgetting the window of %.0f s of consumer %r: no process with that window was seen for a day",
                 seconds, name,
             )  # fmt: skip
 
@@ -293,7 +293,7 @@ class Retirement:
         return int(tuples(self._conn, sql.SQL("SELECT {}").format(counts))[0][0])
 
     def _detach(self, name: str) -> None:
-        """The table is no partition any more, also where an earlier detach of it was left half done."""
+        """The table is not a partition any more, also where an earlier detach of it was left half done."""
         parent, child = self._identifier(name.rpartition("_p")[0]), self._identifier(name)
         if name not in dict(self._attached()):
             return
@@ -359,7 +359,7 @@ class UpkeepThread:
     """Upkeep within the first half minute and then every hour, until stopped; a failure is logged, and tried again sooner.
 
     Not at once: consumers that are restarted again and again must not do upkeep again and again. (A partition that is
-    missing meanwhile is made by the take that misses it, if its role may.)
+    missing meanwhile is made by the take that misses it, if its role has the right.)
     """
 
     def __init__(

@@ -94,7 +94,7 @@ class RelayLoop:
     def run(self, lanes: int) -> None:
         """Return once all lanes have ended; raise what ended one of them.
 
-        A relay with fewer lanes than it was given, or with none, would look healthy from outside.
+        A relay that went on with fewer lanes, or with none, would look healthy from outside.
         """
         threads = [threading.Thread(target=self._run_lane, name=f"onceward-relay-{n}", daemon=True) for n in range(lanes)]
         for thread in threads:

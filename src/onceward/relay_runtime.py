@@ -73,7 +73,7 @@ class Nudges:
         """Until a nudge that came after the `seen`-th (None: for whatever nudges come), the time, or the stop."""
         with self._changed:
             waited = 0.0
-            # In short waits: a stop is an event that wakes nobody here.
+            # In short waits: a stop is an event that wakes no one here.
             while waited < seconds and seen in (None, self.count) and not stopping.is_set():
                 slice_seconds = min(LOOK_SECONDS, seconds - waited)
                 self._changed.wait(slice_seconds)

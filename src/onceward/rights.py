@@ -23,7 +23,7 @@ _DML: Final = "SELECT, INSERT, UPDATE, DELETE"
 def check_rights(conn: Connection[Any], *, schema: str, upkeep: bool) -> None:
     """Raises `UsageError` unless this role may do what a consumer does; with `upkeep`, also make and drop partitions.
 
-    Without `upkeep` somebody else must do it: an ERROR line says so when there is no partition for tomorrow.
+    Without `upkeep` another role must do that: an ERROR line is logged when tomorrow's partition is missing.
     """
     row = one_tuple(conn, statements(schema)["rights"], {"schema": schema, "written": [*WRITTEN], "read": [*READ]})
     if row is None:

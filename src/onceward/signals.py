@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish to stop, in a way that no signal can deadlock."""
+"""SIGTERM and SIGINT as a request to stop, heard without a lock that a signal could deadlock on."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ LOOK_SECONDS: Final = 0.1  # how soon a signal is seen
 
 @contextmanager
 def stop_on_signals(stop: Callable[[], None], event: threading.Event | None) -> Iterator[None]:
-    """SIGTERM and SIGINT ask for the drain, where this is the main thread; `event` does so anywhere.
+    """Inside, SIGTERM, SIGINT and `event` call `stop`: from threads of our own, perhaps more than once.
 
-    `stop` is called from threads of our own, perhaps more than once.
+    Python hears signals on its main thread only: on any other thread, `event` alone is heard.
     """
     if event is not None:
         threading.Thread(target=_when_set, args=(event, stop), name="onceward-stop", daemon=True).start()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked = Asked()
+    signalled = Signalled()
     ended = threading.Event()
-    watcher = threading.Thread(target=_when_asked, args=(asked, ended, stop), name="onceward-signals", daemon=True)
+    watcher = threading.Thread(target=_when_signalled, args=(signalled, ended, stop), name="onceward-signals", daemon=True)
     watcher.start()
-    before = {number: signal.signal(number, asked) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, signalled) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
@@ -37,12 +37,11 @@ def stop_on_signals(stop: Callable[[], None], event: threading.Event | None) -> 
         watcher.join()
 
 
-class Asked:
-    """A signal handler that only marks: it takes no lock.
+class Signalled:
+    """A signal handler that only sets an attribute."""
 
-    A handler runs on the main thread, between any two of its instructions. Event.set() in it would wait for a lock that the
-    very Event.wait() which it interrupted may hold, for ever.
-    """
+    # No Event: a handler runs on the main thread, between any two of its instructions, and Event.set() takes a lock. If the
+    # main thread holds it just then, in an Event.wait(), the handler would wait for ever for the code that it interrupted.
 
     def __init__(self) -> None:
         self.yes = False
@@ -51,8 +50,8 @@ class Asked:
         self.yes = True
 
 
-def _when_asked(asked: Asked, ended: threading.Event, then: Callable[[], None]) -> None:
-    while not asked.yes:
+def _when_signalled(signalled: Signalled, ended: threading.Event, then: Callable[[], None]) -> None:
+    while not signalled.yes:
         if ended.wait(LOOK_SECONDS):
             return
     then()

@@ -1,4 +1,4 @@
-"""What the tests of the embedded cluster start from."""
+"""What the tests of the cluster start from."""
 
 from __future__ import annotations
 
@@ -23,4 +23,4 @@ def temp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A kept folder for the tests that do not need a fresh one: `initdb` is what takes the time."""
-    return tmp_path_factory.mktemp("embedded") / "pg"
+    return tmp_path_factory.mktemp("cluster") / "pg"

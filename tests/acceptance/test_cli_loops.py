@@ -50,6 +50,9 @@ SHOP = """
 
     def sink():
         return pgmq.Sink("orders", os.environ["ONCEWARD_DATABASE"])
+
+    if "ONCEWARD_DATABASE" in os.environ:
+        made_source, made_sink = source(), sink()
 """
 
 
@@ -125,6 +128,15 @@ def test_sigterm_lets_what_runs_end(dsn: str, db: Db, shop: Path) -> None:
         assert run.process.wait(30) == 0
     assert rows.state(db, message) == "done"
     assert queued(db) == 0
+
+
+def test_a_source_and_a_sink_may_be_made_already(dsn: str, db: Db, shop: Path) -> None:
+    with running("run", "shop:orders", "--source", "shop:made_source", cwd=shop, ONCEWARD_DATABASE=dsn) as run:
+        message = placed(dsn)
+        done = onceward("relay", "--sink", "shop:made_sink", "--until-empty", cwd=shop, ONCEWARD_DATABASE=dsn)
+        assert done.returncode == 0, done
+        until(lambda: rows.state(db, message) == "done", "the message being done")
+        assert run.stop() == 0
 
 
 def test_a_drain_is_bounded_and_what_still_ran_comes_again(dsn: str, db: Db, shop: Path) -> None:
@@ -287,7 +299,7 @@ def test_a_health_port_that_is_taken_is_one_line(dsn: str, shop: Path) -> None:
         health = f":{taken.getsockname()[1]}"
         refused(
             onceward("run", "shop:orders", "--queue", "orders", "--health", health, "--database", dsn, cwd=shop),
-            "nobody can listen at 127.0.0.1",
+            "cannot listen at 127.0.0.1",
         )
 
 

@@ -14,10 +14,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SECONDS_MAX = 20
-LOCKS = ("requirements.lock", "requirements-dev.lock")
-# Instead of an interpreter: it has pip, knows where its packages are, and tells how it was called.
+# What a .venv is made from, in the order in which ./run sums it up.
+MADE_FROM = (
+    "requirements.lock",
+    "requirements-dev.lock",
+    "run",
+    "tools/link.py",
+    "pyproject.toml",
+    "proof/pyproject.toml",
+)
+# Instead of an interpreter: it has pip, knows where its packages are, and says how else it was called.
 PYTHON = """#!/bin/sh
-case "$1 $2" in "-m pip") ;; -c*) dirname "$0" ;; *) echo "ran: $*" ;; esac
+case "$1 $2" in "-m pip") ;; *link.py*) ;; -c*) dirname "$0" ;; *) echo "ran: $*" ;; esac
 """
 PROGRAMS = ("basename", "cat", "cksum", "dirname", "id", "mkdir", "rm", "sh", "sleep")
 
@@ -27,8 +35,9 @@ def checkout(temp: Path) -> Path:
     """A checkout without a .venv, in a folder that every user can enter."""
     folder = temp / "check out"
     folder.mkdir(mode=0o755)
-    for name in ("run", *LOCKS):
-        shutil.copy(ROOT / name, folder)
+    for name in MADE_FROM:
+        (folder / name).parent.mkdir(mode=0o755, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
     return folder
 
 
@@ -68,9 +77,9 @@ def make_venv(checkout: Path) -> None:
     programs.mkdir(parents=True)
     (programs / "python").write_text(PYTHON)
     (programs / "python").chmod(0o755)
-    pinned = b"".join((checkout / name).read_bytes() for name in (*LOCKS, "run"))
-    told = subprocess.run(["cksum"], input=pinned, capture_output=True, check=True).stdout.decode().strip()
-    (checkout / ".venv" / "stamp").write_text(f"{told} run\n")
+    pinned = b"".join((checkout / name).read_bytes() for name in MADE_FROM)
+    checksum = subprocess.run(["cksum"], input=pinned, capture_output=True, check=True).stdout.decode().strip()
+    (checkout / ".venv" / "stamp").write_text(f"{checksum} run\n")
 
 
 def hold(checkout: Path, pid: int | None) -> Path:

@@ -116,7 +116,7 @@ WALL_CLOCK = re.compile(
     r"time\.time(_ns)?\b|\bfrom time import (\([^)]*|[^(\n]*)\btime(_ns)?\b"
     r"|\b(clock_gettime|localtime|gmtime|ctime|utcnow)\(|\bdate(time)?\.(now|today)\b"
 )
-NOT_THE_CORE = ("proof", "embedded", "testing", "commands")
+NOT_THE_CORE = ("testing", "commands")
 
 
 def core_files() -> dict[str, str]:

@@ -302,7 +302,7 @@ def test_a_longer_window_that_nobody_says_for_a_day_is_given_up_and_said(db: Db,
     InboxTable(rows.CONSUMER, window=timedelta(days=7)).seen(db)
     rows.age_windows(db, timedelta(days=7))
     assert names_of(old_day(db)) <= set(upkeep(db, schema=SCHEMA).dropped)
-    assert any("is given up" in record.message for record in caplog.records)
+    assert any("forgetting the window" in record.message for record in caplog.records)
 
 
 def test_a_consumer_that_is_stopped_keeps_its_window(db: Db) -> None:

@@ -133,7 +133,7 @@ def test_a_file_that_can_no_longer_be_written_is_said_once_and_ends_nothing(
     with shown(Health(), str(folder / "health")):
         (folder / "health").unlink()
         folder.rmdir()
-        until(lambda: "the health file cannot be written" in caplog.text)
+        until(lambda: "writing the health file failed" in caplog.text)
         folder.mkdir()
         until((folder / "health").exists)
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
@@ -186,13 +186,13 @@ def test_what_cannot_be_shown_is_refused_at_the_start(tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         targets = {
-            f":{port}": "nobody can listen at 127.0.0.1:",
+            f":{port}": "cannot listen at 127.0.0.1:",
             str(tmp_path / "nowhere" / "health"): "cannot be written",
             str(tmp_path): "is a folder",
             "8080": "a port of this machine is written :8080",
             "": "neither a file nor HOST:PORT",
             ":99999": "there is no port 99999",
-            "no.such.host.invalid:80": "nobody can listen at",
+            "no.such.host.invalid:80": "cannot listen at",
         }
         for target, said in targets.items():
             with pytest.raises(UsageError, match=said), shown(Health(), target):

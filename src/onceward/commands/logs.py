@@ -25,7 +25,7 @@ FIELDS: Final = "onceward"
 def add_log(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--log-level", choices=LEVELS,
-        help="the least that is told (default: warning: what failed, what happens next, and what was parked)",
+        help="the least that is logged (default: warning: what failed, what happens next, and what was parked)",
     )  # fmt: skip
     parser.add_argument("--log-format", choices=FORMATS, help="lines for people, or a JSON object each (default: text)")
 
@@ -47,14 +47,14 @@ def log_to_stderr(level: str | None, form: str | None) -> None:
 
 
 def announce(text: str) -> None:
-    """A line that is told whatever the level: that the loop starts."""
+    """A line that is logged at any level: that the loop starts."""
     record = logging.LogRecord("onceward", logging.INFO, __file__, 0, text, None, None)
     for handler in logging.getLogger().handlers:
         handler.handle(record)
 
 
 def log_dead_thread(died: ExceptHookArgs) -> None:
-    """A thread that dies, ours or a handler's, is told like everything else, and not as a bare traceback."""
+    """A thread that dies, ours or a handler's, is logged like everything else, and not as a bare traceback."""
     error = died.exc_value or died.exc_type()
     name = died.thread.name if died.thread is not None else "a thread"
     logging.getLogger("onceward").error("the thread %s died: %s: %s", name, type(error).__name__, error, exc_info=error)
@@ -67,7 +67,7 @@ class Tolerant(logging.StreamHandler[Any]):
         super().__init__(sys.stderr)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
-        """Nothing: where a line cannot be written, nobody would read why."""
+        """Does nothing: where a line cannot be written, a second one about it cannot either."""
 
 
 class TextLines(logging.Formatter):

@@ -109,7 +109,7 @@ def run_command(arguments: Namespace) -> int:
         run(
             consumer, source=source, database=dsn, threads=arguments.threads, prefetch=arguments.prefetch,
             drain_seconds=arguments.drain, upkeep=not arguments.no_upkeep, listeners=listeners,
-            # Without a reader, nobody needs the database to be asked while the consumer is idle.
+            # Where no probe reads it, an idle consumer need not ask its database anything.
             health=None if arguments.health is None else health,
         )  # fmt: skip
     return 0
@@ -135,7 +135,7 @@ def relay_command(arguments: Namespace) -> int:
     from onceward.health import Health, of_relay, shown  # noqa: PLC0415
     from onceward.relay_loop import relay  # noqa: PLC0415
 
-    # What the user wrote is read before any database is asked: its mistakes are told first.
+    # What the user wrote is read before any database is asked: its mistakes are reported first.
     sink: SinkOrFactory
     if arguments.sink is not None:
         sink = _endpoint(arguments.sink, "publish", "a Sink, or a function that gives a Sink")

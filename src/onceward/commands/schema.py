@@ -50,7 +50,7 @@ def migrate_command(arguments: Namespace) -> int:
         return 0
     for migration in applied:
         say(f"applied {migration.version:04d}_{migration.name}")
-    say(f"schema {arguments.schema!r} is at version {version}" + ("" if applied else ", nothing was to be done"))
+    say(f"schema {arguments.schema!r} is at version {version}" + ("" if applied else ", nothing to do"))
     return 0
 
 

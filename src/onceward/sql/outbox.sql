@@ -1,5 +1,5 @@
 -- name: outbox_insert
--- why: "this message is to be sent", in the transaction of whoever wants it sent. That transaction commits durably whatever
+-- why: "this message is to be sent", in the transaction of the code that wants it sent. That transaction commits durably whatever
 --      its session says: a relay may send the message before a crash takes an unflushed commit back.
 -- locks: the new row
 -- index: none
@@ -68,7 +68,7 @@ UPDATE {schema}.outbox
 
 -- name: outbox_numbering
 -- why: is the sequence of positions behind a row that is there? A logical failover and a data-only restore bring rows, and
---      leave the sequence at its beginning: what is written from then on would overtake them. The rows are of the
+--      leave the sequence at its start: what is written from then on would overtake them. The rows are of the
 --      statement's snapshot and the sequence is read after it, so a writer at work raises no false alarm. A role that may
 --      not read the sequence learns nothing.
 -- locks: none
@@ -81,7 +81,7 @@ SELECT newest.position AS newest, pg_sequence_last_value(numbers.sequence) AS la
    AND newest.position > coalesce(pg_sequence_last_value(numbers.sequence), 0)
 
 -- name: outbox_oldest_seconds
--- why: a message that is older than the window is parked when it arrives; a consumer says so at its start.
+-- why: a message that is older than the window is parked when it arrives; a consumer logs that at its start.
 -- locks: none
 -- index: outbox_pkey
 SELECT extract(epoch FROM clock_timestamp() - o.created_at)::float8

@@ -1,6 +1,6 @@
 -- name: consumer_seen
--- why: upkeep keeps partitions for the longest window of all consumers. Every process says its own at its start, and again
---      every hour. What comes back is the longest that a process of this name had within a day.
+-- why: upkeep keeps partitions for the longest window of all consumers. Every process records its own at its start, and
+--      again every hour. What comes back is the longest that a process of this name had within a day.
 -- locks: the row
 -- index: consumers_pkey
 INSERT INTO {schema}.consumers AS c (name, window_seconds)
@@ -10,7 +10,7 @@ RETURNING greatest(c.window_seconds, (SELECT max(o.window_seconds) FROM {schema}
                                        WHERE o.name = %(consumer)s AND o.seen_at > clock_timestamp() - interval '1 day'))
 
 -- name: consumer_windows_forget
--- why: a window that no process of its name has had for a day, while another process of that name was seen, is given up:
+-- why: a window that no process of its name has had for a day, while another process of that name was seen, is forgotten:
 --      the only way in which a recorded window becomes shorter. A consumer that is stopped keeps its window.
 -- locks: the rows
 -- index: none
@@ -33,8 +33,8 @@ SELECT %(day)s::date <= r.day AS retired, to_regclass(%(table)s) IS NOT NULL AS 
   FROM {schema}.retired AS r
 
 -- name: retired_hold
--- why: whoever makes partitions reads the memory under its lock, and holds it until the partitions are committed: no day
---      can be retired meanwhile. FOR SHARE also where a transaction reads from an older snapshot (REPEATABLE READ): a row
+-- why: what makes partitions reads the youngest retired day under its lock, and holds that until the partitions are
+--      committed: no day can be retired meanwhile. FOR SHARE also where a transaction reads from an older snapshot (REPEATABLE READ): a row
 --      that has changed since is an error there, never an old answer.
 -- locks: the row, shared
 -- index: none
@@ -47,7 +47,7 @@ SELECT day FROM {schema}.retired FOR SHARE
 UPDATE {schema}.retired SET day = greatest(day, %(day)s::date), retired_at = clock_timestamp()
 
 -- name: partition_tables
--- why: the tables of past and coming days, attached or not: a dead upkeep leaves detached ones behind.
+-- why: the tables of past and coming days, attached or not: an upkeep that died leaves detached ones behind.
 -- locks: none
 -- index: none
 SELECT c.relname
@@ -69,8 +69,9 @@ SELECT c.relname, i.inhdetachpending
  ORDER BY c.relname
 
 -- name: partition_owner
--- why: a partition belongs to whoever owns the table that it is a partition of, whoever made it (a superuser's cron job, a
---      member of the owning role): or the next upkeep, under another role, may not drop it. No row: the maker is that owner.
+-- why: a partition belongs to the owner of the table that it is a partition of, whichever role made it (a superuser's cron
+--      job, a member of the owning role): otherwise the next upkeep, under another role, may not drop it. No row: the maker
+--      is that owner.
 -- locks: none
 -- index: none
 SELECT pg_get_userbyid(c.relowner)::text

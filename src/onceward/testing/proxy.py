@@ -1,4 +1,16 @@
-"""A TCP proxy before Postgres that can be cut: at will, or around one statement, before it or before its reply."""
+"""A TCP proxy before Postgres that can be cut: at will, or around one statement, before it or before its reply.
+
+What a cut connection leaves behind cannot be tested with a mock: was the COMMIT carried out whose reply is missing?
+
+    with Proxy(dsn) as proxy:
+        with psycopg.connect(proxy.dsn) as conn:
+            conn.execute("INSERT INTO payments ...")
+            proxy.lose_reply_to(b"COMMIT")
+            with pytest.raises(psycopg.OperationalError):
+                conn.commit()          # it stands, and the client cannot know
+        proxy.cut()                    # an outage: every connection breaks, and new ones are refused
+        proxy.heal()
+"""
 
 from __future__ import annotations
 
@@ -6,36 +18,44 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, Literal
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from onceward.errors import UsageError
 
 CHUNK_BYTES: Final = 65_536
 
 
 class Proxy:
-    """Use as a context manager; `dsn` goes through it."""
+    """Carries connections to the Postgres at the DSN that it is given; `dsn` is the way through it.
+
+    A context manager. `hits` counts the requests that were lost, or whose replies were. The server must listen on TCP, and
+    the connection must not be encrypted where a request is to be recognised (`sslmode=disable`).
+    """
 
     def __init__(self, dsn: str) -> None:
         options = conninfo_to_dict(dsn)
+        if not {"host", "port"} <= options.keys() or str(options["host"]).startswith("/"):
+            raise UsageError("a Proxy needs a DSN that names a host and a port: it connects by TCP")
         self._target = (str(options["host"]), int(str(options["port"])))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.dsn = make_conninfo(dsn, host="127.0.0.1", port=self._listener.getsockname()[1])
         self._lock = threading.Lock()
         self._links: set[_Link] = set()
         self._refusing = False
-        self.marker: bytes | None = None
-        self.forwards = True  # whether the request with the marker still reaches the server
         self.hits = 0
+        self._marker: bytes | None = None
+        self._forwards = True  # whether the request with the marker still reaches the server
         threading.Thread(target=self._accept, daemon=True).start()
 
     def lose_reply_to(self, marker: bytes) -> None:
         """The next request that holds `marker` reaches the server, which answers; the connection is cut instead."""
-        self.marker, self.forwards = marker, True
+        self._marker, self._forwards = marker, True
 
     def lose_request(self, marker: bytes) -> None:
         """The next request that holds `marker` is cut off before it reaches the server."""
-        self.marker, self.forwards = marker, False
+        self._marker, self._forwards = marker, False
 
     def cut(self) -> None:
         """Every connection breaks now, and new ones are refused until `heal`."""
@@ -46,7 +66,17 @@ class Proxy:
             link.close()
 
     def heal(self) -> None:
+        """New connections go through again."""
         self._refusing = False
+
+    def lose_now(self, request: bytes) -> Literal["request", "reply"] | None:
+        """What is to be lost of this request; only of the first that holds the marker is anything lost."""
+        with self._lock:
+            if self._marker is None or self._marker not in request:
+                return None
+            self._marker = None
+            self.hits += 1
+            return "reply" if self._forwards else "request"
 
     def _accept(self) -> None:
         while True:
@@ -61,6 +91,7 @@ class Proxy:
                 self._links.add(_Link(self, client, socket.create_connection(self._target)))
 
     def forget(self, link: _Link) -> None:
+        """This connection has ended."""
         with self._lock:
             self._links.discard(link)
 
@@ -91,13 +122,11 @@ class _Link:
 
     def _pump_requests(self) -> None:
         while chunk := self._client.recv(CHUNK_BYTES):
-            marker = self._proxy.marker
-            if marker is not None and marker in chunk:
-                self._proxy.marker = None
-                self._proxy.hits += 1
-                if not self._proxy.forwards:
-                    return
-                self._loses_reply = True
+            lost = self._proxy.lose_now(chunk)
+            if lost == "request":
+                return
+            # Set before the request goes out: its reply is read by the other thread, perhaps before this one goes on.
+            self._loses_reply |= lost == "reply"
             self._server.sendall(chunk)
 
     def _pump_replies(self) -> None:

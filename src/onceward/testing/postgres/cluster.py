@@ -1,8 +1,8 @@
-"""A Postgres cluster of one's own, over `initdb` and `postgres` only: started, killed and restarted at will.
+"""A Postgres cluster of your own, over `initdb` and `postgres` only: started, killed and restarted at will.
 
-It is durable as a production server is (fsync on), so that a kill tests what a crash would. It listens on 127.0.0.1
-and trusts whoever connects, as its superuser: any user of this machine may connect, and act as the one who runs it.
-So it is for development, tests and the proof; not for a machine that is shared with people one does not trust.
+It is as durable as a production server (fsync on), so that a kill tests what a crash would do. It listens on 127.0.0.1
+and trusts every connection, as its superuser: any user of this machine may connect, and act as the one who runs it.
+So it is for development and tests; not for a machine that you share with people whom you do not trust.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ class AlreadyRunning(UsageError):
 
 
 class Cluster:
-    """One server with its folder; made by `start`, over with `stop` or at the end of its `with` block.
+    """One server with its folder: made by `start`, and ended by `stop` or at the end of its `with` block.
+
+        with Cluster.start() as cluster, psycopg.connect(cluster.dsn) as conn:
+            ...
 
     `port` stays the same over restarts, `pid` (the postmaster's) does not. Only the process that started it may end it:
     a forked child's `stop`, or the end of its `with` block, does nothing.
@@ -97,9 +100,9 @@ class Cluster:
         """A server answers on `dsn`: over `folder`, which is kept, or over a temporary one, which goes with the server.
 
         An empty or new folder gets a cluster by `initdb`; one that holds something else is refused, and left as it is.
-        Without `port`, a free one is chosen. `settings` overrule the durable ones, but not where it listens. What killed
-        owners have left is swept first. Raises `UsageError` (no programs, `port` is taken, `folder` is not ours),
-        `AlreadyRunning`, `ClusterFailed` (the log says why).
+        Without `port`, a free one is chosen. `settings` overrule the durable ones, but not where it listens. What
+        owners that were killed have left is swept first. Raises `UsageError` (no programs, `port` is taken, `folder` is not
+        ours), `AlreadyRunning`, `ClusterFailed` (the log says why).
 
         Crash: on Linux, a server that the main thread started ends within milliseconds of this process. Any other, and
         the temporary folder, goes at the next start by the same user. A half-made cluster is made again.
@@ -141,14 +144,14 @@ class Cluster:
         return _dsn(self.port, dbname)
 
     def create_database(self, name: str, template: str | None = None) -> str:
-        """The database `name` exists, a copy of `template` if one is given (nobody may be connected to it). Its DSN."""
+        """The database `name` exists, a copy of `template` if one is given (which no session may use). Returns its DSN."""
         copied = sql.SQL("TEMPLATE {}").format(sql.Identifier(template)) if template else sql.SQL("")
         with psycopg.connect(self.dsn, autocommit=True) as conn:
             conn.execute(sql.SQL("CREATE DATABASE {} {}").format(sql.Identifier(name), copied))
         return self.dsn_for(name)
 
     def kill(self) -> None:
-        """The postmaster and all its backends are gone, by SIGKILL: what was not on disk or with the kernel is lost.
+        """The postmaster and all its backends are killed, by SIGKILL: what was not on disk or with the kernel is lost.
 
         Crash: as `start`; there is no server left to end.
         """
@@ -165,7 +168,7 @@ class Cluster:
         self._serve()
 
     def stop(self) -> None:
-        """The server is gone: told to end its sessions and end (SIGINT), killed after 5 s; so is a temporary folder.
+        """The server has ended: asked to (SIGINT), and killed after 5 s; a temporary folder is removed with it.
 
         Does nothing the second time, and nothing in a forked child.
         Crash: the next sweep does the rest.
@@ -178,7 +181,7 @@ class Cluster:
         _live.discard(self)
 
     def wait(self) -> None:
-        """The server has ended, by whatever hand; signal handlers run while this waits."""
+        """Returns once the server has ended, for whatever reason; signal handlers run while this waits."""
         self._refuse_others()
         with suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
@@ -202,7 +205,7 @@ class Cluster:
 
     def _refuse_others(self) -> None:
         if self._stopped or not self._is_mine():
-            raise UsageError("only the process that started a cluster may end it, and only before `stop`")
+            raise UsageError("only the process that started a cluster may end or restart it, and only before `stop`")
 
     def _usable_binaries(self) -> Binaries:
         version = self._data / "PG_VERSION"
@@ -231,12 +234,12 @@ class Cluster:
         draft.rename(self._data)
 
     def _serve(self) -> None:
-        """A server answers; where we chose the port and lost it to someone meanwhile, on another one."""
+        """A server answers: on another port, where we chose the port and another program has taken it meanwhile."""
         deadline = time.monotonic() + READY_SECONDS_MAX
         try:
             while not self._answers(deadline):
                 self._end(gracefully=False)
-                self._mend(self._log_tail())
+                self._prepare_another_try(self._log_tail())
         except BaseException:
             self._end(gracefully=False)
             raise
@@ -256,14 +259,14 @@ class Cluster:
             raise ClusterFailed(f"the server on {self._data} does not stay up:\n{self._log_tail()}")
         return False
 
-    def _mend(self, said: str) -> None:
+    def _prepare_another_try(self, log: str) -> None:
         """Another start may work: the reason for which the server ended is known, and passes. Else `ClusterFailed`."""
-        if "Address already in use" in said and not self._port_fixed:
+        if "Address already in use" in log and not self._port_fixed:
             self.port = _free_port()
-        elif "pre-existing shared memory block" in said:
-            time.sleep(_POLL_SECONDS)  # backends of a postmaster that someone else has killed are still about to end
+        elif "pre-existing shared memory block" in log:
+            time.sleep(_POLL_SECONDS)  # backends of a postmaster that was killed from outside are about to end
         else:
-            raise ClusterFailed(f"the server on {self._data} ended:\n{said}")
+            raise ClusterFailed(f"the server on {self._data} ended:\n{log}")
 
     def _spawn(self) -> Started:
         """The server starts, and is on record before it does: its launcher waits for `GO`, and ends if we do."""
@@ -318,7 +321,7 @@ class Cluster:
             while server.alive() and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS / 2)
         server.end()
-        with suppress(ChildProcessError):  # someone else in this process has reaped it
+        with suppress(ChildProcessError):  # other code in this process has reaped it
             os.waitpid(server.pid, os.WNOHANG)
 
     def _log_tail(self) -> str:
@@ -340,7 +343,7 @@ def _serves(port: int, data: Path) -> bool:
     try:
         with psycopg.connect(_dsn(port, "postgres"), autocommit=True, connect_timeout=5) as conn:
             row = conn.execute("SELECT current_setting('data_directory')").fetchone()
-    except psycopg.Error:  # not up yet, or a stranger that lets us in but not see this: either way not ours now
+    except psycopg.Error:  # not up yet, or another server that does not let us see this: not ours, either way
         return False
     return row is not None and Path(row[0]).resolve() == data.resolve()
 
@@ -355,7 +358,7 @@ def _environment() -> dict[str, str]:
 
 
 def _socket_folder(folder: Path) -> Path | None:
-    """The cluster's folder, if the path of a socket in it is short enough for the system; else there is no socket."""
+    """The cluster's folder, if the path of a socket in it is short enough for the system; else no socket is made."""
     longest = folder / f".s.PGSQL.{_PORTS.stop}"
     return folder if len(os.fsencode(longest)) <= _SOCKET_PATH_BYTES_MAX and '"' not in str(folder) else None
 

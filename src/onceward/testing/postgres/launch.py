@@ -34,10 +34,10 @@ def main(command: list[str], *, identity: str, uid: int, gid: int, death_signal:
         if libc.prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0):
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
         if os.getppid() != owner:
-            raise SystemExit("launch: the owner is gone")
+            raise SystemExit("launch: the owner has ended")
     if command:
         if os.read(0, 1) != GO:
-            raise SystemExit("launch: the owner is gone")
+            raise SystemExit("launch: the owner has ended")
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.execv(command[0], command)  # noqa: S606 - no shell is wanted
 

@@ -1,6 +1,6 @@
-"""Who owns which cluster: a registry on disk, read by the next start, so that nothing outlives a killed owner.
+"""Who owns which cluster: a registry on disk, read by the next start, so that nothing outlives an owner that was killed.
 
-A process is known by its pid *and* the moment that it started, never by its name, and never by a pid alone: pids come
+A process is known by its pid *and* the moment that it started, never by its name, and never by a pid alone: pids are used
 again. One JSON file per cluster in a folder per user, `<temp>/onceward-<uid>/` (0700).
 """
 
@@ -54,7 +54,7 @@ class Started:
         return Started.of(self.pid) == self
 
     def end(self) -> None:
-        """It and everything that it started are gone at once, without a chance to tidy up: like a crash of the machine.
+        """It and everything that it started are killed at once, without a chance to tidy up: as in a crash of the machine.
 
         Postgres's backends each lead a session of their own, so a signal to a group would miss them: it is stopped
         first, so that it starts no more, and then they are killed together.
@@ -123,9 +123,9 @@ class Entry:
         if not text:
             path.unlink(missing_ok=True)
             return None
-        told = json.loads(text)
-        server = told.pop("server")
-        return cls(**told | {"owner": Started(**told["owner"]), "server": server and Started(**server)})
+        fields = json.loads(text)
+        server = fields.pop("server")
+        return cls(**fields | {"owner": Started(**fields["owner"]), "server": server and Started(**server)})
 
     def with_server(self, server: Started | None) -> Self:
         """The registry names `server` as the one to end should this owner die. One atomic rename: old or new, whole."""
@@ -134,7 +134,7 @@ class Entry:
         return entry
 
     def remove(self) -> None:
-        """The cluster is over: its temporary folder and then its entry are gone. Crash between: the next sweep."""
+        """The cluster is over: its temporary folder and then its entry are removed. Crash between: the next sweep."""
         data = Path(self.folder) / "data"
         if self.server is not None and not self.server.alive():
             release_shared_memory(data)
@@ -145,7 +145,7 @@ class Entry:
         Path(self.path).unlink(missing_ok=True)
 
     def orphaned(self) -> bool:
-        """Its owner is gone for certain. An owner in another container that shares this folder is not ours to judge."""
+        """Its owner has ended for certain. An owner in another container that shares this folder is not ours to judge."""
         boot, _, namespace = self.place.partition(" ")
         boot_now, _, namespace_now = _place().partition(" ")
         if boot != boot_now:
@@ -161,11 +161,9 @@ class Entry:
 
 
 def _folder_is_gone(folder: Path) -> bool:
-    """The folder is removed; False when it resists for `REMOVE_SECONDS_MAX`.
-
-    An initdb that was told to end when its owner died tidies up the same folder at the same time: what one of the two
-    does not find any more, the other has removed.
-    """
+    """The folder is removed; False when that does not succeed within `REMOVE_SECONDS_MAX`."""
+    # An initdb that was told to end when its owner died tidies up the same folder at the same time: what one of the two
+    # does not find any more, the other has removed.
     deadline = time.monotonic() + REMOVE_SECONDS_MAX
     while folder.exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -188,22 +186,23 @@ def registry() -> Path:
 
 
 def refuse_foreign(home: Path) -> None:
-    """Raises `UsageError` if something is there that we have not made: nothing is ever written beside it.
+    """Raises `UsageError` if the folder holds something that we have not made: nothing is ever written beside it.
 
-    Ours is what holds our lock and a cluster. One that was killed before `initdb` was done holds only what comes before it.
+    Ours is a folder that holds our lock and a cluster; or, where we were killed before `initdb` was done, our lock and
+    nothing but what is written before that.
     """
     if not home.exists():
         return
     if not home.is_dir():
         raise UsageError(f"{home} is not a folder: name an empty or a new one")
-    there = {entry.name for entry in home.iterdir()}
-    begun = there <= _BEFORE_THE_CLUSTER and "lock" in there
-    if there and not begun and not ("lock" in there and (home / "data" / "PG_VERSION").exists()):
-        raise UsageError(f"{home} is not empty, and no cluster of ours is in it: name an empty or a new folder")
+    names = {entry.name for entry in home.iterdir()}
+    started = names <= _BEFORE_THE_CLUSTER and "lock" in names
+    if names and not started and not ("lock" in names and (home / "data" / "PG_VERSION").exists()):
+        raise UsageError(f"{home} is not empty, and holds no cluster of ours: name an empty or a new folder")
 
 
 def sweep_leftovers() -> list[str]:
-    """No cluster whose owner is gone runs or, if temporary, exists; the folders of those that were ended now.
+    """No cluster whose owner has ended runs or, if temporary, exists; returns the folders of those that were ended now.
 
     Crash: the entry goes last, so that another sweep does the rest. Sweeps take turns.
     """
@@ -232,9 +231,9 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def release_shared_memory(data: Path) -> None:
-    """The segment that a killed server left behind is gone (some 50 bytes, but their number is limited).
+    """The segment that a killed server left behind is removed (some 50 bytes, but their number is limited).
 
-    A server that ended well has removed it, and one that is started on `data` again does.
+    A server that ends in order has removed it, and one that is started on `data` again does so.
     """
     file = PidFile.read(data)
     if file is not None:
@@ -272,7 +271,7 @@ def _until(fact: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + _GONE_SECONDS_MAX
     while not fact():
         if time.monotonic() > deadline:
-            raise OncewardError(f"waited {_GONE_SECONDS_MAX:.0f} s in vain for {what}")
+            raise OncewardError(f"waited {_GONE_SECONDS_MAX:.0f} s for {what}, without success")
         time.sleep(_POLL_SECONDS)
 
 

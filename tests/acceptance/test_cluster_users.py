@@ -1,4 +1,4 @@
-"""An embedded cluster under the users that a machine has: root, nobody, one without a name."""
+"""A cluster for tests under the users that a machine has: root, nobody, one without a name."""
 
 from __future__ import annotations
 

