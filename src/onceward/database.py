@@ -41,7 +41,7 @@ PREPARE_THRESHOLD: Final = 5  # psycopg's own
 
 
 class Database:
-    """Gives configured connections: from a pool of exactly `size` of its own, for a DSN, or else from the caller's source."""
+    """Gives configured connections: from a pool of exactly `size` of its own for a DSN, or from the caller's source."""
 
     def __init__(
         self,

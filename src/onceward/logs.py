@@ -1,4 +1,4 @@
-"""What is said of one message in the log: one line for the engineer on call, and the same as fields for programs."""
+"""What the log says of one message: a line for people, and its fields for programs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def say(
     consumer: str, message: Message, level: int, text: str, *args: object, failure: BaseException | None = None,
     **fields: object,
 ) -> None:  # fmt: skip
-    """One line about this message. `fields`, and which message it is, travel as `record.onceward`."""
+    """One line about this message.
+
+    `fields`, and which message it is, travel as `record.onceward`.
+    """
     known = {"consumer": consumer, "message_type": message.type, "message_id": message.id} | fields
     logger.log(
         level, f"%s: %s %s: {text}", consumer, message.type, message.id, *args, exc_info=traced(failure),
@@ -45,7 +48,8 @@ def say_parked(tell: Callable[..., None], command: Park) -> None:
 
 
 def traced(failure: BaseException | None) -> BaseException | None:
-    """The failure, unless it is how a handler steers its message: where a signal or a refusal was raised tells nothing."""
+    """The failure, if its traceback is worth showing."""
+    # A signal or a refusal is how a handler steers its message: where it was raised tells nothing.
     return None if isinstance(failure, Signal | EffectRefused) else failure
 
 

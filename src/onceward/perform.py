@@ -35,7 +35,7 @@ ANSWER_CHARS_MAX: Final = 100_000  # of an answer that is not JSON, in the parke
 
 
 class NoHandler(Signal):
-    """The message's type has no handler in this process: another version of the code may have one."""
+    """The message's type has no handler in this process; newer code may have one."""
 
 
 Call = Callable[[Any, str], Any]
@@ -53,7 +53,10 @@ class Effect(NamedTuple):
 
 
 class Once:
-    """One message's effects and its one transaction. Lives as long as the handler's call, on the handler's thread."""
+    """One message's effects and its one transaction.
+
+    It lives as long as the handler's call, on the handler's own thread.
+    """
 
     def __init__(self, performer: Performer) -> None:
         self._performer = performer
@@ -61,7 +64,9 @@ class Once:
         self._thread = threading.get_ident()
 
     def effect(self, name: str, call: Call, *, request: Any, provider: ProviderProfile, lookup: Call | None = None) -> Any:
-        """The effect `name` has happened once; returns its recorded answer: plain JSON, the same on every replay.
+        """The effect `name` has happened once. Returns its recorded answer.
+
+        The answer is plain JSON, and the same on every replay.
 
         `call(request, key)` must send `key` as the provider's idempotency key; it runs with no transaction and no
         connection held. `lookup(request, key)` returns the answer of an effect that happened, or None.
@@ -103,7 +108,10 @@ class Once:
 
     @property
     def lease_lost(self) -> bool:
-        """True once a heartbeat has seen that another worker owns this message: stop early, nothing you do can count."""
+        """True once a heartbeat has seen that another worker owns this message.
+
+        Then stop early: nothing that this handler still does can count.
+        """
         return self._performer.is_lease_lost()
 
     def _check_turn(self) -> None:
@@ -147,6 +155,7 @@ class Performer:
                 command = self._run_handler()
         finally:
             self._session.close()
+        # Only now that the queue's answer is known and the connection is returned: an exit in between would leak both.
         if self._told_to_end is not None:
             raise self._told_to_end
         if not isinstance(command, p.Settle):
@@ -180,8 +189,9 @@ class Performer:
         return self._advance(_raised_after_end() if self._ended_by_handler else p.Returned())
 
     def _raised(self, error: BaseException) -> p.Raised:
-        """What the handler's exception means. The first that holds counts: each would hide the ones below it."""
+        """What the handler's exception means: the first of these that holds."""
         self._context.failure = error
+        # An effectful handler's transaction was looked at when its block raised, by `break_transaction`.
         if self._state.shape == "transactional" and not self._transactions.finishing.is_ours():
             self._ended_by_handler = True
         if self._ended_by_handler:
@@ -210,12 +220,15 @@ class Performer:
         return p.Raised(RaisedKind.DEFERRED, str(error), error.delay_seconds)
 
     def _lost_its_session(self) -> bool:
-        """The server, or the handler itself, ended it; not we, because something was left under way on it."""
+        """The server or the handler ended its session.
+
+        Not so where we closed it, because the handler had left something under way on it.
+        """
         session = self._session
         return not session.discarded and (session.lost or (session.conn is not None and is_broken(session.conn)))
 
     def _is_cancelled(self, error: BaseException) -> bool:
-        """The work was taken away from the handler: by a cancellation, or because the program is told to end."""
+        """The work was taken away from the handler: it was cancelled, or the program is to end."""
         # A handler on a worker's thread that calls sys.exit() has merely failed: nobody told the program to end.
         if isinstance(error, KeyboardInterrupt | SystemExit) and threading.current_thread() is threading.main_thread():
             self._told_to_end = error
@@ -248,7 +261,7 @@ class Performer:
         self._advance(p.BlockRaised())
 
     def check_nothing_open(self) -> None:
-        """Raises `UsageError` when the handler left something on its connection that COMMIT would wait for, for ever."""
+        """Raises `UsageError` for what the handler left open: COMMIT would wait for it for ever."""
         what = left_open(self._session.conn)
         if what:
             raise UsageError(f"the handler left {what} on its connection: read it to its end, or close it")
@@ -257,7 +270,7 @@ class Performer:
         return self._runtime.keeper.is_lost(self._delivery)
 
     def _ask(self, event: p.Event) -> p.Resume:
-        """What the protocol lets the handler go on with; raises in the handler what the protocol says instead."""
+        """Let the handler go on, or raise in it what the protocol says."""
         command = self._advance(event)
         if isinstance(command, p.Resume):
             return command
@@ -290,7 +303,10 @@ def _raised_after_end() -> p.Raised:
 
 
 class EffectSteps:
-    """The steps of one effect at a time: intend, call, look up, record. No transaction is open in any of them."""
+    """The steps of an effect: intend, call, look up, record.
+
+    No transaction is open in any of them, and no connection is held while the provider is called.
+    """
 
     def __init__(self, context: Context, is_cancelled: Callable[[BaseException], bool]) -> None:
         self.effect: Effect | None = None  # the one that the handler asks for now
@@ -360,7 +376,7 @@ class EffectSteps:
         return event
 
     def _ask_provider(self, call: Call, effect: Effect, what: str) -> p.Event:
-        """What the provider said to the call or the look-up of an effect; a look-up's None: it did not happen."""
+        """What the provider said to the call, or to the look-up, of an effect."""
         is_look_up = call is not effect.call
         try:
             answer = call(effect.request, self._key)
@@ -374,7 +390,7 @@ class EffectSteps:
                 return p.Failed(f"look-up: {describe(error)}")
             return _read_error(effect.provider, error)
         if is_look_up and answer is None:
-            return p.NotFound()
+            return p.NotFound()  # a call's None is its answer, a look-up's says that the effect did not happen
         return read_answer(answer, effect.name)
 
     def _record(self, command: p.Record, effect: Effect) -> p.Event:

@@ -1,4 +1,4 @@
-"""One database session: what we set it to, how it is put back after a handler has had it, and whose thread may use it.
+"""One database session: its settings, its reset after a handler, and its thread.
 
 A handler may change anything of its session: settings, role, search_path, cursors, temporary tables, locks. None of that
 may reach the next message. So the session is put back in the round trip of the handler's COMMIT (or ROLLBACK), and a
@@ -24,7 +24,7 @@ logger = logging.getLogger("onceward")
 # The commit guard: is this still the transaction that we opened? One string is one round trip: when the division fails, the
 # server does not go on to COMMIT. What the handler did to its session is undone on the way, so that this commit is durable,
 # too, although it may have switched that off. What is deferred fires before, under the handler's own role and settings.
-# COMMIT is the last word: its reply is the one that libpq hands out.
+# COMMIT stands last: its reply is the one that libpq hands out.
 COMMIT_GUARDED: Final = "{before}SELECT 1 / coalesce(({is_ours})::int, 0), {settings}; COMMIT"
 IS_OURS: Final = "pg_current_xact_id_if_assigned()::text = '{transaction}'"
 DURABLE: Final = "set_config('synchronous_commit', 'on', true)"
@@ -34,7 +34,7 @@ RESET: Final = "SET CONSTRAINTS ALL IMMEDIATE; RESET ALL; "
 DIVISION_BY_ZERO: Final = "22012"
 CONNECTION_CLASSES: Final = ("08", "57P")  # connection exceptions; the server was told to stop, or starts
 TAKE_LOCK_SECONDS: Final = 1.0
-# What is the session's own again, when a borrowed connection goes back to its owner.
+# What gets the owner's values again when a borrowed connection is returned.
 BORROWED: Final = (
     "synchronous_commit", "lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout",
     "idle_session_timeout", "search_path", "role", "default_transaction_read_only", "default_transaction_isolation",
@@ -42,14 +42,14 @@ BORROWED: Final = (
 )  # fmt: skip
 READ_BORROWED: Final = "SELECT " + ", ".join(f"current_setting('{name}')" for name in BORROWED)
 RESTORE_BORROWED: Final = "SELECT " + ", ".join(f"set_config('{name}', %s, false)" for name in BORROWED)
-# Settings that newer servers have, and that would end a session of ours behind our back.
+# Settings of newer servers that would end a session of ours behind our back.
 _SINCE: Final = {"transaction_timeout": 170_000}
 
 
 def settings(handler_seconds_max: float, server_version: int) -> dict[str, str]:
-    """What every session of ours is set to: durable commits, and a limit on every wait but that for its next use.
+    """What every session of ours is set to: durable commits, and a limit on every wait.
 
-    The server may not end an idle session: each message would meet a connection that is gone.
+    Except on the wait for its next use: if the server ended idle sessions, messages would meet dead connections.
     """
     limit = f"{round(handler_seconds_max * 1000)}ms"
     newer = {name: "0" for name, since in _SINCE.items() if server_version >= since}
@@ -69,7 +69,9 @@ def setting(values: dict[str, str]) -> str:
 
 
 def putting_back(conn: Connection[Any], values: dict[str, str]) -> str:
-    """The calls that, after RESET ALL, make the session of `conn` what it is now, and set it to `values` again.
+    """The calls that, after RESET ALL, make the session of `conn` what it is now.
+
+    And set it to `values` again.
 
     Only what the session would not have by itself; but durability always: the server's own default may change while the
     session lasts. And the role, which RESET ALL leaves alone.
@@ -92,18 +94,24 @@ def begin(conn: Connection[Any]) -> bool:
 
 
 def put_back(conn: Connection[Any], calls: str) -> None:
-    """The session is as it was before a handler had it, by these calls of `putting_back`; one that cannot be is closed."""
+    """The session is as it was before a handler had it; one that cannot be is closed.
+
+    `calls`: those of `putting_back`; '' for a borrowed session, which is its owner's.
+    """
     if not calls:
         return
     with conn.lock:
         result = conn.pgconn.exec_(f"{_before(conn)}SELECT {calls}".encode())
     if result.status != ExecStatus.TUPLES_OK:
-        logger.warning("a session could not be put back after a handler, it is closed: %s", result.get_error_message())
+        logger.warning(
+            "resetting a session after its handler failed; closing the connection: %s", result.get_error_message()
+        )
         discard(conn)
 
 
 def _before(conn: Connection[Any]) -> str:
-    """The SQL that resets the session. Whether it is still the user's who opened it, the server reports by itself."""
+    """The SQL that resets the session."""
+    # The server reports a change of user by itself, so that the reset of it is sent only where it is needed.
     lock: Any = conn.lock
     if conn.pgconn.parameter_status(b"session_authorization") != lock.user:
         return f"RESET SESSION AUTHORIZATION; {RESET}"
@@ -113,7 +121,7 @@ def _before(conn: Connection[Any]) -> str:
 def commit_guarded(
     conn: Connection[Any], transaction: str, calls: str
 ) -> p.Committed | p.Aborted | p.ForeignCommit | p.Ambiguous:
-    """COMMIT, only if this session is still in this transaction, and only if the reply says COMMIT.
+    """COMMIT, if this session is still in this transaction; and what the reply says.
 
     A transaction that failed inside "commits" as ROLLBACK without an error; a handler that ended it by raw SQL leaves none,
     or another one. `calls`: those of `putting_back`; '' for a borrowed session, which is its owner's.
@@ -132,11 +140,8 @@ def commit_guarded(
         return p.ForeignCommit()
     if not sqlstate or sqlstate.startswith(CONNECTION_CLASSES) or conn.closed or conn.broken:
         return p.Ambiguous()
-    logger.warning("a transaction could not be committed: %s", result.get_error_message())
+    logger.warning("COMMIT failed; the attempt counts as failed: %s", result.get_error_message())
     return p.Aborted()
-
-
-# ---- whose connection it is ------------------------------------------------------------------------------------------
 
 
 class LentLock:
@@ -164,7 +169,10 @@ class LentLock:
         self._thread = None
 
     def close(self) -> None:
-        """Its connection is closed: whoever still holds on to it may clean up, and hears from psycopg that it is gone."""
+        """Its connection is closed: any thread that still holds it may clean up.
+
+        psycopg tells it that the connection is closed.
+        """
         self._closed = True
 
     def acquire(self) -> bool:
@@ -181,7 +189,7 @@ class LentLock:
 
 
 class _OurWork(threading.local):
-    """Whether this thread is at our own work just now, with no code of a handler's on its stack."""
+    """Whether this thread is at our own work, with no handler code on its stack."""
 
     here = False
 
@@ -191,7 +199,10 @@ _our_work: Final = _OurWork()
 
 @contextmanager
 def our_work() -> Iterator[None]:
-    """In this block the thread may speak on connections that are lent to another thread of ours, or wait in the pool."""
+    """In this block the thread may use connections that are lent to other threads.
+
+    Ours alone: those of another thread of ours, or those that wait in the pool.
+    """
     before, _our_work.here = _our_work.here, True
     try:
         yield
@@ -201,7 +212,7 @@ def our_work() -> Iterator[None]:
 
 @contextmanager
 def lent(conn: Connection[Any]) -> Iterator[None]:
-    """In this block `conn` is this thread's alone; afterwards nobody's, or its owner's again if it is a borrowed one."""
+    """In this block `conn` is this thread's alone; afterwards nobody's, or its owner's again."""
     before: Any = conn.lock
     mine = before if isinstance(before, LentLock) else LentLock()
     conn.lock = cast("threading.Lock", mine)
@@ -214,7 +225,10 @@ def lent(conn: Connection[Any]) -> Iterator[None]:
 
 
 def discard(conn: Connection[Any]) -> None:
-    """The connection is closed, whatever is still under way on it; the server rolls back, and its pool makes another."""
+    """The connection is closed, whatever is still under way on it.
+
+    The server rolls back, and its pool makes another one.
+    """
     conn.close()
     lock: Any = conn.lock
     if isinstance(lock, LentLock):
@@ -222,7 +236,10 @@ def discard(conn: Connection[Any]) -> None:
 
 
 def left_open(conn: Connection[Any] | None) -> str:
-    """What somebody began on `conn` and did not end; '' when nothing is. Whoever speaks on it now would wait for ever."""
+    """What was begun on `conn` and not ended; '' when nothing was.
+
+    A statement on such a connection would wait for ever.
+    """
     if conn is None or conn.closed:
         return ""
     if cast("LentLock", conn.lock).locked():

@@ -1,7 +1,7 @@
-"""The transactions of one delivery: take, finish, commit, fail, park, give back. Each answers with what happened.
+"""The transactions of one delivery: take, finish, commit, fail, park, give back.
 
-What follows from that is `protocol.delivery`'s to say; here stands only how it is asked of the database. At most one
-connection is held at a time, and none while a provider is called.
+Each answers with what happened. What follows from that is `protocol.delivery`'s to say; here stands only how it is asked of
+the database. At most one connection is held at a time, and none while a provider is called.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Row = tuple[Any, ...]
 
 
 class Context:
-    """What the parts of one delivery share: whose it is, what was taken, and what is said of it."""
+    """What the parts of one delivery share: what was taken, and what is said of it."""
 
     def __init__(self, runtime: Runtime, message: Message, delivery: Delivery) -> None:
         self.runtime = runtime
@@ -60,13 +60,13 @@ class Context:
         say(self.runtime.inbox.consumer, self.message, level, text, *args, failure=failure, **fields)
 
     def say_redelivery(self, what: str, error: Exception) -> None:
-        """One line about a database error that costs nothing but time: the message comes again by itself."""
+        """One line about a database error that costs only time: the message comes again."""
         text = "%s; the message will be redelivered: %s"
         self.say(logging.WARNING, text, what, error, next="redelivery", reason=str(error))
 
 
 class HandlerSession:
-    """The connection that holds the handler's transaction, from BEGIN until it is put back as it was."""
+    """The connection of the handler's transaction, from BEGIN until it is put back as it was."""
 
     def __init__(self, context: Context) -> None:
         self.conn: Connection[Any] | None = None
@@ -87,7 +87,7 @@ class HandlerSession:
         return self.conn
 
     def hand_out(self) -> Connection[Any]:
-        """The connection, for the handler: whatever it does to the session is undone before the next message."""
+        """The connection, for the handler. Its session is reset before the next message."""
         if self.conn is None:
             raise AssertionError("no transaction is open")
         self._handed_out = True
@@ -150,7 +150,9 @@ class Taking:
         self._inbox = context.runtime.inbox
 
     def take(self, state: State) -> p.Event:
-        """Transactional: the row is done, in the transaction that stays open. Effectful: it is committed as pending.
+        """The message is ours, or the event says whose it is.
+
+        Transactional: the row is done, in a transaction that stays open. Effectful: it is committed as pending.
 
         Crash after an effectful take: the lease lapses, and a redelivery takes over.
         """
@@ -186,7 +188,10 @@ class Taking:
         return self._take_guarded(params, in_transaction=in_transaction)
 
     def _take_guarded(self, params: dict[str, Any], *, in_transaction: bool) -> Take:
-        """One transaction with the handler's writes, or (autocommit) one of its own. Not TAKEN: nothing is left open."""
+        """The take, in the handler's transaction or (autocommit) in one of its own.
+
+        Unless it is TAKEN there, nothing is left open.
+        """
         try:
             conn = self._session.open(begin_transaction=in_transaction)
             taken = self._inbox.take_with(conn, params)
@@ -260,14 +265,17 @@ class Taking:
 
 
 class Finishing:
-    """The handler's transaction: how an effectful one begins, how every one ends, and whether it is still ours."""
+    """The handler's transaction: how it begins and ends, and whether it is still ours."""
 
     def __init__(self, context: Context, session: HandlerSession) -> None:
         self._context = context
         self._session = session
 
     def finish(self) -> p.Event:
-        """The transaction is open, and the claimed row is done in it. Crash: it is rolled back, and the claim lapses."""
+        """The transaction is open, and the claimed row is done in it.
+
+        Crash: it is rolled back, the claim lapses, and the redelivery runs the handler again.
+        """
         context, session = self._context, self._session
         fence = {"token": context.taken.token, "lock_timeout": context.runtime.database.lock_timeout}
         try:
@@ -305,7 +313,10 @@ class Finishing:
         return event
 
     def is_ours(self) -> bool:
-        """False: the handler has ended the transaction that we opened. Asked after it raised; what is broken is undone."""
+        """False: the handler has ended the transaction that we opened.
+
+        Asked after the handler raised. A transaction that is broken is rolled back by the question.
+        """
         session, conn = self._session, self._session.conn
         if conn is None:
             return True
@@ -326,7 +337,7 @@ class Finishing:
         return row is None or row[0] is True
 
     def _is_committed(self) -> bool:
-        """The handler's writes are committed, although we did not commit them: the handler did, and then failed.
+        """The handler committed its writes by itself.
 
         Crash before this, or no server to ask: they stand, and the redelivery is a duplicate (a named non-guarantee).
         """
@@ -351,14 +362,17 @@ class Finishing:
 
 
 class Ending:
-    """How a delivery ends that does not commit: failed, parked or given back. Each is one transaction of ours."""
+    """How a delivery ends that does not commit: failed, parked or given back.
+
+    Each is one transaction of ours.
+    """
 
     def __init__(self, context: Context, session: HandlerSession) -> None:
         self._context = context
         self._session = session
 
     def fail(self, state: State, command: p.Fail) -> p.Event:
-        """The attempt, or the lost session, is counted and the claim given back; or the message is parked with it.
+        """The failure is counted and the claim given back; or, at the last one, parked.
 
         Crash before it: nothing is counted. Crash after it: the queue delivers again, or is told of a duplicate.
         """
@@ -387,7 +401,10 @@ class Ending:
         return event
 
     def park(self, state: State, command: p.Park) -> p.Event:
-        """The message is parked under the fence of `command`. Crash after it: the redelivery is a duplicate."""
+        """The message is parked under the fence of `command`.
+
+        Crash before it: the redelivery comes here again. Crash after it: the redelivery is a duplicate.
+        """
 
         def write(conn: Connection[Any]) -> p.Event:
             row = self._park_fenced(conn, state, command.fence, self._park_params(command))
@@ -399,7 +416,10 @@ class Ending:
         return event
 
     def give_back(self) -> p.Event:
-        """The claim is given back, uncounted. Crash before it: the lease lapses, and the take is counted."""
+        """The claim is given back; nothing is counted.
+
+        Crash before it: the lease lapses, and this take counts as one that ended in nothing.
+        """
         context = self._context
 
         def write(conn: Connection[Any]) -> p.Event:
@@ -445,7 +465,7 @@ class Ending:
         return one_tuple(conn, statements["park_held"], params | {"token": _token_held(state)})
 
     def _park_absent(self, conn: Connection[Any], params: dict[str, Any]) -> Row | None:
-        """Outside the window: parked without an inbox row, because a duplicate of it could not be told any more."""
+        """Outside the window: parked without an inbox row, for it may be a duplicate."""
         statements = self._context.statements
         if self._context.taken.early:
             # Its time is still to come, so it gets its row, as parked: else a copy that comes later would be inside the
@@ -465,7 +485,10 @@ class Ending:
         return inbox.park_params(context.message, source, command.reason.value, detail) | {"unknown_n": command.unknown_n}
 
     def _write(self, write: Callable[[Connection[Any]], p.Event]) -> p.Event:
-        """One transaction of ours, after whatever was open is rolled back. Fenced off: nothing of it is written."""
+        """One transaction of ours, after whatever was open is rolled back.
+
+        When a statement of it is fenced off, nothing of it is written.
+        """
         context = self._context
         self._session.close()
         # The heartbeat lets go of the claim first: the lease is given back here, and must not be extended behind our back.
@@ -487,12 +510,15 @@ class Ending:
 
 
 def _has_no_row(state: State) -> bool:
-    """A transactional take made the row, and it was rolled back: the fence is that there is still none."""
+    """The take made the row and was rolled back: the fence is that there is still none."""
     return state.shape == "transactional" and state.fresh
 
 
 def _token_held(state: State) -> int:
-    """The token in the row: the claim's, or, once a transactional take-over is rolled back, the one before it."""
+    """The token that the row must have: the claim's.
+
+    Once a transactional take-over is rolled back, it is the one before it.
+    """
     return state.token if state.shape == "effectful" else state.token - 1
 
 

@@ -152,7 +152,9 @@ def test_a_cancelled_handler_has_neither_finished_nor_failed(
     if shape == "effectful":
         rows.lapse(db, message)
     assert consumer.deliver(delivery(message, times=2)) == ACK
-    assert rows.books(db, message) == rows.Books("done", 1 + (shape == "effectful"), 0, [], 1)
+    assert rows.books(db, message) == rows.Books(
+        state="done", token=1 + (shape == "effectful"), attempts=0, parked=[], effects=1
+    )
 
 
 @both_shapes
@@ -207,7 +209,7 @@ def test_a_failed_attempt_of_a_message_that_another_has_done_by_now_is_not_count
     message = order()
     consumer = opened(transactional(handle))
     assert consumer.deliver(delivery(message)) is LEAVE
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 0)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=0)
 
 
 # ---- fences ------------------------------------------------------------------------------------------------------------
@@ -242,7 +244,7 @@ def test_an_effectful_message_is_poison_by_its_takes(opened: Opened, db: Db) -> 
         rows.lapse(db, message)
     consumer = opened(of_shape("effectful", deliveries_max=3))
     assert consumer.deliver(delivery(message, times=1)) == ACK
-    assert rows.books(db, message) == rows.Books("parked", 4, 0, ["poison"], 0)
+    assert rows.books(db, message) == rows.Books(state="parked", token=4, attempts=0, parked=["poison"], effects=0)
 
 
 def test_takes_up_to_the_limit_are_served(opened: Opened, db: Db) -> None:
@@ -258,7 +260,7 @@ def test_a_transactional_message_is_poison_by_the_queues_count(opened: Opened, d
     message = order()
     consumer = opened(of_shape("transactional", deliveries_max=3))
     assert consumer.deliver(delivery(message, times=4)) == ACK
-    assert rows.books(db, message) == rows.Books("parked", 1, 0, ["poison"], 0)
+    assert rows.books(db, message) == rows.Books(state="parked", token=1, attempts=0, parked=["poison"], effects=0)
 
 
 @both_shapes
@@ -269,7 +271,7 @@ def test_poison_is_looked_for_only_after_the_take(shape: str, opened: Opened, db
     consumer.deliver(delivery(message))
     assert consumer.deliver(delivery(message, times=100)) == ACK
     assert seen.count("consumer.duplicate") == 1
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=1)
 
 
 @both_shapes
@@ -284,7 +286,7 @@ def test_failed_attempts_do_not_count_as_takes(opened: Opened, db: Db) -> None:
     for _ in range(4):
         assert consumer.deliver(delivery(message)).action == "release"
     assert consumer.deliver(delivery(message)) == ACK
-    assert rows.books(db, message) == rows.Books("done", 5, 4, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=5, attempts=4, parked=[], effects=1)
 
 
 @pytest.mark.parametrize("what", ["deferred", "in flight"])
@@ -301,7 +303,7 @@ def test_deliveries_in_which_nothing_went_wrong_do_not_make_a_message_poison(
         assert {consumer.deliver(delivery(message, times=n)).action for n in range(1, 6)} == {"release"}
         slow.rollback()
     assert consumer.deliver(delivery(message, times=6)) == ACK
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=1)
 
 
 def test_crashes_between_deferrals_are_poison_all_the_same(opened: Opened, db: Db) -> None:

@@ -51,7 +51,7 @@ def test_changed_effects_are_parked_before_any_call(change: str, opened: Opened,
     assert provider.calls == 2
     assert opened(effectful(performing(CHANGED[change], provider, [False]))).deliver(delivery(message)) == ACK
     assert provider.calls == 2
-    assert rows.books(db, message) == rows.Books("parked", 2, 1, ["effects changed"], 0)
+    assert rows.books(db, message) == rows.Books(state="parked", token=2, attempts=1, parked=["effects changed"], effects=0)
 
 
 @pytest.mark.parametrize("plan", [[], BEFORE[:1]], ids=["all", "the last"])
@@ -70,7 +70,7 @@ def test_effects_that_the_handler_does_not_visit_any_more_are_parked_at_the_fini
     opened(effectful(performing(BEFORE, provider, [True]))).deliver(delivery(message))
     assert opened(effectful(handle)).deliver(delivery(message)) == ACK
     assert provider.calls == 2
-    assert rows.books(db, message) == rows.Books("parked", 2, 1, ["effects changed"], 0)
+    assert rows.books(db, message) == rows.Books(state="parked", token=2, attempts=1, parked=["effects changed"], effects=0)
 
 
 def test_an_effect_whose_answer_is_gone_is_parked_at_the_finish(opened: Opened, db: Db) -> None:
@@ -79,7 +79,7 @@ def test_an_effect_whose_answer_is_gone_is_parked_at_the_finish(opened: Opened, 
     message, provider = order(), Provider()
     late = At("effect.recorded", lambda: db.execute(forget))
     assert opened(charging(provider), late).deliver(delivery(message)) == ACK
-    assert rows.books(db, message) == rows.Books("parked", 1, 0, ["effects changed"], 0)
+    assert rows.books(db, message) == rows.Books(state="parked", token=1, attempts=0, parked=["effects changed"], effects=0)
     assert "1 without an answer" in rows.parked(db)[0].detail
 
 
@@ -89,7 +89,7 @@ def test_one_more_effect_behind_the_recorded_ones_is_called(opened: Opened, db: 
     longer = [*BEFORE, ("mail", {})]
     assert opened(effectful(performing(longer, provider, [False]))).deliver(delivery(message)) == ACK
     assert provider.calls == 3
-    assert rows.books(db, message) == rows.Books("done", 2, 1, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=2, attempts=1, parked=[], effects=1)
 
 
 def test_a_request_whose_keys_are_written_in_another_order_is_the_same_request(opened: Opened, db: Db) -> None:

@@ -73,7 +73,7 @@ def test_an_error_that_was_caught_in_a_savepoint_is_not_a_failure(shape: str, op
 
     message = order()
     assert opened(doing(shape, work)).deliver(delivery(message)) == ACK
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=1)
 
 
 @both_shapes
@@ -177,7 +177,7 @@ def test_a_handler_that_committed_and_then_lost_its_connection_is_parked(
     message = order()
     consumer = opened(doing(shape, work), database=proxy.dsn)
     assert consumer.deliver(delivery(message)) == ACK
-    assert rows.books(db, message) == rows.Books("parked", 1, 0, ["foreign commit"], 1)
+    assert rows.books(db, message) == rows.Books(state="parked", token=1, attempts=0, parked=["foreign commit"], effects=1)
 
 
 @both_shapes
@@ -193,7 +193,7 @@ def test_a_handler_that_committed_and_was_then_thrown_out_while_idle_is_parked(s
 
     message = order()
     assert opened(doing(shape, work)).deliver(delivery(message)) == ACK
-    assert rows.books(db, message) == rows.Books("parked", 1, 0, ["foreign commit"], 1)
+    assert rows.books(db, message) == rows.Books(state="parked", token=1, attempts=0, parked=["foreign commit"], effects=1)
 
 
 @both_shapes
@@ -211,7 +211,7 @@ def test_a_handler_that_failed_in_the_database_and_lost_its_session_unnoticed_is
 
     message = order()
     assert opened(doing(shape, work)).deliver(delivery(message)) == ACK
-    assert rows.books(db, message) == rows.Books("parked", 1, 0, ["foreign commit"], 1)
+    assert rows.books(db, message) == rows.Books(state="parked", token=1, attempts=0, parked=["foreign commit"], effects=1)
 
 
 @both_shapes
@@ -350,4 +350,4 @@ def test_without_a_database_no_handler_runs_and_the_message_stays(shape: str, op
     proxy.heal()
     consumer.database.forget_broken()
     assert consumer.deliver(delivery(message, times=2)) == ACK
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=1)

@@ -34,7 +34,7 @@ def test_an_effect_is_called_once_and_its_answer_recorded(opened: Opened, db: Db
     assert (intent.state, intent.name, intent.n, intent.refused) == ("done", "charge", 1, False)
     assert intent.text == '{"id":"ch_1","request":{"amount":100}}'
     assert provider.requests == [idempotency_key(rows.CONSUMER, message.id, "charge")]
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=1)
 
 
 def test_the_intent_is_committed_before_the_call_and_no_connection_is_held_in_it(opened: Opened, db: Db, dsn: str) -> None:
@@ -118,7 +118,7 @@ def test_past_the_window_it_is_held_for_reconciliation(hours: float, opened: Ope
     assert consumer.deliver(delivery(message, times=2)) == ACK
     assert provider.calls == 1
     assert rows.intents(db, message)[0].state == "unknown"
-    assert rows.books(db, message) == rows.Books("parked", 2, 1, ["unknown"], 0)
+    assert rows.books(db, message) == rows.Books(state="parked", token=2, attempts=1, parked=["unknown"], effects=0)
 
 
 def test_a_retry_does_not_restart_the_window(opened: Opened, db: Db) -> None:
@@ -135,7 +135,7 @@ def test_a_retry_does_not_restart_the_window(opened: Opened, db: Db) -> None:
     db.execute("UPDATE onceward.intents SET started_at = started_at - interval '5 hours'")
     assert consumer.deliver(delivery(message, times=3)) == ACK
     assert (provider.calls, rows.intents(db, message)[0].state) == (2, "unknown")
-    assert rows.books(db, message) == rows.Books("parked", 3, 2, ["unknown"], 0)
+    assert rows.books(db, message) == rows.Books(state="parked", token=3, attempts=2, parked=["unknown"], effects=0)
 
 
 def test_past_the_window_a_lookup_that_finds_it_is_the_answer(opened: Opened, db: Db) -> None:
@@ -147,7 +147,7 @@ def test_past_the_window_a_lookup_that_finds_it_is_the_answer(opened: Opened, db
     assert consumer.deliver(delivery(message, times=2)) == ACK
     assert (provider.calls, len(provider.lookups), seen.count("effect.looked_up")) == (1, 1, 1)
     assert rows.intents(db, message)[0].state == "done"
-    assert rows.books(db, message) == rows.Books("done", 2, 1, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=2, attempts=1, parked=[], effects=1)
 
 
 def test_past_the_window_a_lookup_that_finds_nothing_parks_and_never_calls(opened: Opened, db: Db) -> None:
@@ -158,7 +158,7 @@ def test_past_the_window_a_lookup_that_finds_nothing_parks_and_never_calls(opene
     rows.age_intents(db, message, timedelta(hours=25))
     assert consumer.deliver(delivery(message, times=2)) == ACK
     assert (provider.calls, provider.charges) == (1, {})
-    assert rows.books(db, message) == rows.Books("parked", 2, 1, ["unknown"], 0)
+    assert rows.books(db, message) == rows.Books(state="parked", token=2, attempts=1, parked=["unknown"], effects=0)
 
 
 def test_a_redrive_looks_up_again_and_records_what_is_there_by_then(opened: Opened, db: Db) -> None:
@@ -172,7 +172,7 @@ def test_a_redrive_looks_up_again_and_records_what_is_there_by_then(opened: Open
     assert not redrive(db, message.id, consumer=rows.CONSUMER).why_not
     assert consumer.deliver(delivery(message, times=3)) == ACK
     assert (provider.calls, len(provider.lookups)) == (1, 2)
-    assert rows.books(db, message) == rows.Books("done", 4, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=4, attempts=0, parked=[], effects=1)
 
 
 def test_a_lookup_that_fails_is_a_failed_attempt(opened: Opened, db: Db) -> None:
@@ -198,7 +198,7 @@ def test_a_provider_without_keys_is_called_at_most_once_and_then_held(opened: Op
     for times in (2, 3):
         assert consumer.deliver(delivery(message, times=times)) == ACK
     assert provider.calls == 1
-    assert rows.books(db, message) == rows.Books("parked", 2, 1, ["unknown"], 0)
+    assert rows.books(db, message) == rows.Books(state="parked", token=2, attempts=1, parked=["unknown"], effects=0)
 
 
 @pytest.mark.parametrize(("lookup", "expected"), [(True, "done"), (False, "parked")])
@@ -227,16 +227,16 @@ def test_a_key_in_flight_is_later_and_costs_no_attempt(status: int, opened: Open
     provider.before.append(ProviderError(status))
     consumer = opened(charging(provider, attempts_max=1, deliveries_max=1))
     assert consumer.deliver(delivery(message)).action == "release"
-    assert rows.books(db, message) == rows.Books("pending", 1, 0, [], 0)
+    assert rows.books(db, message) == rows.Books(state="pending", token=1, attempts=0, parked=[], effects=0)
     assert consumer.deliver(delivery(message)) == ACK
-    assert rows.books(db, message) == rows.Books("done", 2, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=2, attempts=0, parked=[], effects=1)
 
 
 def test_a_key_that_the_provider_knows_with_another_request_is_held(opened: Opened, db: Db) -> None:
     message, provider = order(), Provider()
     provider.before.append(ProviderError(400, kind="idempotency_error"))
     assert opened(charging(provider, lookup=True)).deliver(delivery(message)) == ACK
-    assert rows.books(db, message) == rows.Books("parked", 1, 0, ["unknown"], 0)
+    assert rows.books(db, message) == rows.Books(state="parked", token=1, attempts=0, parked=["unknown"], effects=0)
 
 
 def test_a_refusal_is_an_answer_recorded_and_raised_each_time(opened: Opened, db: Db) -> None:
@@ -258,14 +258,14 @@ def test_a_refusal_is_an_answer_recorded_and_raised_each_time(opened: Opened, db
     consumer.deliver(delivery(message))
     assert consumer.deliver(delivery(message, times=2)) == ACK
     assert (provider.calls, len(refusals), refusals[0]) == (1, 2, refusals[1])
-    assert rows.books(db, message) == rows.Books("done", 2, 1, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=2, attempts=1, parked=[], effects=1)
 
 
 def test_a_refusal_that_nobody_handles_is_parked_and_not_retried(opened: Opened, db: Db) -> None:
     message, provider = order(), Provider()
     provider.before.append(ProviderError(402))
     assert opened(charging(provider)).deliver(delivery(message)) == ACK
-    assert rows.books(db, message) == rows.Books("parked", 1, 0, ["refused"], 0)
+    assert rows.books(db, message) == rows.Books(state="parked", token=1, attempts=0, parked=["refused"], effects=0)
     assert rows.intents(db, message)[0].refused
 
 
@@ -301,7 +301,7 @@ def test_a_zombies_answer_is_recorded_though_its_lease_is_lost(opened: Opened, d
     assert opened(effectful(handle), steal).deliver(delivery(message)) == LEAVE
     assert [(intent.n, intent.state) for intent in rows.intents(connect(), message)] == [(1, "done")]
     assert (errors, provider.calls) == ([LeaseLost], 1)
-    assert rows.books(db, message) == rows.Books("pending", 2, 0, [], 0)
+    assert rows.books(db, message) == rows.Books(state="pending", token=2, attempts=0, parked=[], effects=0)
 
 
 @pytest.mark.parametrize("swallowed", [LeaseLost, UnknownOutcome, ConflictError])

@@ -46,14 +46,17 @@ def test_a_worker_that_wakes_before_the_other_finishes_cannot_finish_either(
         assert first.result().action == "leave"
         fast.release()
         assert second.result() == ACK
-    assert (provider.calls, rows.books(db, message)) == (1, rows.Books("done", 2, 0, [], 1))
+    assert (provider.calls, rows.books(db, message)) == (
+        1,
+        rows.Books(state="done", token=2, attempts=0, parked=[], effects=1),
+    )
 
 
 def test_a_lapsed_lease_that_nobody_took_over_may_still_finish(opened: Opened, db: Db) -> None:
     message, provider = order(), Provider()
     late = At("effect.recorded", lambda: rows.lapse(db, message))
     assert opened(charging(provider), late).deliver(delivery(message)) == ACK
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=1)
 
 
 def test_an_effect_does_not_start_under_a_lapsed_lease(opened: Opened, db: Db) -> None:
@@ -96,7 +99,7 @@ def test_a_handler_that_opens_no_transaction_is_finished_with_no_writes(opened: 
 
     message = order()
     assert opened(effectful(handle)).deliver(delivery(message)) == ACK
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 0)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=0)
 
 
 @pytest.mark.parametrize("place", ["inside", "after"])
@@ -124,7 +127,7 @@ def test_an_effect_or_a_second_transaction_in_or_after_the_transaction_is_refuse
     message, provider = order(), Provider()
     assert opened(effectful(handle)).deliver(delivery(message)) == ACK
     assert (asked, provider.calls) == ([what], 0)
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=1)
 
 
 def test_a_handler_that_raises_after_its_finish_is_done_all_the_same(opened: Opened, db: Db) -> None:
@@ -136,7 +139,7 @@ def test_a_handler_that_raises_after_its_finish_is_done_all_the_same(opened: Ope
     message, seen = order(), Recorder()
     assert opened(effectful(handle), seen).deliver(delivery(message)) == ACK
     assert seen.count("consumer.raised_late") == 1
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=1)
 
 
 def test_a_body_that_raised_is_a_failed_attempt_even_if_the_handler_goes_on(opened: Opened, db: Db) -> None:
@@ -149,7 +152,7 @@ def test_a_body_that_raised_is_a_failed_attempt_even_if_the_handler_goes_on(open
 
     message = order()
     assert opened(effectful(handle)).deliver(delivery(message)).action == "release"
-    assert rows.books(db, message) == rows.Books("pending", 1, 1, [], 0)
+    assert rows.books(db, message) == rows.Books(state="pending", token=1, attempts=1, parked=[], effects=0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

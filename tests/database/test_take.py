@@ -34,7 +34,7 @@ both_shapes = pytest.mark.parametrize("shape", SHAPES)
 def test_a_new_message_is_taken_handled_and_done(shape: str, opened: Opened, db: Db) -> None:
     message, seen = order(), Recorder()
     assert opened(of_shape(shape), seen).deliver(delivery(message)) == ACK
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=1)
     assert seen.points[0] == "consumer.received"
     assert seen.points[-1] == "consumer.committed"
 
@@ -46,7 +46,7 @@ def test_a_second_delivery_changes_nothing(shape: str, opened: Opened, db: Db) -
     consumer.deliver(delivery(message))
     before = rows.inbox_row(db, message)._asdict() | {"lease_left": None}
     assert consumer.deliver(delivery(message, times=2)) == ACK
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=1)
     assert rows.inbox_row(db, message)._asdict() | {"lease_left": None} == before
     assert seen.count("consumer.duplicate") == 1
 
@@ -80,7 +80,7 @@ def test_a_delivery_of_a_parked_message_is_a_duplicate(shape: str, opened: Opene
     consumer = opened(of_shape(shape, reject))
     consumer.deliver(delivery(message))
     assert consumer.deliver(delivery(message, times=2)) == ACK
-    assert rows.books(db, message) == rows.Books("parked", 1, 0, ["rejected"], 0)
+    assert rows.books(db, message) == rows.Books(state="parked", token=1, attempts=0, parked=["rejected"], effects=0)
 
 
 @both_shapes
@@ -119,7 +119,7 @@ def test_a_message_under_a_living_lease_is_given_back_for_the_rest_of_it(shape: 
     settlement = opened(of_shape(shape), seen).deliver(delivery(message))
     assert settlement.action == "release"
     assert 30 < settlement.delay_seconds <= 40
-    assert rows.books(db, message) == rows.Books("pending", 1, 0, [], 0)
+    assert rows.books(db, message) == rows.Books(state="pending", token=1, attempts=0, parked=[], effects=0)
     assert seen.count("consumer.in_flight") == 1
 
 
@@ -142,7 +142,7 @@ def test_a_redriven_message_is_taken_over_at_once(shape: str, opened: Opened, db
     broken.clear()
     assert not redrive(db, message.id, consumer=rows.CONSUMER).why_not
     assert consumer.deliver(delivery(message, times=2)) == ACK
-    assert rows.books(db, message) == rows.Books("done", 3, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=3, attempts=0, parked=[], effects=1)
     assert [row.id for row in rows.outbox(db)] == [message.id]
 
 
@@ -184,7 +184,7 @@ def test_an_old_id_is_looked_up_and_never_inserted(shape: str, opened: Opened, d
     message = order_aged(db, 3 * 86_400)
     consumer = opened(of_shape(shape, window=timedelta(days=2)))
     assert consumer.deliver(delivery(message)) == ACK
-    assert rows.books(db, message) == rows.Books(None, None, 0, ["outside window"], 0)
+    assert rows.books(db, message) == rows.Books(state=None, token=None, attempts=0, parked=["outside window"], effects=0)
 
 
 @both_shapes
@@ -192,7 +192,7 @@ def test_an_old_id_that_is_known_is_a_plain_duplicate(shape: str, opened: Opened
     message = order_aged(db, 3600)
     opened(of_shape(shape)).deliver(delivery(message))
     assert opened(of_shape(shape, window=timedelta(minutes=5))).deliver(delivery(message)) == ACK
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=1)
 
 
 @both_shapes
@@ -201,7 +201,7 @@ def test_a_redriven_message_passes_the_window_by_its_row(shape: str, opened: Ope
     Inbox(rows.CONSUMER).claim(db, message)
     rows.lapse(db, message)
     assert opened(of_shape(shape, window=timedelta(minutes=5))).deliver(delivery(message)) == ACK
-    assert rows.books(db, message) == rows.Books("done", 2, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=2, attempts=0, parked=[], effects=1)
 
 
 @both_shapes
@@ -210,7 +210,7 @@ def test_an_id_from_the_future_is_parked_with_its_row(shape: str, opened: Opened
     message, consumer = order_aged(db, -2 * 86_400), opened(of_shape(shape))
     for times in (1, 2):
         assert consumer.deliver(delivery(message, times=times)) == ACK
-    assert rows.books(db, message) == rows.Books("parked", 1, 0, ["outside window"], 0)
+    assert rows.books(db, message) == rows.Books(state="parked", token=1, attempts=0, parked=["outside window"], effects=0)
     assert "ahead of the database's clock" in rows.parked(db)[0].detail
 
 
@@ -222,7 +222,7 @@ def test_a_copy_that_comes_when_the_time_of_its_id_has_come_is_a_duplicate(shape
     params = inbox.take_params(message, "done", lock_timeout="0") or {}
     until(lambda: inbox.read(db, params)[0] == "current", "its time having come")
     assert consumer.deliver(delivery(message, times=2)) == ACK
-    assert rows.books(db, message) == rows.Books("parked", 1, 0, ["outside window"], 0)
+    assert rows.books(db, message) == rows.Books(state="parked", token=1, attempts=0, parked=["outside window"], effects=0)
 
 
 @both_shapes
@@ -231,7 +231,7 @@ def test_an_id_from_the_future_can_be_redriven(shape: str, opened: Opened, db: D
     consumer.deliver(delivery(message))
     assert redrive(db, message.id, consumer=rows.CONSUMER).why_not == ""
     assert consumer.deliver(delivery(message, times=2)) == ACK
-    assert rows.books(db, message) == rows.Books("done", 3, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=3, attempts=0, parked=[], effects=1)
 
 
 @both_shapes
@@ -241,7 +241,7 @@ def test_an_id_from_so_far_ahead_that_no_partition_is_there_is_parked_without_a_
     """What redrive then says is true of what stands: nothing at first, and a copy that was handled later."""
     message, consumer = order_aged(db, -30 * 86_400), opened(of_shape(shape))
     assert consumer.deliver(delivery(message)) == ACK
-    assert rows.books(db, message) == rows.Books(None, None, 0, ["outside window"], 0)
+    assert rows.books(db, message) == rows.Books(state=None, token=None, attempts=0, parked=["outside window"], effects=0)
     assert "never handled" in redrive(db, message.id, consumer=rows.CONSUMER).why_not
     make_partition_for(db, message.id)
     db.execute(
@@ -260,7 +260,7 @@ def test_a_producer_whose_clock_is_half_an_hour_off_is_served_like_any_other(
     consumer = opened(of_shape(shape, window=timedelta(hours=2)))
     for times in (1, 2):
         assert consumer.deliver(delivery(message, times=times)) == ACK
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=1)
 
 
 def test_the_same_id_in_another_spelling_is_the_same_message(opened: Opened, db: Db) -> None:
@@ -268,4 +268,4 @@ def test_the_same_id_in_another_spelling_is_the_same_message(opened: Opened, db:
     consumer = opened(effectful())
     consumer.deliver(delivery(message))
     assert consumer.deliver(delivery(order(id=message.id.upper()))) == ACK
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=1)

@@ -36,7 +36,7 @@ def test_a_take_that_waits_for_an_insert_that_commits_is_a_duplicate(
     until_any_blocked(db)
     first.commit()
     assert second.result() == ACK
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 0)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=0)
 
 
 @both_shapes
@@ -49,7 +49,7 @@ def test_a_take_that_waits_for_an_insert_that_is_rolled_back_is_taken(
     until_any_blocked(db)
     first.rollback()
     assert second.result() == ACK
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=1)
 
 
 @both_shapes
@@ -62,7 +62,7 @@ def test_a_take_that_waits_for_an_insert_of_another_payload_is_a_conflict(
     until_any_blocked(db)
     first.commit()
     assert second.result() == ACK
-    assert rows.books(db, message) == rows.Books("done", 1, 0, ["conflict"], 0)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=["conflict"], effects=0)
 
 
 @both_shapes
@@ -72,7 +72,7 @@ def test_a_take_whose_wait_runs_out_is_in_flight(shape: str, opened: Opened, db:
     settlement = opened(of_shape(shape)).deliver(delivery(message))
     assert (settlement.action, settlement.delay_seconds) == ("release", 1.0)
     frozen.rollback()
-    assert rows.books(db, message) == rows.Books(None, None, 0, [], 0)
+    assert rows.books(db, message) == rows.Books(state=None, token=None, attempts=0, parked=[], effects=0)
 
 
 def test_the_second_door_says_in_flight_too_and_its_transaction_lives_on(db: Db, connect: Connect) -> None:
@@ -96,7 +96,7 @@ def test_of_many_that_take_one_new_message_one_is_taken(opened: Opened, db: Db, 
         others = [background(consumer.deliver, delivery(message)) for _ in range(5)]
         until_any_blocked(db, many=5)
     assert [first.result(), *(other.result() for other in others)] == [ACK] * 6
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=1)
 
 
 def test_of_many_that_claim_one_new_message_one_is_taken_and_the_rest_are_in_flight(
@@ -111,7 +111,7 @@ def test_of_many_that_claim_one_new_message_one_is_taken_and_the_rest_are_in_fli
         others = [background(consumer.deliver, delivery(message)) for _ in range(5)]
         assert {other.result().action for other in others} == {"release"}
     assert first.result() == ACK
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=1)
 
 
 @both_shapes
@@ -163,7 +163,7 @@ def test_a_take_over_that_races_with_a_finish_is_a_duplicate(opened: Opened, db:
         until_any_blocked(db)
         gates[1].release()
         assert (first.result(), second.result()) == (ACK, ACK)
-    assert rows.books(db, message) == rows.Books("done", 1, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=1, attempts=0, parked=[], effects=1)
 
 
 def test_a_redrive_that_races_with_a_redrive_has_one_winner(opened: Opened, db: Db, background: Background) -> None:

@@ -56,7 +56,7 @@ def check_one_answer_is_kept(opened: Opened, db: Conn, *, padding: str = "", sta
     [entry] = rows.parked(db)
     assert entry.reason == "two answers"
     assert "ch_second" in entry.detail
-    assert rows.books(db, message) == rows.Books("parked", 1, 0, ["two answers"], 0)
+    assert rows.books(db, message) == rows.Books(state="parked", token=1, attempts=0, parked=["two answers"], effects=0)
 
 
 def check_a_late_finisher_writes_nothing(
@@ -72,7 +72,7 @@ def check_a_late_finisher_writes_nothing(
         assert opened(charging(provider, note="second")).deliver(delivery(message, times=2)) == ACK
         gate.release()
         assert first.result() == LEAVE
-    assert rows.books(db, message) == rows.Books("done", 2, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=2, attempts=0, parked=[], effects=1)
     assert rows.scalar(db, "SELECT note FROM effects") == "second"
     assert provider.calls == 1
 
@@ -87,7 +87,7 @@ def check_a_zombie_fails_nothing(opened: Opened, db: Conn, *, statements: Statem
     message = order()
     zombie = weaken(opened(of_shape("effectful", fail)), **statements)
     assert zombie.deliver(delivery(message)) == LEAVE
-    assert rows.books(db, message) == rows.Books("pending", 2, 0, [], 0)
+    assert rows.books(db, message) == rows.Books(state="pending", token=2, attempts=0, parked=[], effects=0)
     assert rows.inbox_row(db, message).leased
 
 
@@ -101,7 +101,7 @@ def check_a_zombie_parks_nothing(opened: Opened, db: Conn, *, statements: Statem
     message = order()
     zombie = weaken(opened(of_shape("effectful", reject)), **statements)
     assert zombie.deliver(delivery(message)) == LEAVE
-    assert rows.books(db, message) == rows.Books("pending", 2, 0, [], 0)
+    assert rows.books(db, message) == rows.Books(state="pending", token=2, attempts=0, parked=[], effects=0)
 
 
 def check_a_take_over_has_one_winner(
@@ -117,7 +117,7 @@ def check_a_take_over_has_one_winner(
     until_any_blocked(db, many=5)
     lock.rollback()
     actions = {future.result().action for future in futures}
-    assert rows.books(db, message) == rows.Books("done", 2, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=2, attempts=0, parked=[], effects=1)
     assert seen.count("consumer.committed") == 1
     assert actions <= {"ack", "release"}
 
@@ -143,7 +143,7 @@ def check_a_lease_extended_meanwhile_is_not_taken_over(
     settlement = taking_over.result()
     assert settlement.action == "release"
     assert settlement.delay_seconds > 30
-    assert rows.books(db, message) == rows.Books("pending", token, 0, [], 0)
+    assert rows.books(db, message) == rows.Books(state="pending", token=token, attempts=0, parked=[], effects=0)
 
 
 def check_a_crashed_claim_is_taken_over(opened: Opened, db: Conn, shape: str, *, statements: Statements = NONE) -> None:
@@ -152,7 +152,7 @@ def check_a_crashed_claim_is_taken_over(opened: Opened, db: Conn, shape: str, *,
     Inbox(rows.CONSUMER, worker="dead").claim(db, message)
     rows.lapse(db, message)
     assert weaken(opened(of_shape(shape)), **statements).deliver(delivery(message)) == ACK
-    assert rows.books(db, message) == rows.Books("done", 2, 0, [], 1)
+    assert rows.books(db, message) == rows.Books(state="done", token=2, attempts=0, parked=[], effects=1)
 
 
 def check_no_effect_starts_under_a_lapsed_lease(opened: Opened, db: Conn, *, statements: Statements = NONE) -> None:
@@ -160,7 +160,7 @@ def check_no_effect_starts_under_a_lapsed_lease(opened: Opened, db: Conn, *, sta
     late = At("consumer.claimed", lambda: rows.lapse(db, message))
     assert weaken(opened(charging(provider), late), **statements).deliver(delivery(message)) == LEAVE
     assert (provider.calls, rows.intents(db, message)) == (0, [])
-    assert rows.books(db, message) == rows.Books("pending", 1, 0, [], 0)
+    assert rows.books(db, message) == rows.Books(state="pending", token=1, attempts=0, parked=[], effects=0)
 
 
 def check_a_key_is_not_overtaken(
@@ -190,16 +190,20 @@ def check_a_foreign_commit_is_parked(opened: Opened, db: Conn, consumer: Consume
     """The handler has ended our transaction by itself: parked, also from done, and turned away from then on."""
     worker = opened(consumer)
     assert worker.deliver(delivery(message)) == ACK
-    assert rows.books(db, message) == rows.Books("parked", 1, 0, ["foreign commit"], written)
+    assert rows.books(db, message) == rows.Books(
+        state="parked", token=1, attempts=0, parked=["foreign commit"], effects=written
+    )
     assert worker.deliver(delivery(message, times=2)) == ACK
-    assert rows.books(db, message) == rows.Books("parked", 1, 0, ["foreign commit"], written)
+    assert rows.books(db, message) == rows.Books(
+        state="parked", token=1, attempts=0, parked=["foreign commit"], effects=written
+    )
 
 
 def check_a_swallowed_error_is_a_failed_attempt(opened: Opened, db: Conn, consumer: Consumer, message: Message) -> None:
     """The transaction is aborted inside, and COMMIT would answer ROLLBACK without an error: not done, not lost."""
     assert opened(consumer).deliver(delivery(message)).action == "release"
     state = "pending" if consumer.handlers["order.placed"].shape == "effectful" else None
-    assert rows.books(db, message) == rows.Books(state, 1 if state else None, 1, [], 0)
+    assert rows.books(db, message) == rows.Books(state=state, token=1 if state else None, attempts=1, parked=[], effects=0)
 
 
 def _charging(provider: Provider, padding: str) -> Consumer:

@@ -1,1 +1,1 @@
-"""The protocol, pure: its words, the steps of a delivery, the steps of a relay's lane. No I/O, and every decision."""
+"""The protocol, pure: its words, the steps of a delivery, the steps of a relay's lane."""

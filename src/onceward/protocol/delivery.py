@@ -1,9 +1,9 @@
-"""The protocol of one delivery, as a pure function: `step(state, event) -> (state, command)`. No I/O.
+"""The protocol of one delivery, as a pure function: `step`. No I/O.
 
-A command is one transaction, one call or one settlement; the driver carries it out and answers with one event. What the
-handler asks for (an effect, the transaction, to return, to raise) is an event too. The threaded consumer,
-`Consumer.deliver` and an exhaustive explorer drive this same function; states are immutable, so they can be hashed,
-compared and forked.
+`step(state, event)` is the next state and a command. A command is one transaction, one call or one settlement; the driver
+carries it out and answers with one event. What the handler asks for (an effect, the transaction, to return, to raise) is an
+event too. The threaded consumer, `Consumer.deliver` and an exhaustive explorer drive this same function; states are
+immutable, so they can be hashed, compared and forked.
 
     received ─ Take ─▶ taking ─ Run ─▶ handling ─ Intend ─▶ intending ─ Call ─▶ calling ─ Record ─▶ recording ─▶ handling
                                         │                       └─ LookUp ─▶ looking ─┘
@@ -66,7 +66,10 @@ class Place(Enum):
 
 
 class State(NamedTuple):
-    """Where one delivery is. `token` and `fresh` name the fence; `n` counts the effects asked for so far."""
+    """Where one delivery is.
+
+    `token` and `fresh` name the fence; `n` counts the effects asked for so far.
+    """
 
     shape: p.Shape
     limits: Limits = Limits()
@@ -102,7 +105,7 @@ def step(state: State, event: p.Event) -> Step:
 
 
 def after_failure(limits: Limits, failure: p.Fail, *, attempts: int, sessions_lost: int) -> p.Park | None:
-    """The park that a failure ends in, now that it is counted; None: the message is tried again."""
+    """The park that a counted failure ends in; None: the message is tried again."""
     if attempts < limits.attempts_max and sessions_lost < limits.deliveries_max:
         return None
     reason = ParkReason.SESSIONS_LOST if failure.session_lost else ParkReason.ATTEMPTS_RAN_OUT
@@ -289,7 +292,7 @@ def _at_writing(state: State, event: p.Event) -> Step:
 
 
 def _at_broken(state: State, event: p.Event) -> Step:
-    """The transaction's body raised and was rolled back: the delivery fails, even if the handler goes on."""
+    """The transaction's body raised: the delivery fails, even if the handler goes on."""
     match event:
         case p.Raised():
             return _raised(state._replace(inside=False), event)
@@ -330,7 +333,7 @@ def _at_finished(state: State, event: p.Event) -> Step:
 
 
 def _at_outcome(state: State, event: p.Event) -> Step:
-    """The failure, the park or the give-back is written, or could not be: what the queue is told of it."""
+    """What the queue is told of a failure, a park or a give-back: whether it is written."""
     match state.at, event:
         case (Place.FAILING, p.Counted(delay_seconds)):
             settlement = release(delay_seconds)
@@ -370,7 +373,7 @@ def _settle(state: State, settlement: Settlement) -> Step:
 
 
 def _end(state: State, settlement: Settlement, interrupt: p.Interrupt) -> Step:
-    """Settle; when handler code is on the stack, interrupt it first and wait until it has left."""
+    """Settle, but while handler code is on the stack, interrupt it and wait for it to leave."""
     if not state.inside:
         return _settle(state, settlement)
     return state._replace(at=Place.UNWINDING, interrupt=interrupt, ending=settlement), interrupt

@@ -1,4 +1,4 @@
-"""Why a message is parked: every reason there is, with what has happened and what to do about it. No I/O."""
+"""Why a message is parked: every reason, what has happened, and what to do. No I/O."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import Self
 
 
 class ParkReason(Enum):
-    """Why a message is parked. The value is the text in `parked.reason`: it is data, and never changes.
+    """Why a message is parked.
 
-    `what_happened` and `what_to_do` are one sentence each, for the engineer who is paged.
+    The value is the text in `parked.reason`: it is data, and never changes. `what_happened` and `what_to_do` are for the
+    engineer who is paged, one sentence each.
     """
 
     what_happened: str
     what_to_do: str
 
+    # The defaults are for mypy alone, which takes `ParkReason("rejected")` for a call of this.
     def __new__(cls, text: str, what_happened: str = "", what_to_do: str = "") -> Self:
         member = object.__new__(cls)
         member._value_ = text

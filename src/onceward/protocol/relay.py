@@ -1,4 +1,6 @@
-"""The protocol of one relay lane, as a pure function: `step(state, event) -> (state, command)`. No I/O.
+"""The protocol of one relay lane, as a pure function: `step`. No I/O.
+
+`step(state, event)` is the next state and a command:
 
     idle ─ Take ─▶ taking ─ Publish ─▶ publishing ─ SettleRows ─▶ settling ─▶ idle
                                           └─ Publish ─┘  chunk by chunk
@@ -7,22 +9,23 @@ What is deleted is what the sink confirmed, and nothing else. A row that could n
 has a key, holds that key: no later row of the key counts as sent, even if the sink says so (sent twice is harmless,
 overtaking is not).
 
-A batch goes out in chunks, so that what is confirmed is marked in time however slow the sink is: the first chunk is one
-row, and the following ones are larger or smaller by how long the sink took. When the time of the batch is over, the rows
-that are left stay untouched, and come with a later batch.
+A batch goes out in chunks, so that confirmed rows are deleted in time however slow the sink is: the first chunk is one row,
+and the following ones are larger or smaller by how long the sink took. When the time of the batch is over, the remaining
+rows stay as they are and come with a later batch.
 
-**Who is at fault when the sink is lost?** A sink that is away and a row that ends its connection look the same once. So a
-chunk at which the sink was lost is halved, at once, until one row stands alone; then the lane pauses, and tries the *other*
-rows first. If nothing goes through, it is the sink: nothing is postponed, every row keeps its place, and the pauses grow.
-If something goes through, the row is tried once more, alone. Only a row at which the sink is lost a second time, after
-others went through in between, is at fault: it alone is postponed with its error, and holds its key. A sink that went away
-at that very moment costs the row one pause, and nothing else. A row that is the only one to be sent is never blamed: nobody
-waits behind it, and to postpone it would make it late when the sink comes back.
+**Who is at fault when the sink is lost?** A sink that is away and a row that ends its connection look the same at first. So
+a chunk at which the sink was lost is halved at once, until one row stands alone; then the lane pauses and tries the *other*
+rows first. If nothing goes through, the sink is at fault: nothing is postponed, every row keeps its place, and the pauses
+grow. If something goes through, the row is tried once more, alone. Only a row at which the sink is lost a second time,
+after others went through in between, is at fault: it alone is postponed with its error, and holds its key. A sink that went
+away at that very moment costs the row one pause and nothing else. A row that is the only one to be sent is never blamed:
+nothing waits behind it, and postponing it would make it late when the sink comes back.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final, NamedTuple
 
 CHUNK_SECONDS: Final = 5.0  # what one chunk should take: a crash repeats at most a chunk, and a stop waits for one
@@ -40,7 +43,7 @@ class OutboxRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Lock a batch, of rows that are not among these positions."""
+    """Lock a batch of rows that are not at these positions."""
 
     beside: tuple[int, ...] = ()
 
@@ -54,7 +57,10 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class SettleRows:
-    """Delete the confirmed rows, postpone the failed ones, and commit. What is in neither is free again, as it was."""
+    """Delete the confirmed rows, postpone the failed ones, and commit.
+
+    Rows that are in neither are free again, as they were.
+    """
 
     confirmed: tuple[int, ...]
     failed: tuple[tuple[OutboxRow, str], ...]
@@ -62,7 +68,10 @@ class SettleRows:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Nothing to do, or nothing can be done: wait for a nudge or for the poll. `failures` in a row lengthen it."""
+    """Nothing can be done now: wait for a nudge or for the poll.
+
+    `failures`: how many there were in a row; each makes the pause longer.
+    """
 
     failures: int
 
@@ -81,7 +90,10 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The sink's answer, one per row: None = confirmed, else why not. `late`: the time of the batch is over."""
+    """The sink has answered.
+
+    `errors`: one entry per row; None: confirmed, else why not. `late`: the time of the batch is over.
+    """
 
     errors: tuple[str | None, ...]
     seconds: float = 0.0
@@ -90,7 +102,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """The relay is to end: the chunk was not sent."""
+    """The relay is to stop: the chunk was not sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +112,32 @@ class RowsSettled:
 
 @dataclass(frozen=True, slots=True)
 class SinkLost:
-    """The sink as a whole gave no answer for this chunk; some of its rows may have been stored."""
+    """The sink gave no answer for this chunk; some of its rows may have been stored."""
 
     error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseLost:
-    """The database does not answer; whatever was locked is free again, and may or may not be deleted."""
+    """The database does not answer.
+
+    Locked rows are free again; whether the confirmed ones are deleted is not known.
+    """
 
 
 Command = Take | Publish | SettleRows | Sleep
 Event = Woken | Taken | Published | Stopped | RowsSettled | SinkLost | DatabaseLost
+
+
+class Place(Enum):
+    """Where a lane is: which event is awaited."""
+
+    IDLE = "idle"
+    TAKING = "taking"
+    PUBLISHING = "publishing"
+    SETTLING = "settling"
+
+    __hash__ = object.__hash__  # as in `delivery.Place`
 
 
 class State(NamedTuple):
@@ -122,7 +148,7 @@ class State(NamedTuple):
     may suspect many); `answering`: something went through since the last of these losses.
     """
 
-    at: str = "idle"
+    at: Place = Place.IDLE
     rows: tuple[OutboxRow, ...] = ()
     chunk: int = 0
     confirmed: tuple[int, ...] = ()
@@ -139,26 +165,27 @@ Step = tuple[State, Command]
 def step(state: State, event: Event) -> Step:
     """The next state and what to do, given what happened."""
     if isinstance(event, DatabaseLost):
-        # Nothing is marked: what was sent already is sent again, under the same id.
+        # Nothing is deleted: what was sent already is sent again, under the same id.
         after = _at_rest(state, state.failures + 1)
         return after, Sleep(after.failures)
     match state.at, event:
-        case "idle", Woken():
+        case Place.IDLE, Woken():
             return _take(state)
-        case "taking", Taken(rows) if rows:
+        case Place.TAKING, Taken(rows) if rows:
             return _publish(state._replace(rows=rows, suspects=_still_suspected(state, rows)))
-        case "taking", Taken():
+        case Place.TAKING, Taken():
             return _nothing_taken(state)
-        case "publishing", Published(errors, seconds, late):
+        case Place.PUBLISHING, Published(errors, seconds, late):
             return _answered(state, errors, seconds, late=late)
-        case "publishing", Stopped():
+        case Place.PUBLISHING, Stopped():
             return _settle(state)
-        case "publishing", SinkLost(error):
+        case Place.PUBLISHING, SinkLost(error):
             return _settle(_sink_lost(state, error))
-        case "settling", RowsSettled():
+        case Place.SETTLING, RowsSettled():
             after = _at_rest(state, state.failures)
             return (after, Sleep(after.failures)) if after.failures else _take(after)
-    raise AssertionError(f"{event!r} cannot follow in {state!r}")
+        case _:
+            raise AssertionError(f"{event!r} cannot follow in {state!r}")
 
 
 def _at_rest(state: State, failures: int) -> State:
@@ -167,20 +194,21 @@ def _at_rest(state: State, failures: int) -> State:
 
 
 def _take(state: State) -> Step:
-    return state._replace(at="taking"), Take(_beside(state))
+    return state._replace(at=Place.TAKING), Take(_beside(state))
 
 
 def _beside(state: State) -> tuple[int, ...]:
-    """The suspects, until something else has gone through: they would only find out again that the sink is lost."""
+    """The suspects, which the next batch leaves out until something has gone through."""
     return () if state.answering else state.suspects
 
 
 def _still_suspected(state: State, rows: tuple[OutboxRow, ...]) -> tuple[int, ...]:
-    """Taken with all the others, a suspect that is not there was sent, or is another lane's."""
+    """The suspects that are still in the outbox and may be this lane's."""
     if _beside(state):
         return state.suspects
-    there = {row.position for row in rows}
-    return tuple(position for position in state.suspects if position in there)
+    # Nothing was left out of this batch: a suspect that is not in it was sent, or is another lane's.
+    positions = {row.position for row in rows}
+    return tuple(position for position in state.suspects if position in positions)
 
 
 def _nothing_taken(state: State) -> Step:
@@ -191,7 +219,7 @@ def _nothing_taken(state: State) -> Step:
 
 def _publish(state: State) -> Step:
     chunk = _chunk(state)
-    return state._replace(at="publishing", chunk=len(chunk)), Publish(chunk)
+    return state._replace(at=Place.PUBLISHING, chunk=len(chunk)), Publish(chunk)
 
 
 def _chunk(state: State) -> tuple[OutboxRow, ...]:
@@ -210,11 +238,11 @@ def _chunk(state: State) -> tuple[OutboxRow, ...]:
 
 
 def _answered(state: State, errors: tuple[str | None, ...], seconds: float, *, late: bool) -> Step:
-    sent, left = state.rows[: state.chunk], state.rows[state.chunk :]
+    sent, remaining = state.rows[: state.chunk], state.rows[state.chunk :]
     confirmed, failed, held = _sorted(sent, errors)
     suspects = tuple(position for position in state.suspects if position not in {row.position for row in sent})
     after = state._replace(
-        rows=tuple(row for row in left if row.key not in held),
+        rows=tuple(row for row in remaining if row.key not in held),
         confirmed=state.confirmed + confirmed,
         failed=state.failed + failed,
         reach=_reach(state, seconds),
@@ -234,7 +262,7 @@ def _sorted(
     held: set[str | None] = set()
     for row, error in zip(rows, errors, strict=True):
         if row.key in held:
-            continue
+            continue  # even if it was confirmed: deleted, it would have overtaken the failed row of its key
         if error is None:
             confirmed.append(row.position)
             continue
@@ -247,13 +275,14 @@ def _reach(state: State, seconds: float) -> int:
     """How many rows the next chunk may have, so that it takes `CHUNK_SECONDS` at the most."""
     if seconds > CHUNK_SECONDS:
         return max(1, int(state.chunk * CHUNK_SECONDS / seconds))
+    # A chunk that was cut short by its bytes or by a suspect says nothing about a longer one.
     if state.chunk == state.reach and seconds * 2 <= CHUNK_SECONDS:
         return state.reach * 2
     return state.reach
 
 
 def _sink_lost(state: State, error: str) -> State:
-    """Halve the chunk; a row alone is suspected; a suspect is at fault when others went through in between."""
+    """Halve the chunk; suspect a row alone; blame a suspect when others went through."""
     row = state.rows[0]
     if state.chunk > 1:
         return state._replace(reach=state.chunk // 2, answering=False)
@@ -265,4 +294,4 @@ def _sink_lost(state: State, error: str) -> State:
 
 
 def _settle(state: State) -> Step:
-    return state._replace(at="settling"), SettleRows(state.confirmed, state.failed)
+    return state._replace(at=Place.SETTLING), SettleRows(state.confirmed, state.failed)

@@ -1,4 +1,4 @@
-"""The words of the delivery protocol: its commands, its events, and what each of them may say. No I/O.
+"""The words of the delivery protocol: its commands, its events, their kinds. No I/O.
 
 `delivery.step` turns an event into a command; the driver carries the command out and answers with the next event. Each word
 is a type of its own and equal only to itself.
@@ -153,7 +153,7 @@ class Settle:
     settlement: Settlement
 
 
-# Each is one transaction; each is one effect's step; after each it is the handler's turn, or the end.
+# By who carries them out: the transactions, the steps of an effect, and the driver itself (the handler's turn, or the end).
 Transaction = Take | Finish | Commit | Fail | Park | GiveBack
 EffectStep = Intend | Call | LookUp | Record
 Turn = Run | Resume | Interrupt | Settle
@@ -278,7 +278,10 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class FencedOff:
-    """The row is not as this worker left it: another has it, or it is over. Nothing was written."""
+    """The row is not as this worker left it, so nothing was written.
+
+    Another worker has the message now, or it is over.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +294,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """The provider's answer is not JSON, though the effect may have happened; `detail` is all of it."""
+    """The effect may have happened, but its answer is not JSON; `detail` is all of it."""
 
     detail: str
 
