@@ -217,7 +217,7 @@ class OpenConsumer:
         try:
             message = Message.from_wire(delivery.headers, delivery.body)
         except MalformedMessage as error:
-            return self._park_beside(delivery, ParkReason.MALFORMED.value, str(error))
+            return self._park_malformed(delivery, str(error))
         handler = self.consumer.handlers.get(message.type)
         if handler is not None:
             return Performer(self.runtime, handler.shape, handler.call, message, delivery).run()
@@ -231,12 +231,12 @@ class OpenConsumer:
         known = ", ".join(sorted(self.consumer.handlers))
         raise NoHandler(f"no handler for {message.type!r} here (there are: {known})")
 
-    def _park_beside(self, delivery: Delivery, reason: str, detail: str) -> Settlement:
+    def _park_malformed(self, delivery: Delivery, detail: str) -> Settlement:
         """Parked under its source and delivery id: what arrived is not a message that could be taken.
 
         Crash before it: the delivery comes again. Crash after it: it comes again and is parked again, the same row.
         """
-        inbox = self.runtime.inbox
+        inbox, reason = self.runtime.inbox, ParkReason.MALFORMED
         headers = {storable(str(name)): storable(str(value)) for name, value in delivery.headers.items()}
         stand_in = Message(type="malformed", body=delivery.body)
         params = inbox.park_params(stand_in, delivery.source, reason, storable(detail))
@@ -249,10 +249,10 @@ class OpenConsumer:
             return LEAVE
         logger.error(
             "%s: delivery %s of %s is parked for a person to look at: %s: %s",
-            inbox.consumer, delivery.id, delivery.source, reason, detail,
-            extra={"onceward": {"consumer": inbox.consumer, "reason": reason, "next": "parked"}},
+            inbox.consumer, delivery.id, delivery.source, reason.value, detail,
+            extra={"onceward": {"consumer": inbox.consumer, "reason": reason.value, "next": "parked"}},
         )  # fmt: skip
-        self.listeners.emit("consumer.parked", inbox.consumer, reason=reason)
+        self.listeners.emit("consumer.parked", inbox.consumer, reason=reason.value)
         return ACK
 
     def _make_partition(self, message: Message) -> None:

@@ -25,6 +25,7 @@ from onceward.message import Message, canonical_id, parse_uuid7
 from onceward.outbox import check_in_transaction
 from onceward.parked import parked_id
 from onceward.partitions import WINDOW_DEFAULT, WINDOW_MAX, day_of, make_partition_for, make_partitions, partition_name
+from onceward.protocol.reasons import ParkReason
 from onceward.schema import check_schema
 from onceward.statements import SCHEMA_DEFAULT, statements, storable
 
@@ -315,7 +316,7 @@ class InboxTable:
             return Take(TakeResult.IN_FLIGHT, retry_after_seconds=UNDECIDED_SECONDS, detail="its day is being retired")
         return outside_window("retired")
 
-    def park_params(self, message: Message, source: str, reason: str, detail: str) -> dict[str, Any]:
+    def park_params(self, message: Message, source: str, reason: ParkReason, detail: str) -> dict[str, Any]:
         """All that a parked row needs; its `message_id` is None for an id that no inbox row can have."""
         headers, body = message.to_wire()
         return {
@@ -323,7 +324,7 @@ class InboxTable:
             "message_id": parse_uuid7(message.id),
             "parked_id": parked_id(canonical_id(message.id)),
             "fingerprint": message.fingerprint(),
-            "reason": reason,
+            "reason": reason.value,
             "detail": storable(detail, DETAIL_CHARS_MAX),
             "source": source,
             "headers": Json(headers),

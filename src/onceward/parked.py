@@ -6,17 +6,16 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from psycopg import Connection
 from psycopg.rows import dict_row
 
+from onceward.errors import SchemaMismatch
 from onceward.message import ATTRIBUTE_BYTES_MAX, MalformedMessage, Message, canonical_id, parse_uuid7
 from onceward.outbox import publish
+from onceward.protocol.reasons import ParkReason
 from onceward.statements import SCHEMA_DEFAULT, statements, storable
-
-# The provider may have acted twice: running the handler again cannot mend that, whatever the inbox row says.
-TWO_ANSWERS: Final = "two answers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +25,7 @@ class ParkedRow:
     consumer: str
     message_id: str
     fingerprint: str
-    reason: str
+    reason: ParkReason
     detail: str
     attempts: int
     source: str
@@ -84,7 +83,7 @@ def list_parked(
     """The parked messages, newest first, at most `limit`; of one consumer, or of all. A long `detail` is cut."""
     params = {"consumer": consumer, "limit": limit}
     with conn.cursor(row_factory=dict_row) as cursor:
-        return [ParkedRow(**row) for row in cursor.execute(statements(schema)["parked_list"], params)]
+        return [ParkedRow(**_typed(row)) for row in cursor.execute(statements(schema)["parked_list"], params)]
 
 
 def show_parked(
@@ -94,7 +93,19 @@ def show_parked(
     params = {"consumer": consumer, "message_id": canonical_id(message_id)}
     with conn.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(statements(schema)["parked_show"], params).fetchall()
-    return [ParkedMessage(**row, intents=_intents(conn, schema, row["consumer"], row["message_id"])) for row in rows]
+    intents = [_intents(conn, schema, row["consumer"], row["message_id"]) for row in rows]
+    return [ParkedMessage(**_typed(row), intents=known) for row, known in zip(rows, intents, strict=True)]
+
+
+def _typed(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its reason as a member. Raises `SchemaMismatch` for one that newer code has written."""
+    try:
+        return row | {"reason": ParkReason(row["reason"])}
+    except ValueError:
+        raise SchemaMismatch(
+            f"a message is parked for a reason that this code does not know ({row['reason']!r}): use the version of "
+            "onceward that parked it"
+        ) from None
 
 
 def redrive(
@@ -155,12 +166,12 @@ def _candidates(conn: Connection[Any], schema: str, params: dict[str, Any], fing
     with conn.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(statements(schema)["redrive_read"], params).fetchall()
     wanted = (fingerprint or "").lower()
-    return [_candidate(**row) for row in rows if row["fingerprint"].hex().startswith(wanted)]
+    return [_candidate(**_typed(row)) for row in rows if row["fingerprint"].hex().startswith(wanted)]
 
 
 def _candidate(
     fingerprint: bytes,
-    reason: str,
+    reason: ParkReason,
     headers: dict[str, str],
     body: bytes,
     inbox_state: str | None,
@@ -170,26 +181,27 @@ def _candidate(
         message, malformed = Message.from_wire(headers, body), ""
     except MalformedMessage as error:
         # A stand-in that is never sent: it is refused by the reason beside it.
-        message, malformed = Message(type="malformed", body=body), f"it was parked ({reason}) for its {error}"
+        message, malformed = Message(type="malformed", body=body), f"it was parked ({reason.value}) for its {error}"
     return _Candidate(fingerprint, message, malformed or _refusal(reason, inbox_state, same_payload))
 
 
-def _refusal(reason: str, inbox_state: str | None, same_payload: bool | None) -> str:
+def _refusal(reason: ParkReason, inbox_state: str | None, same_payload: bool | None) -> str:
     """Why a message that was parked for `reason` beside such an inbox row cannot be redriven; '' when it can."""
-    if reason == TWO_ANSWERS:
+    if reason is ParkReason.TWO_ANSWERS:
+        # Running the handler again cannot mend that, whatever the inbox row says.
         return "its provider gave two answers, so it may have acted twice: a person must look, not a retry"
     if inbox_state is None:
         return (
-            f"it was parked ({reason}) without an inbox row, so nothing would stop a second run: make sure that it was "
-            f"never handled, and publish it again under a new id"
+            f"it was parked ({reason.value}) without an inbox row, so nothing would stop a second run: make sure that it "
+            "was never handled, and publish it again under a new id"
         )
     if not same_payload:
-        return f"it was parked ({reason}), and the inbox row of its id is of another payload: one of the two is wrong"
+        return f"it was parked ({reason.value}), and the inbox row of its id is of another payload: one of the two is wrong"
     if inbox_state == "parked":
         return ""
-    if inbox_state == "done" and reason == "outside window":
-        return f"it was parked ({reason}), and another copy of it was handled since: nothing is left to do"
-    return f"it was parked ({reason}) beside its inbox row, which is {inbox_state}: a person must look, not a retry"
+    if inbox_state == "done" and reason is ParkReason.OUTSIDE_WINDOW:
+        return f"it was parked ({reason.value}), and another copy of it was handled since: nothing is left to do"
+    return f"it was parked ({reason.value}) beside its inbox row, which is {inbox_state}: a person must look, not a retry"
 
 
 def _why_not(candidates: list[_Candidate]) -> str:

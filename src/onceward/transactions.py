@@ -482,7 +482,7 @@ class Ending:
         context = self._context
         detail = with_trace(command.detail, context.failure)
         inbox, source = context.runtime.inbox, context.delivery.source
-        return inbox.park_params(context.message, source, command.reason.value, detail) | {"unknown_n": command.unknown_n}
+        return inbox.park_params(context.message, source, command.reason, detail) | {"unknown_n": command.unknown_n}
 
     def _write(self, write: Callable[[Connection[Any]], p.Event]) -> p.Event:
         """One transaction of ours, after whatever was open is rolled back.

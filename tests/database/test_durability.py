@@ -20,6 +20,7 @@ from onceward.database import Database
 from onceward.inbox import InboxTable
 from onceward.message import Message
 from onceward.outbox import outbox_row
+from onceward.protocol.reasons import ParkReason
 from onceward.schema import migrate
 from onceward.statements import statements
 from onceward.testing.postgres import Cluster
@@ -70,7 +71,7 @@ def params_of(message: Message) -> dict[str, Any]:
     return {
         **outbox_row(message),
         **taken,
-        **inbox.park_params(message, "test", "rejected", "not today"),
+        **inbox.park_params(message, "test", ParkReason.REJECTED, "not today"),
         "token": 1, "unknown_n": 0, "failed": 1, "session_lost": 0, "error": "failed",
         "n": 1, "name": "charge", "request_fingerprint": b"", "key": "k", "answer": "1", "refused": False,
     }  # fmt: skip

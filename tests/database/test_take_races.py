@@ -18,6 +18,7 @@ from onceward.consumer import OpenConsumer
 from onceward.inbox import Inbox, InboxRow, InboxTable, TakeResult
 from onceward.message import Message
 from onceward.parked import redrive
+from onceward.protocol.reasons import ParkReason
 from onceward.transport import ACK
 
 Db = psycopg.Connection[Any]
@@ -206,7 +207,7 @@ def test_above_read_committed_the_loser_of_a_race_gets_a_serialization_failure(
 
 def _parked(db: Db, message: Message) -> None:
     table, take = InboxTable(rows.CONSUMER), Inbox(rows.CONSUMER).claim(db, message)
-    params = table.park_params(message, "test", "rejected", "") | {"token": take.token, "unknown_n": 0}
+    params = table.park_params(message, "test", ParkReason.REJECTED, "") | {"token": take.token, "unknown_n": 0}
     assert db.execute(table.statements["park_held"], params).fetchone()
 
 

@@ -15,6 +15,7 @@ from tests.support.rows import CONSUMER, explain, scalar
 
 from onceward.inbox import InboxTable
 from onceward.message import uuid7_at
+from onceward.protocol.reasons import ParkReason
 from onceward.provider import idempotency_key
 
 ROWS = 50_000
@@ -63,7 +64,7 @@ def _params(message_id: str, others: list[Any]) -> dict[str, Any]:
     assert taking is not None
     return (
         taking
-        | inbox.park_params(message, "test", "rejected", "")
+        | inbox.park_params(message, "test", ParkReason.REJECTED, "")
         | {
             "token": 1,
             "transaction": "750",

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from onceward.commands.arguments import add_database, add_json, add_schema, connected, printable, say, say_json, warn, whole
 from onceward.errors import UsageError
+from onceward.protocol.reasons import ParkReason
 
 if TYPE_CHECKING:
     from onceward.parked import ParkedMessage, ParkedRow, Redrive
 
 SHOWN_BYTES_MAX: Final = 4096
-# What its handler wrote may stand: a second run would write it twice.
-FOREIGN_COMMIT: Final = "foreign commit"
 PARKED: Final = """\
 examples:
   onceward parked list                              the newest first
@@ -60,7 +59,7 @@ def list_(arguments: Any) -> int:
     with connected(arguments.database, schema=arguments.schema) as conn:
         rows = list_parked(conn, consumer=arguments.consumer, limit=arguments.limit, schema=arguments.schema)
     if arguments.json:
-        say_json([asdict(row) for row in rows])
+        say_json([_fields(row) for row in rows])
     elif not rows:
         say("nothing is parked")
     else:
@@ -73,8 +72,8 @@ def list_(arguments: Any) -> int:
 def _print_table(rows: Sequence[ParkedRow]) -> None:
     titles = ("PARKED AT", "CONSUMER", "ID", "TYPE", "REASON", "TRIES", "DETAIL")
     cells = [
-        (f"{row.parked_at:%Y-%m-%d %H:%M:%S}", row.consumer, row.message_id, row.type or "-", row.reason, str(row.attempts),
-         _shortened(row.detail))
+        (f"{row.parked_at:%Y-%m-%d %H:%M:%S}", row.consumer, row.message_id, row.type or "-", row.reason.value,
+         str(row.attempts), _shortened(row.detail))
         for row in rows
     ]  # fmt: skip
     clean = [tuple(printable(cell).replace("\n", " ") for cell in line) for line in cells]
@@ -102,8 +101,12 @@ def show(arguments: Any) -> int:
     return 0
 
 
+def _fields(row: ParkedRow) -> dict[str, Any]:
+    return asdict(row) | {"reason": row.reason.value}
+
+
 def _as_json(message: ParkedMessage) -> dict[str, Any]:
-    fields = asdict(message)
+    fields = _fields(message)
     fields["intents"] = [
         asdict(intent) | {"answer": None if intent.answer is None else json.loads(intent.answer)}
         for intent in message.intents
@@ -129,7 +132,9 @@ def _as_text(message: ParkedMessage) -> str:
     lines = [
         f"{message.message_id}  {message.type or '-'}  for {message.consumer}",
         f"  parked       {message.parked_at:%Y-%m-%d %H:%M:%S %Z}, after {message.attempts} failed attempts",
-        f"  reason       {message.reason}: {_whole_or_cut(message.detail)}",
+        f"  reason       {message.reason.value}: {_whole_or_cut(message.detail)}",
+        f"  happened     {message.reason.what_happened}",
+        f"  to do        {message.reason.what_to_do}",
         f"  from         {message.source}",
         f"  fingerprint  {message.fingerprint}",
         "  headers",
@@ -175,7 +180,8 @@ def redrive(arguments: Any) -> int:
         if len(consumers) > 1:
             raise UsageError(f"it is parked for several consumers, name one: --consumer {' | --consumer '.join(consumers)}")
         consumer = consumers[0] if consumers else arguments.consumer or ""
-        if not arguments.checked and any(message.reason == FOREIGN_COMMIT for message in messages):
+        # What its handler wrote may stand: a second run would write it twice.
+        if not arguments.checked and any(message.reason is ParkReason.FOREIGN_COMMIT for message in messages):
             warn("its handler ended its transaction by itself: look whether its writes stand, then redrive with --checked")
             return 1
         outcome = redrive_message(
