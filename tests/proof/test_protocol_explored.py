@@ -13,17 +13,17 @@ import pytest
 from onceward.errors import UsageError
 from onceward.protocol import words as p
 from onceward.protocol.delivery import State, Step, step
-from onceward_proof.explorer import promises, report
-from onceward_proof.explorer.cell import Cell
-from onceward_proof.explorer.outbox import Lane, Post
-from onceward_proof.explorer.passages import SMALL
-from onceward_proof.explorer.planted import PLANTED, failed_call_goes_on
+from onceward_proof.explorer import promises, report, story
+from onceward_proof.explorer.facts import Worked
+from onceward_proof.explorer.passages import SMALL, Passage, passage
+from onceward_proof.explorer.planted_bugs import PLANTED, failed_call_goes_on
 from onceward_proof.explorer.rules import Rules
-from onceward_proof.explorer.search import MASK, STUCK, Bound, Goal, Passage, Space, search
+from onceward_proof.explorer.search import STUCK, Goal, search
+from onceward_proof.explorer.space import StateSpace, message_moves
 from onceward_proof.explorer.story import tell
 
 STORY_STEPS_MAX = 20
-BEYOND_HELP = ("foreign commit", "two answers", "outside window")  # these wait for a person, for good
+BEYOND_HELP = ("foreign commit", "two answers", "outside window")  # only a person can decide about these
 SHAPES = {
     "look-up": Rules(),
     "no look-up": Rules(lookup=False),
@@ -31,41 +31,41 @@ SHAPES = {
 }
 
 
-def passage(rules: Rules, *, faults: int = 1, lanes: int = 0) -> Passage:
-    bound = Bound(messages=1, faults=faults, lanes=lanes)
-    return Passage("one message", (Cell(rules=rules),), Post(lanes=(Lane(),) * lanes), bound)
+def one_message(rules: Rules, *, faults: int = 1, lanes: int = 0) -> Passage:
+    return passage("one message", rules, faults=faults, lanes=lanes)
 
 
-def searched(where: Passage, goal: Goal | None = None) -> str:
-    """What is wrong, with the way to it; '' when nothing is."""
-    space = Space(where)
-    found = search(space, goal=goal)
-    assert found.exhausted or found.broken
-    return "\n".join([found.broken, *tell(space, found.way)]) if found.broken else ""
+def violation(where: Passage, goal: Goal | None = None) -> str:
+    """What is wrong, with the path to it; '' when nothing is."""
+    space = StateSpace(where)
+    result = search(space, goal=goal)
+    assert result.exhausted or result.broken
+    return "\n".join([result.broken, *tell(space, result.path)]) if result.broken else ""
 
 
 @pytest.mark.parametrize("where", SMALL, ids=[where.name for where in SMALL])
 def test_no_way_through_the_protocol_breaks_a_promise(where: Passage) -> None:
-    assert searched(where) == ""
+    assert violation(where) == ""
 
 
 @pytest.mark.parametrize("lanes", [0, 1])
 @pytest.mark.parametrize("rules", SHAPES.values(), ids=SHAPES.keys())
 def test_from_every_world_all_can_come_to_rest(rules: Rules, lanes: int) -> None:
-    assert searched(passage(rules, lanes=lanes), goal=Space.is_quiet) == ""
+    assert violation(one_message(rules, lanes=lanes), goal=StateSpace.is_quiet) == ""
 
 
 @pytest.mark.parametrize("shape", ["look-up", "transactional"])
 def test_from_every_world_with_a_redrive_left_the_message_can_still_be_done(shape: str) -> None:
     """Whatever happened to it: with a look-up and one redrive, no message is beyond help."""
 
-    def helped(space: Space, world: int) -> bool:
-        cell = space.cells[world & MASK]
-        redrives = space.redrives(world)
-        parked = cell.books.parked[0]
-        return cell.writes[0] > 0 or parked in BEYOND_HELP or not redrives or (parked == "unknown" and not cell.charges)
+    def helped(space: StateSpace, world: int) -> bool:
+        state = space.first_message(world)
+        parked = state.rows.parked[0]
+        if state.writes[0] > 0 or parked in BEYOND_HELP or not space.redrives_left(world):
+            return True
+        return parked == "unknown" and not state.charges
 
-    assert searched(passage(SHAPES[shape]), goal=helped) == ""
+    assert violation(one_message(SHAPES[shape]), goal=helped) == ""
 
 
 def test_a_protocol_that_can_never_end_is_stuck() -> None:
@@ -73,12 +73,12 @@ def test_a_protocol_that_can_never_end_is_stuck() -> None:
         after, command = step(state, event)
         return after, p.Settle(command.settlement._replace(action="leave")) if isinstance(command, p.Settle) else command
 
-    assert searched(passage(Rules(step=never_acked), faults=0), goal=Space.is_quiet).startswith(STUCK)
+    assert violation(one_message(Rules(step=never_acked), faults=0), goal=StateSpace.is_quiet).startswith(STUCK)
 
 
 def test_the_finish_refuses_an_effect_without_an_answer_whatever_let_it_come_so_far() -> None:
     """Two lines keep it from being done: a handler whose call failed is unwound, and the finish counts. Here is one."""
-    assert searched(passage(Rules(step=failed_call_goes_on), faults=2)) == ""
+    assert violation(one_message(Rules(step=failed_call_goes_on), faults=2)) == ""
 
 
 def test_an_event_that_cannot_follow_is_refused() -> None:
@@ -86,18 +86,15 @@ def test_an_event_that_cannot_follow_is_refused() -> None:
         return step(state, p.Committed())
 
     with pytest.raises(AssertionError, match="cannot follow"):
-        searched(passage(Rules(step=unexpected)))
-
-
-# ---- planted bugs: each must be found --------------------------------------------------------------------------------
+        violation(one_message(Rules(step=unexpected)))
 
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_bug_is_found(name: str) -> None:
-    explored = report.find(name, PLANTED[name])
-    assert explored.found.broken == PLANTED[name].promise
-    assert 0 < len(explored.story) <= STORY_STEPS_MAX
-    assert len(explored.story) == len(explored.found.way) - 1
+    result = report.find(name, PLANTED[name])
+    assert result.search.broken == PLANTED[name].promise
+    assert 0 < len(result.story) <= STORY_STEPS_MAX
+    assert len(result.story) == len(result.search.path) - 1
 
 
 def test_every_promise_can_be_seen_to_break() -> None:
@@ -105,39 +102,49 @@ def test_every_promise_can_be_seen_to_break() -> None:
     assert {bug.promise for bug in PLANTED.values()} == set(promises.PROMISES)
 
 
-# ---- what is said of it ----------------------------------------------------------------------------------------------
+def test_the_story_has_words_for_what_a_worker_can_meet_and_for_nothing_else() -> None:
+    """A pair of command and event that has no words would end a story in a KeyError; one that never occurs is dead."""
+    met: set[tuple[type[p.Command], type[p.Event]]] = set()
+    for where in (*SMALL, PLANTED["fresh-key"].passage("two charges, so two answers")):
+        space = StateSpace(where)
+        search(space, only=promises.OVERTAKEN)  # that it charges twice does not end this search
+        facts = [move.fact for state in space.messages.states for move in message_moves(state)]
+        met |= {(type(fact.command), type(fact.event)) for fact in facts if isinstance(fact, Worked)}
+    tried = {pair for pair in met if pair[1] in (p.FencedOff, p.DatabaseLost)}
+    assert met - tried == set(story.DOES)
+    assert {command for command, _ in tried} == set(story.TRIES)
 
 
 def test_the_evidence_says_how_much_was_tried_and_within_which_bound(tmp_path: Path) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     file = tmp_path / "explored.json"
-    assert report.explore(said.append, file=file, passages=SMALL[3:5]) == 0
+    assert report.explore(lines.append, file=file, passages=SMALL[3:5]) == 0
     document = json.loads(file.read_text(encoding="utf-8"))
     assert document["states"] > 1000
     assert document["exhausted"] is True
     assert document["violations"] == []
     assert document["bound"] == {"workers": 2, "messages": 2, "faults": 1, "redrives": 1, "lanes": 2}
-    assert "exhaustive within these bounds; no violation" in said[-2]
+    assert "exhaustive within these bounds; no violation" in lines[-2]
 
 
 def test_a_search_that_was_stopped_early_says_so(tmp_path: Path) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     file = tmp_path / "explored.json"
-    assert report.explore(said.append, states_max=500, file=file, passages=SMALL) == 0
+    assert report.explore(lines.append, states_max=500, file=file, passages=SMALL) == 0
     assert json.loads(file.read_text(encoding="utf-8"))["exhausted"] is False
-    assert "not exhaustive" in said[-2]
+    assert "not exhaustive" in lines[-2]
 
 
 def test_a_violation_is_told_as_a_story_and_exits_1(tmp_path: Path) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     file = tmp_path / "explored.json"
     broken = PLANTED["skip-on-zero-rows"].passage("0 rows, so skip")
-    assert report.explore(said.append, file=file, passages=[broken]) == 1
-    violation = json.loads(file.read_text(encoding="utf-8"))["violations"][0]
-    assert violation["invariant"] == promises.LOST
-    assert violation["story"][0] == "worker 1 receives A"
-    assert violation["story"][-1] == "worker 2 acknowledges A"
-    assert "    1. worker 1 receives A" in said
+    assert report.explore(lines.append, file=file, passages=[broken]) == 1
+    [broken_promise] = json.loads(file.read_text(encoding="utf-8"))["violations"]
+    assert broken_promise["invariant"] == promises.LOST
+    assert broken_promise["story"][0] == "worker 1 receives A"
+    assert broken_promise["story"][-1] == "worker 2 acknowledges A"
+    assert "    1. worker 1 receives A" in lines
 
 
 def test_an_unknown_planted_bug_is_refused_with_the_list() -> None:
@@ -146,6 +153,6 @@ def test_an_unknown_planted_bug_is_refused_with_the_list() -> None:
 
 
 def test_all_planted_bugs_can_be_listed() -> None:
-    said: list[str] = []
-    assert report.explore_planted("list", said.append) == 0
-    assert [line.split()[0] for line in said] == list(PLANTED)
+    lines: list[str] = []
+    assert report.explore_planted("list", lines.append) == 0
+    assert [line.split()[0] for line in lines] == list(PLANTED)

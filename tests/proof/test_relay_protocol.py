@@ -30,7 +30,7 @@ from onceward.protocol.relay import (
     step,
 )
 from onceward_proof.explorer import outbox
-from onceward_proof.explorer.outbox import OutRow, Post
+from onceward_proof.explorer.outbox import OutboxState, StoredRow
 
 ROWS = (OutboxRow(1, "a"), OutboxRow(2, None), OutboxRow(3, "a"))
 POISON = 5
@@ -184,21 +184,21 @@ def test_no_row_is_deleted_behind_a_failed_one_of_its_key(batch: list[tuple[str 
 def test_no_way_through_a_batch_deletes_what_was_not_sent_or_lets_a_key_be_overtaken(keyed: bool) -> None:
     """Chunks of any size, refusals, a sink that is lost again and again, a batch whose time is over: three faults."""
     blamed = 0
-    for post in _posts(Post(keyed=keyed, rows=tuple(OutRow(position) for position in (0, 4, 1))), faults=3):
+    for post in _outboxes(OutboxState(keyed=keyed, rows=tuple(StoredRow(position) for position in (0, 4, 1))), faults=3):
         there = {row.position for row in post.rows}
         assert not post.overtaken
-        assert [n for n, position in enumerate((0, 4)) if position not in there and not post.sent[n]] == []
+        assert [n for n, position in enumerate((0, 4)) if position not in there and not post.published[n]] == []
         blamed += any(lane.state.failed and lane.state.suspects == () and not lane.state.answering for lane in post.lanes)
     assert blamed
 
 
-def _posts(first: Post, faults: int) -> Iterator[Post]:
+def _outboxes(first: OutboxState, faults: int) -> Iterator[OutboxState]:
     seen, edge = {(first, faults)}, [(first, faults)]
     while edge:
         post, left = edge.pop()
         yield post
-        for move in outbox.relay(post):
-            after = (move.post, left - move.faults)
+        for move in outbox.relay_moves(post):
+            after = (move.after, left - move.faults)
             if after[1] >= 0 and after not in seen:
                 seen.add(after)
                 edge.append(after)

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from onceward.protocol import delivery
-from onceward.protocol import relay as dispatch
+from onceward.protocol import delivery, relay
 from onceward.protocol import words as p
 from onceward.protocol.delivery import State, Step
 from onceward.transport import ACK
 from onceward_proof.explorer import promises
-from onceward_proof.explorer.cell import Cell
-from onceward_proof.explorer.outbox import Lane, Post
-from onceward_proof.explorer.rules import RELAY, RelayRules, Rules
-from onceward_proof.explorer.search import Bound, Passage
+from onceward_proof.explorer.passages import Passage, passage
+from onceward_proof.explorer.rules import RELAY, Bug, RelayRules, Rules
 
 
-class Planted(NamedTuple):
+class PlantedBug(NamedTuple):
     """One bug: what is wrong, the promise that it must be seen to break, and where it is looked for."""
 
     what: str
@@ -31,9 +28,8 @@ class Planted(NamedTuple):
     faults: int = 2
 
     def passage(self, name: str) -> Passage:
-        post = Post(rules=self.relay, lanes=(Lane(),) * self.lanes)
-        bound = Bound(messages=self.messages, faults=self.faults)
-        return Passage(name, (Cell(rules=self.rules),) * self.messages, post, bound)
+        rules = (self.rules,) * self.messages
+        return passage(name, *rules, faults=self.faults, lanes=self.lanes, relay=self.relay)
 
 
 def ambiguous_is_acked(state: State, event: p.Event) -> Step:
@@ -70,112 +66,113 @@ def open_effect_is_finished(state: State, event: p.Event) -> Step:
     return failed_call_goes_on(state, p.Finishing(event.intents, 0) if isinstance(event, p.Finishing) else event)
 
 
-def unconfirmed_is_deleted(state: dispatch.State, event: dispatch.Event) -> dispatch.Step:
-    after, command = dispatch.step(state, event)
-    if isinstance(command, dispatch.SettleRows):
-        return after, dispatch.SettleRows(tuple(row.position for row in state.rows), ())
+def unconfirmed_is_deleted(state: relay.State, event: relay.Event) -> relay.Step:
+    after, command = relay.step(state, event)
+    if isinstance(command, relay.SettleRows):
+        return after, relay.SettleRows(tuple(row.position for row in state.rows), ())
     return after, command
 
 
-def keys_are_forgotten(state: dispatch.State, event: dispatch.Event) -> dispatch.Step:
-    if isinstance(event, dispatch.Taken):
-        event = dispatch.Taken(tuple(row._replace(key=None) for row in event.rows))
-    return dispatch.step(state, event)
+def keys_are_forgotten(state: relay.State, event: relay.Event) -> relay.Step:
+    if isinstance(event, relay.Taken):
+        event = relay.Taken(tuple(row._replace(key=None) for row in event.rows))
+    return relay.step(state, event)
 
 
 TRANSACTIONAL: Final = Rules(shape="transactional")
 PLANTED: Final = {
-    "ack-before-commit": Planted(
-        "the message is acknowledged before its COMMIT is sent", promises.LOST, Rules(ack_before_commit=True)
+    "ack-before-commit": PlantedBug(
+        "the message is acknowledged before its COMMIT is sent", promises.LOST, Rules(bug=Bug.ACK_BEFORE_COMMIT)
     ),
-    "token-not-checked": Planted(
-        "the finish checks the state of the row, and not the token", promises.TRESPASSED, Rules(fence="state")
+    "token-not-checked": PlantedBug(
+        "the finish checks the state of the row, and not the token", promises.TRESPASSED, Rules(bug=Bug.TOKEN_NOT_CHECKED)
     ),
-    "no-fence": Planted(
-        "the finish checks neither state nor token", promises.WRITTEN_TWICE, Rules(fence="nothing")
+    "no-fence": PlantedBug(
+        "the finish checks neither state nor token", promises.WRITTEN_TWICE, Rules(bug=Bug.NO_FENCE)
     ),
-    "fresh-key": Planted(
-        "each attempt makes a new idempotency key", promises.CHARGED_TWICE, Rules(key_stable=False)
+    "fresh-key": PlantedBug(
+        "each attempt makes a new idempotency key", promises.CHARGED_TWICE, Rules(bug=Bug.FRESH_KEY)
     ),
-    "conflict-after-in-flight": Planted(
+    "conflict-after-in-flight": PlantedBug(
         "the payload is compared only once the row is pending and lapsed: another payload of a done id is a duplicate",
-        promises.LOST, Rules(conflict_late=True, other_payload=True),
+        promises.LOST, Rules(bug=Bug.CONFLICT_AFTER_IN_FLIGHT, other_payload=True),
     ),
-    "skip-on-zero-rows": Planted(
-        "0 rows inserted, so the message is skipped", promises.LOST, Rules(zero_rows_skip=True)
+    "skip-on-zero-rows": PlantedBug(
+        "0 rows inserted, so the message is skipped", promises.LOST, Rules(bug=Bug.SKIP_ON_ZERO_ROWS)
     ),
-    "answer-only-in-finish": Planted(
-        "the answer is recorded in the finishing transaction only", promises.ANSWER_GONE, Rules(record_in_finish=True)
+    "answer-only-in-finish": PlantedBug(
+        "the answer is recorded in the finishing transaction only",
+        promises.ANSWER_GONE, Rules(bug=Bug.ANSWER_ONLY_IN_FINISH),
     ),
-    "fenced-recording": Planted(
+    "fenced-recording": PlantedBug(
         "recording an answer is fenced, so a worker that lost its lease throws it away",
-        promises.ANSWER_GONE, Rules(record_fenced=True),
+        promises.ANSWER_GONE, Rules(bug=Bug.FENCED_RECORDING),
     ),
-    "call-before-intent": Planted(
-        "the provider is called without a committed intent", promises.CHARGED_BLIND, Rules(call_before_intent=True)
+    "call-before-intent": PlantedBug(
+        "the provider is called without a committed intent", promises.CHARGED_BLIND, Rules(bug=Bug.CALL_BEFORE_INTENT)
     ),
-    "blind-retry": Planted(
+    "blind-retry": PlantedBug(
         "past the provider's window the effect is called again, not looked up",
         promises.CHARGED_BLIND, Rules(step=unknown_is_called_again),
     ),
-    "default-partition": Planted(
+    "default-partition": PlantedBug(
         "a default partition takes an old id as new, after its own partition was dropped",
-        promises.WRITTEN_TWICE, Rules(default_partition=True),
+        promises.WRITTEN_TWICE, Rules(bug=Bug.DEFAULT_PARTITION),
     ),
-    "session-lies": Planted(
+    "session-lies": PlantedBug(
         "a park is only as durable as its session, in which an earlier handler switched durable commits off",
-        promises.LOST, Rules(session_lies=True),
+        promises.LOST, Rules(bug=Bug.SESSION_LIES),
     ),
-    "retired-made-again": Planted(
+    "retired-made-again": PlantedBug(
         "a process with a longer window makes the partition of a retired day again, and takes what was done there as new",
-        promises.WRITTEN_TWICE, TRANSACTIONAL._replace(longer_window=True, retired_made_again=True),
+        promises.WRITTEN_TWICE, TRANSACTIONAL._replace(longer_window=True, bug=Bug.RETIRED_MADE_AGAIN),
     ),
-    "failed-row-stays": Planted(
+    "failed-row-stays": PlantedBug(
         "a failed attempt leaves its row as done, so that its own retry looks like a duplicate",
-        promises.UNWRITTEN, TRANSACTIONAL._replace(failed_row_stays=True),
+        promises.UNWRITTEN, TRANSACTIONAL._replace(bug=Bug.FAILED_ROW_STAYS),
     ),
-    "park-leaves-row": Planted(
+    "park-leaves-row": PlantedBug(
         "a park writes the parked row and leaves the inbox row pending",
-        promises.DONE_AND_PARKED, Rules(park_leaves_row=True), faults=3,
+        promises.DONE_AND_PARKED, Rules(bug=Bug.PARK_LEAVES_ROW), faults=3,
     ),
-    "parked-row-missing": Planted(
-        "a park sets the inbox row and writes no parked row", promises.NAMELESS, Rules(parked_row_missing=True)
+    "parked-row-missing": PlantedBug(
+        "a park sets the inbox row and writes no parked row", promises.NAMELESS, Rules(bug=Bug.PARKED_ROW_MISSING)
     ),
-    "ambiguous-acked": Planted(
+    "ambiguous-acked": PlantedBug(
         "a COMMIT without a reply is taken for committed", promises.LOST, Rules(step=ambiguous_is_acked)
     ),
-    "aborted-acked": Planted(
+    "aborted-acked": PlantedBug(
         "a COMMIT that the server answered with ROLLBACK is taken for committed",
         promises.LOST, Rules(step=aborted_is_acked),
     ),
-    "in-flight-acked": Planted(
+    "in-flight-acked": PlantedBug(
         "a message in another worker's hands is acknowledged", promises.LOST, Rules(step=in_flight_is_acked)
     ),
-    "open-effect-finished": Planted(
+    "open-effect-finished": PlantedBug(
         "a handler may go on after a call that failed, and the finish does not look whether all effects have an answer",
         promises.UNANSWERED, Rules(step=open_effect_is_finished),
     ),
-    "lost-park-acked": Planted(
+    "lost-park-acked": PlantedBug(
         "a park that was not written is acknowledged", promises.LOST, TRANSACTIONAL._replace(step=lost_park_is_acked)
     ),
-    "publish-outside": Planted(
+    "publish-outside": PlantedBug(
         "the event is put into the outbox in a transaction of its own, before the handler's",
-        promises.EVENT_PHANTOM, Rules(publish_outside=True), lanes=1,
+        promises.EVENT_PHANTOM, Rules(bug=Bug.PUBLISH_OUTSIDE), lanes=1,
     ),
-    "relay-deletes-first": Planted(
+    "relay-deletes-first": PlantedBug(
         "the relay deletes what it took before it publishes",
-        promises.EVENT_LOST, TRANSACTIONAL, RelayRules(delete_before_publish=True), lanes=1,
+        promises.EVENT_LOST, TRANSACTIONAL, RelayRules(bug=Bug.RELAY_DELETES_FIRST), lanes=1,
     ),
-    "relay-deletes-unconfirmed": Planted(
+    "relay-deletes-unconfirmed": PlantedBug(
         "the relay deletes all that it sent, confirmed or not",
         promises.EVENT_LOST, TRANSACTIONAL, RelayRules(step=unconfirmed_is_deleted), lanes=1,
     ),
-    "relay-goes-on": Planted(
+    "relay-goes-on": PlantedBug(
         "the relay goes on, in its next chunk, behind a row that the sink has refused",
         promises.OVERTAKEN, TRANSACTIONAL, RelayRules(step=keys_are_forgotten), messages=2, lanes=1, faults=1,
     ),
-    "relay-overtakes": Planted(
+    "relay-overtakes": PlantedBug(
         "a relay takes any row that nobody holds (SKIP LOCKED alone), also behind an earlier one of its key",
-        promises.OVERTAKEN, TRANSACTIONAL, RelayRules(heads_only=False), messages=2, lanes=2, faults=0,
+        promises.OVERTAKEN, TRANSACTIONAL, RelayRules(bug=Bug.RELAY_OVERTAKES), messages=2, lanes=2, faults=0,
     ),
 }  # fmt: skip
