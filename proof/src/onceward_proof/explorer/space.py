@@ -85,10 +85,16 @@ class MessageStates:
         """With `faulty`, also those that cost a fault."""
         known = self._moves.get((number, faulty))
         if known is None:
-            moves = message_moves(self.states[number])
-            known = [self._numbered(number, move) for move in moves if faulty or not move.faults]
-            self._moves[number, faulty] = known
+            known = self._moves[number, faulty] = self._work_out(number, faulty=faulty)
         return known
+
+    def _work_out(self, number: int, *, faulty: bool) -> list[NumberedMove]:
+        with_faults = self._moves.get((number, True))
+        if with_faults is not None:
+            return [move for move in with_faults if not move.faults]
+        # What costs a fault is left out before it is numbered: most of those states are never reached.
+        moves = message_moves(self.states[number])
+        return [self._numbered(number, move) for move in moves if faulty or not move.faults]
 
     def _numbered(self, number: int, move: MessageMove) -> NumberedMove:
         state, emitted = self.delivered(move)
