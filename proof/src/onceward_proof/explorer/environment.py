@@ -12,10 +12,10 @@ from onceward.protocol.delivery import start
 from onceward_proof.explorer import statements
 from onceward_proof.explorer.facts import Emitted, Happening
 from onceward_proof.explorer.message_state import (
-    IN_PROGRESS,
     LIMITS,
     REASONS_FOR_PEOPLE,
     KeyAge,
+    KeyRecord,
     MessageMove,
     MessageState,
     Where,
@@ -71,7 +71,7 @@ def _copies(state: MessageState) -> Iterator[MessageMove]:
 
 
 def _provider(state: MessageState) -> Iterator[MessageMove]:
-    in_progress = [key for key, record in state.keys if record == IN_PROGRESS]
+    in_progress = [key for key, record in state.keys if record == KeyRecord.IN_PROGRESS]
     for key in in_progress:
         yield MessageMove(Happening.CHARGE_LATE, state.charged(key))
     calling = any(worker.state.at == "calling" for worker in state.workers)

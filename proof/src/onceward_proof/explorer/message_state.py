@@ -5,7 +5,7 @@ States of two messages know nothing of each other: they share only the workers, 
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Final, Literal, NamedTuple
 
 from onceward.protocol import words as p
@@ -15,19 +15,24 @@ from onceward_proof.explorer.rules import PRODUCTION, Rules
 
 LIMITS: Final = Limits(attempts_max=2, deliveries_max=3)
 REASONS_FOR_PEOPLE: Final = ("two answers", "foreign commit")  # a person looks: what was done stands, no redrive
-REFUSED: Final = "refused"  # what the provider remembers of a key, beside an answer
-SAVED_500: Final = "500"
-IN_PROGRESS: Final = "in progress"
 Place = Literal["start", "asked", "finishing", "ended", "broke", "left"]  # how far a handler has come
 
 
-# IntEnum: its hash and its order are those of int, in C. States are hashed all the time.
+# IntEnum and StrEnum: their hash is that of int and str, in C. States are hashed all the time.
 class KeyAge(IntEnum):
     """What may still be done with the idempotency key of the effect."""
 
     CALLABLE = 0
     EXPIRED = 1  # it may not be sent any more
     FORGOTTEN = 2  # the provider would take it for a new one
+
+
+class KeyRecord(StrEnum):
+    """What the provider can remember of a key, beside an answer."""
+
+    REFUSED = "refused"
+    SAVED_500 = "500"
+    IN_PROGRESS = "in progress"
 
 
 class Where(IntEnum):
@@ -100,7 +105,7 @@ class MessageState(NamedTuple):
     rows: Rows = Rows()
     copies: tuple[Copy, ...] = (Copy(),)
     other_payload_came: bool = False
-    keys: tuple[tuple[str, str], ...] = ()  # the provider's memory: key -> an answer (c1), or how the call stands
+    keys: tuple[tuple[str, str], ...] = ()  # the provider's memory: key -> an answer (c1), or a KeyRecord
     charges: int = 0
     charged_blind: bool = False  # charged after the provider had forgotten the key
     key_age: KeyAge = KeyAge.CALLABLE

@@ -6,8 +6,9 @@ The rows of both messages are in one outbox. What a lane holds, the others skip;
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
 from itertools import product
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from onceward.protocol import relay as d
 from onceward_proof.explorer.facts import Emitted, Relayed, RelayHappening, RowFate
@@ -18,11 +19,19 @@ REACHES: Final = (1, 2, 4)
 Fates = tuple[RowFate, ...]
 
 
-class StoredRow(NamedTuple):
-    """One outbox row as it is stored. Its place in the tuple is its order; `later`: its retry is not due yet.
+MESSAGE_BIT: Final = 4
 
-    `position` names the row, and says whose it is: message_of and emitted_of read it.
+
+class Position(int):
+    """8 * n + 4 * message + what was emitted: flipping one bit of all positions exchanges the two messages.
+
+    `n` is the smallest that nobody uses any more: positions that only grow would make endlessly many worlds. The class
+    tells a position from the other numbers in the protocol's state.
     """
+
+
+class StoredRow(NamedTuple):
+    """One outbox row as it is stored. Its place in the tuple is its order; `later`: its retry is not due yet."""
 
     position: int
     later: bool = False
@@ -57,11 +66,6 @@ class OutboxMove(NamedTuple):
     lane: int = -1  # the index of the lane that acted; -1: none
 
 
-# A position is 8 * n + 4 * message + what was emitted, so that flipping one bit exchanges the two messages. `n` is the
-# smallest that nobody uses any more: positions that only grow would make endlessly many worlds.
-MESSAGE_BIT: Final = 4
-
-
 def message_of(position: int) -> int:
     return position // MESSAGE_BIT % 2
 
@@ -85,9 +89,9 @@ def with_rows(outbox: OutboxState, message: int, emitted: tuple[Emitted, ...]) -
     for kind in emitted:
         taken = {row.position for row in outbox.rows}
         taken |= {position for lane in outbox.lanes for position in (*locked(lane), *lane.state.suspects)}
-        position = message * MESSAGE_BIT + kind
+        position = Position(message * MESSAGE_BIT + kind)
         while position in taken:
-            position += 2 * MESSAGE_BIT
+            position = Position(position + 2 * MESSAGE_BIT)
         outbox = outbox._replace(rows=(*outbox.rows, StoredRow(position)))
     return outbox
 
@@ -99,40 +103,21 @@ def in_order(outbox: OutboxState) -> OutboxState:
 
 def mirrored(outbox: OutboxState) -> OutboxState:
     """The same, with the two messages' names exchanged."""
-    lanes = tuple(_mirrored_lane(lane) for lane in outbox.lanes)
-    rows = tuple(row._replace(position=row.position ^ MESSAGE_BIT) for row in outbox.rows)
-    return outbox._replace(rows=rows, lanes=lanes, published=(outbox.published[1], outbox.published[0]))
+    first, second = outbox.published
+    return outbox._replace(rows=_flipped(outbox.rows), lanes=_flipped(outbox.lanes), published=(second, first))
 
 
-def _mirrored_lane(lane: Lane) -> Lane:
-    state = lane.state._replace(
-        rows=_mirrored_rows(lane.state.rows),
-        confirmed=_mirrored_positions(lane.state.confirmed),
-        failed=_mirrored_failed(lane.state.failed),
-        suspects=_mirrored_positions(lane.state.suspects),
-    )
-    match lane.command:
-        case d.Take(beside):
-            command: d.Command | None = d.Take(_mirrored_positions(beside))
-        case d.Publish(rows):
-            command = d.Publish(_mirrored_rows(rows))
-        case d.SettleRows(confirmed, failed):
-            command = d.SettleRows(_mirrored_positions(confirmed), _mirrored_failed(failed))
-        case _:
-            command = lane.command
-    return lane._replace(state=state, command=command)
-
-
-def _mirrored_rows(rows: tuple[d.OutboxRow, ...]) -> tuple[d.OutboxRow, ...]:
-    return tuple(row._replace(position=row.position ^ MESSAGE_BIT) for row in rows)
-
-
-def _mirrored_positions(positions: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(position ^ MESSAGE_BIT for position in positions)
-
-
-def _mirrored_failed(failed: tuple[tuple[d.OutboxRow, str], ...]) -> tuple[tuple[d.OutboxRow, str], ...]:
-    return tuple((row._replace(position=row.position ^ MESSAGE_BIT), error) for row, error in failed)
+def _flipped(part: Any) -> Any:
+    """The same, with every position in it flipped to the other message."""
+    match part:
+        case Position():
+            return Position(part ^ MESSAGE_BIT)
+        case tuple():
+            items = [_flipped(item) for item in part]
+            return type(part)(*items) if hasattr(part, "_fields") else tuple(items)
+        case _ if is_dataclass(part) and not isinstance(part, type):
+            return replace(part, **{field.name: _flipped(getattr(part, field.name)) for field in fields(part)})
+    return part
 
 
 def relay_moves(outbox: OutboxState) -> Iterator[OutboxMove]:

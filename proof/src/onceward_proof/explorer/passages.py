@@ -63,13 +63,3 @@ DEEPER: Final = (
     passage("effectful, three faults", LOOK_UP, faults=3),
     passage("transactional, three faults", TRANSACTIONAL, faults=3),
 )
-# For tests: seconds, not a minute.
-SMALL: Final = (
-    passage("effectful, with a look-up", LOOK_UP, LOOK_UP, faults=1),
-    passage("effectful, without a look-up", NO_LOOK_UP, NO_LOOK_UP, faults=1),
-    passage("transactional", TRANSACTIONAL, TRANSACTIONAL, faults=1),
-    passage("effectful and relay", LOOK_UP, faults=1, lanes=1),
-    passage("transactional and relay", TRANSACTIONAL, TRANSACTIONAL, faults=0, lanes=2, redrives=0),
-    passage("retired, effectful", RETIRED, faults=1),
-    passage("retired, transactional", RETIRED_TRANSACTIONAL, faults=2),
-)

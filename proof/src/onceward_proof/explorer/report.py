@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from onceward.errors import UsageError
 from onceward_proof.explorer.passages import ASSUMED, DEEPER, PASSAGES, Bound, Passage
 from onceward_proof.explorer.planted_bugs import PLANTED, PlantedBug
+from onceward_proof.explorer.promises import Promise
 from onceward_proof.explorer.search import Progress, SearchResult, search
 from onceward_proof.explorer.space import StateSpace
 from onceward_proof.explorer.story import tell
@@ -47,8 +48,8 @@ def chosen(*, deep: bool) -> Sequence[Passage]:
     return DEEPER if deep else PASSAGES
 
 
-def explore_passage(passage: Passage, *, states_max: int = 0, only: str = "") -> PassageResult:
-    """One passage is tried, and the path to a broken promise told. `only`: the promise that is looked at ('': all)."""
+def explore_passage(passage: Passage, *, states_max: int = 0, only: Promise | None = None) -> PassageResult:
+    """One passage is tried, and the path to a broken promise told. `only`: the one promise that is looked at."""
     space = StateSpace(passage)
     result = search(space, states_max=states_max, only=only, progress=_progress(passage.name))
     _clear_line()
@@ -113,7 +114,7 @@ def find(name: str, bug: PlantedBug) -> PassageResult:
 
 def _planted_json(name: str, result: PassageResult) -> dict[str, Any]:
     broken = result.search.broken
-    return {"planted": name, "found": bool(broken), "invariant": broken, "story": result.story}
+    return {"planted": name, "found": bool(broken), "invariant": broken or "", "story": result.story}
 
 
 def _say_planted(say: Say, name: str, result: PassageResult) -> None:

@@ -17,6 +17,7 @@ from onceward_proof.explorer.passages import Passage
 from onceward_proof.explorer.promises import (
     MessageSummary,
     OutboxSummary,
+    Promise,
     broken_together,
     message_summary,
     outbox_summary,
@@ -169,7 +170,7 @@ class StateSpace:
         self.relayed = bool(passage.outbox.lanes)
         self.messages = MessageStates(relayed=self.relayed)
         self.outboxes = OutboxStates()
-        self._broken_together: dict[tuple[int, int, int], str] = {}
+        self._broken_together: dict[tuple[int, int, int], Promise | None] = {}
 
     def first(self) -> int:
         numbers = [self.messages.number(state) for state in self.passage.messages]
@@ -210,9 +211,9 @@ class StateSpace:
                     numbers[message] = messages.with_arrival(numbers[message], payload)
                 yield canonical(numbers[0], numbers[1], rows) | (budget - (cost << 2)) << BUDGET_AT
 
-    def broken(self, world: int) -> str:
-        """The first promise that this world breaks; '' when it keeps them all."""
-        first, second, outbox = _parts(world)
+    def broken(self, world: int) -> Promise | None:
+        """The first promise that this world breaks."""
+        first, second, outbox = _numbers(world)
         return (
             self.messages.summaries[first].broken
             or self.messages.summaries[second].broken
@@ -221,31 +222,25 @@ class StateSpace:
             or self._together(1, second, outbox)
         )
 
-    def _together(self, message: int, number: int, outbox: int) -> str:
+    def _together(self, message: int, number: int, outbox: int) -> Promise | None:
         if number == NOBODY:
-            return ""
-        known = self._broken_together.get((message, number, outbox))
-        if known is None:
+            return None
+        key = (message, number, outbox)
+        if key not in self._broken_together:
             summaries = self.messages.summaries[number], self.outboxes.summaries[outbox]
-            known = self._broken_together[message, number, outbox] = broken_together(
-                message, *summaries, relayed=self.relayed
-            )
-        return known
+            self._broken_together[key] = broken_together(message, *summaries, relayed=self.relayed)
+        return self._broken_together[key]
 
-    def is_quiet(self, world: int) -> bool:
-        """Nobody works, and nothing is left in the queue and the outbox."""
-        first, second, outbox = _parts(world)
-        summaries = self.messages.summaries
-        return summaries[first].quiet and summaries[second].quiet and self.outboxes.summaries[outbox].quiet
-
-    def redrives_left(self, world: int) -> int:
-        return world >> BUDGET_AT & 3
-
-    def first_message(self, world: int) -> MessageState:
-        return self.messages.states[world & MESSAGE_MASK]
+    def parts(self, world: int) -> tuple[MessageState, MessageState, OutboxState]:
+        first, second, outbox = _numbers(world)
+        return self.messages.states[first], self.messages.states[second], self.outboxes.states[outbox]
 
 
-def _parts(world: int) -> tuple[int, int, int]:
+def redrives_left(world: int) -> int:
+    return world >> BUDGET_AT & 3
+
+
+def _numbers(world: int) -> tuple[int, int, int]:
     return world & MESSAGE_MASK, world >> MESSAGE_BITS & MESSAGE_MASK, world >> OUTBOX_AT & OUTBOX_MASK
 
 

@@ -10,7 +10,7 @@ nobody: its worker is fenced off.
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, assert_never
 
 from onceward.protocol import words as p
 from onceward_proof.explorer.message_state import LIMITS, InboxRow, IntentRow, KeyAge, Rows
@@ -152,23 +152,21 @@ def fail(rows: Rows, writer: Writer, clock: Clock, *, session_lost: bool = False
 
 def park(rows: Rows, writer: Writer, clock: Clock, command: p.Park) -> Result | None:
     """Under the fence that the command names; "beside" and "absent" touch no inbox row, and so wait for none."""
+    reason = command.reason
+    parked = rows.park(writer.payload, reason), p.Parked()
     match command.fence:
         case "beside":
-            return rows.park(writer.payload, command.reason), p.Parked()
+            return parked
         case "absent":
-            return (rows.park(writer.payload, command.reason), p.Parked()) if rows.inbox is None else (rows, p.FencedOff())
-    match command.fence:
-        case "foreign commit" if clock.locked:
-            return BLOCKED
-        case "foreign commit":
-            if rows.inbox is None and clock.dropped:
-                return rows, p.DatabaseLost()  # no partition for the row
-            return _park_foreign(rows, writer, command.reason), p.Parked()
+            return parked if rows.inbox is None else (rows, p.FencedOff())
+        case "holder":
+            return _park_holder(rows, writer, clock, reason)
         case "holder or beside":
-            result = _park_holder(rows, writer, clock, command.reason)
-            lost = result is not None and isinstance(result[1], p.FencedOff)
-            return (rows.park(writer.payload, command.reason), p.Parked()) if lost else result
-    return _park_holder(rows, writer, clock, command.reason)
+            result = _park_holder(rows, writer, clock, reason)
+            return parked if result is not None and isinstance(result[1], p.FencedOff) else result
+        case "foreign commit":
+            return _park_foreign(rows, writer, clock, reason)
+    assert_never(command.fence)
 
 
 def _park_holder(rows: Rows, writer: Writer, clock: Clock, reason: str) -> Result | None:
@@ -191,14 +189,18 @@ def _park_holder(rows: Rows, writer: Writer, clock: Clock, reason: str) -> Resul
     return rows.park(writer.payload, "" if writer.rules.bug is Bug.PARKED_ROW_MISSING else reason), p.Parked()
 
 
-def _park_foreign(rows: Rows, writer: Writer, reason: str) -> Rows:
-    """What the handler committed is parked from done; what it rolled back, from whatever it was before the take."""
+def _park_foreign(rows: Rows, writer: Writer, clock: Clock, reason: str) -> Result | None:
+    """What the handler committed is parked from done; what it rolled back, from the state before the take."""
+    if clock.locked:
+        return BLOCKED
     row, token = rows.inbox, writer.token
+    if row is None and clock.dropped:
+        return rows, p.DatabaseLost()  # no partition for the row
     if row is None:
         row = InboxRow("parked", token=token, payload=writer.payload)
     elif row.payload == writer.payload and (row.token == token or (row.token == token - 1 and row.state == "pending")):
         row = row._replace(state="parked", lapsed=False)
-    return rows._replace(inbox=row).park(writer.payload, reason)
+    return rows._replace(inbox=row).park(writer.payload, reason), p.Parked()
 
 
 def give_back(rows: Rows, writer: Writer, clock: Clock) -> Result | None:

@@ -15,11 +15,9 @@ from onceward.transport import Settlement
 from onceward_proof.explorer import statements
 from onceward_proof.explorer.facts import Emitted, Fault, Happening, Slip, Worked
 from onceward_proof.explorer.message_state import (
-    IN_PROGRESS,
-    REFUSED,
-    SAVED_500,
     InboxRow,
     KeyAge,
+    KeyRecord,
     MessageMove,
     MessageState,
     Place,
@@ -273,12 +271,12 @@ def _look_up(state: MessageState) -> list[Outcome]:
 def _call(state: MessageState, worker: Worker) -> list[Outcome]:
     key = f"key {worker.state.token}" if state.rules.bug is Bug.FRESH_KEY else "key"
     record = dict(state.keys).get(key)
-    if record == IN_PROGRESS:
+    if record == KeyRecord.IN_PROGRESS:
         return [Outcome(Fault.KEY_IN_USE, state, p.Later(1.0))]
-    if record == SAVED_500:
+    if record == KeyRecord.SAVED_500:
         return [Outcome(None, state, p.Replayed())]
     if record is not None:
-        return [Outcome(None, state, p.Answered(record, refused=record == REFUSED))]
+        return [Outcome(None, state, p.Answered(record, refused=record == KeyRecord.REFUSED))]
     charged = state.charged(key)
     return [
         Outcome(None, charged, p.Answered(f"c{charged.charges}")),
@@ -286,8 +284,8 @@ def _call(state: MessageState, worker: Worker) -> list[Outcome]:
         Outcome(Fault.NOT_CONNECTED, state, p.Failed("connection")),
         Outcome(Fault.CHARGED_NOT_JSON, charged, p.Unreadable("x")),
         Outcome(Fault.CANCELLED, state, p.Cancelled("x")),
-        Outcome(Fault.CARD_REFUSED, state.with_key(key, REFUSED), p.Answered(REFUSED, refused=True)),
-        Outcome(Fault.SAVED_500, state.with_key(key, SAVED_500), p.Failed("500")),
-        Outcome(Fault.CHARGED_SAVED_500, charged.with_key(key, SAVED_500), p.Failed("500")),
-        Outcome(Fault.HANGS, state.with_key(key, IN_PROGRESS), p.Failed("timeout")),
+        Outcome(Fault.CARD_REFUSED, state.with_key(key, KeyRecord.REFUSED), p.Answered(KeyRecord.REFUSED, refused=True)),
+        Outcome(Fault.SAVED_500, state.with_key(key, KeyRecord.SAVED_500), p.Failed("500")),
+        Outcome(Fault.CHARGED_SAVED_500, charged.with_key(key, KeyRecord.SAVED_500), p.Failed("500")),
+        Outcome(Fault.HANGS, state.with_key(key, KeyRecord.IN_PROGRESS), p.Failed("timeout")),
     ]
