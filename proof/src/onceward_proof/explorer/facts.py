@@ -22,6 +22,7 @@ class Happening(Enum):
     RELEASE = "{worker} releases {message} to the queue"
     RELEASE_LOST = "{worker} releases {message}, but the queue never hears of it"
     LEAVE = "{worker} leaves {message} as it is: its lease will lapse at the queue"
+    # A lapse or a redelivery under a worker that still works is early: it costs a fault.
     LAPSE = "the lease of {message} lapses"
     LAPSE_EARLY = "the lease of {message} lapses, though its worker still works"
     REDELIVERY = "the queue delivers {message} again"

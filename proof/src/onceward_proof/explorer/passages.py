@@ -48,6 +48,7 @@ ASSUMED: Final = (
     "a redrive is done by somebody who looked: two answers and foreign commits are not redriven",
     "Postgres keeps what it said is committed",
 )
+# Two messages show what shared workers and a shared relay do to each other; one message affords more faults.
 PASSAGES: Final = (
     passage("effectful, without a look-up", NO_LOOK_UP, NO_LOOK_UP, faults=1),
     passage("transactional", TRANSACTIONAL, TRANSACTIONAL, faults=2),

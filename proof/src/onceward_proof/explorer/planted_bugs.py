@@ -79,6 +79,7 @@ def keys_are_forgotten(state: relay.State, event: relay.Event) -> relay.Step:
     return relay.step(state, event)
 
 
+# Bounds are as small as the shortest story of the bug allows: a wider one only takes longer.
 TRANSACTIONAL: Final = Rules(shape="transactional")
 PLANTED: Final = {
     "ack-before-commit": PlantedBug("the message is acknowledged before its COMMIT is sent",

@@ -44,8 +44,10 @@ def message_summary(state: MessageState) -> MessageSummary:
 def _broken(state: MessageState) -> Promise | None:
     row, intent = state.rows.inbox, state.rows.intent
     done = row is not None and row.state == "done"
+    # The parked row of the other payload is a conflict's and stands beside a message that is done.
     parked = "" if row is None else state.rows.parked[row.payload]
     answered = intent is not None and intent.state == "done"
+    # `dropped`: upkeep takes an answer away only with its finished message.
     promises = (
         (Promise.CHARGED_BLIND, state.charged_blind),
         (Promise.CHARGED_TWICE, state.charges > 1),

@@ -34,6 +34,7 @@ def explore(say: Say, *, states_max: int = 0, file: Path | None = None, passages
     results: list[PassageResult] = []
     for passage in passages:
         budget = states_max - sum(result.search.states for result in results)
+        # 0 means no limit, so a budget that is used up must not be passed on.
         if states_max and budget <= 0:
             break
         results.append(explore_passage(passage, states_max=budget if states_max else 0))

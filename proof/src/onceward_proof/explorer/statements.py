@@ -6,7 +6,7 @@ nobody: its worker is fenced off.
 """
 
 # Written from what the statements promise and not from the SQL, so that a mistake there is not copied into the model.
-# tests/database/test_model_agrees.py holds the model to the real statements, on random traces.
+# tests/proof/test_model_agrees.py holds the model to the real statements, on random traces.
 
 from __future__ import annotations
 
@@ -62,8 +62,9 @@ def take(rows: Rows, writer: Writer, clock: Clock) -> tuple[InboxRow | None, p.E
     """The row as the taker's transaction has it (None: not taken), and the event. An effectful take commits at once."""
     row, rules = rows.inbox, writer.rules
     state: Literal["pending", "done"] = "pending" if rules.shape == "effectful" else "done"
+    # The INSERT waits for the other's transaction until the wait runs out. It is not reached by an id outside the window.
     if clock.locked and (rules.longer_window or not clock.id_is_old):
-        return None, p.InFlight(1.0)  # the INSERT waits for the other's transaction, until the wait runs out
+        return None, p.InFlight(1.0)
     if row is None:
         if _is_outside(rules, clock):
             return None, p.OutsideWindow()
@@ -110,8 +111,9 @@ def intend(rows: Rows, writer: Writer, clock: Clock) -> Result | None:
 def record(rows: Rows, answer: str, refused: bool) -> Result:
     """Write-once, not fenced, and never blocked: it touches the intent alone."""
     intent = rows.intent
+    # Dropped with its partition, so somebody finished long ago.
     if intent is None:
-        return rows, p.DatabaseLost()  # dropped with its partition: somebody finished long ago
+        return rows, p.DatabaseLost()
     if intent.state != "done":
         return rows._replace(intent=IntentRow("done", answer, refused)), p.Recorded(answer, refused)
     if (intent.answer, intent.refused) == (answer, refused):
@@ -147,6 +149,7 @@ def fail(rows: Rows, writer: Writer, clock: Clock, *, session_lost: bool = False
     if after.attempts < LIMITS.attempts_max and after.sessions_lost < LIMITS.deliveries_max:
         return after, p.Counted(1.0)
     result = _park_holder(after, writer, clock, "sessions lost" if session_lost else "attempts ran out")
+    # One transaction: where the park is refused, the count is rolled back with it.
     return (rows, result[1]) if result is not None and not isinstance(result[1], p.Parked) else result
 
 
@@ -220,6 +223,7 @@ def redrive(rows: Rows) -> Rows | None:
     row = rows.inbox
     if row is None or row.state != "parked" or rows.parked[row.payload] in ("", "two answers"):
         return None
+    # The new token fences off every earlier worker; all takes so far are forgiven.
     token = row.token + 1
     pending = row._replace(state="pending", token=token, forgiven=token, lapsed=True)
     return rows._replace(inbox=pending, attempts=0, sessions_lost=0).park(row.payload, "")

@@ -33,6 +33,7 @@ def tell(space: StateSpace, path: tuple[int, ...]) -> list[str]:
     messages = space.passage.messages
     world = NamedWorld(messages, ((),) * len(messages), space.passage.outbox)
     sentences: list[str] = []
+    # The path holds only numbers of worlds: every step is tried until one leads to the next number.
     for after in path[1:]:
         sentence, world = next(step for step in _steps(space, world) if _is_the_same(space, step[1], after))
         sentences.append(sentence)
@@ -78,6 +79,7 @@ def _outbox_step(world: NamedWorld, move: OutboxMove) -> tuple[str, NamedWorld]:
 
 def _free_number(world: NamedWorld) -> int:
     """The number of a worker that has nothing to do."""
+    # Two may work at once. The third number words the moves that the bound forbids, on the way to the one that was made.
     return min({1, 2, 3}.difference(*world.workers))
 
 

@@ -72,6 +72,7 @@ def _settle(state: MessageState, index: int, worker: Worker, settlement: Settlem
     yield MessageMove(Happening.ACK_LOST if acked else Happening.RELEASE_LOST, after, 1, actor=index)
 
 
+# Cached: the same turn of the same worker is met in thousands of states of its message.
 @cache
 def advance(worker: Worker, _kind: str, event: p.Event, rules: Rules) -> tuple[tuple[Slip | None, Worker], ...]:
     """The worker after `event`, once it is no longer the handler's turn; with the handler's slip, if it made one.
@@ -169,6 +170,7 @@ def _blocked(state: MessageState) -> list[Outcome]:
 
 def _take(state: MessageState, worker: Worker) -> list[Outcome]:
     row, event = statements.take(state.rows, _writer(state, worker), _clock(state))
+    # An effectful take commits at once, so its reply can be lost; a transactional one stays open until the finish.
     if row is not None and row.state == "pending":
         return _committed(state, state._replace(rows=state.rows._replace(inbox=row)), event)
     lost = Outcome(Fault.DATABASE_LOST, state, p.DatabaseLost())
@@ -229,10 +231,13 @@ def _write(
     if result is None:
         return _blocked(state)
     rows, event = result
+    # What is rolled back was never this worker's, and a foreign commit is parked without a fence: neither can trespass.
     changed = rows.inbox != state.rows.inbox and not writer.rolled_back and not _is_unfenced(worker.command)
     after = (_audited(state, worker) if changed else state)._replace(rows=rows)
+    # The bug: the worker hears that its intent is committed, and nothing is.
     if state.rules.bug is Bug.CALL_BEFORE_INTENT and isinstance(event, p.Intended):
         after = after._replace(rows=state.rows)
+    # The provider's window is counted from the intent, not from the first call.
     if after.rows.intent is not None and state.rows.intent is None:
         after = after._replace(key_age=KeyAge.CALLABLE)
     return _committed(state, after, event)
@@ -249,6 +254,7 @@ def _record(state: MessageState, writer: Writer, answer: str, refused: bool) -> 
         return [Outcome(None, state._replace(answer_given=True), p.Recorded(answer, refused))]
     rows, event = statements.record(state.rows, answer, refused)
     after = state._replace(rows=rows)
+    # Where the reply is lost, no handler was given the answer: only the first outcome makes the promise.
     heard = after._replace(answer_given=state.answer_given or isinstance(event, p.Recorded))
     return [Outcome(None, heard, event), *_committed(state, after, event)[1:]]
 
