@@ -15,7 +15,7 @@ from onceward_proof.explorer.rules import PRODUCTION, Rules
 
 LIMITS: Final = Limits(attempts_max=2, deliveries_max=3)
 REASONS_FOR_PEOPLE: Final = ("two answers", "foreign commit")  # a person looks: what was done stands, no redrive
-Place = Literal["start", "asked", "finishing", "ended", "broke", "left"]  # how far a handler has come
+HandlerPlace = Literal["start", "asked", "finishing", "ended", "broke", "left"]  # how far a handler has come
 
 
 # IntEnum and StrEnum: their hash is that of int and str, in C. States are hashed all the time.
@@ -93,7 +93,7 @@ class Worker(NamedTuple):
     payload: int
     state: State
     command: p.Command
-    place: Place
+    place: HandlerPlace
     open: InboxRow | None = None
 
 

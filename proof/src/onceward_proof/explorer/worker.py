@@ -15,12 +15,12 @@ from onceward.transport import Settlement
 from onceward_proof.explorer import statements
 from onceward_proof.explorer.facts import Emitted, Fault, Happening, Slip, Worked
 from onceward_proof.explorer.message_state import (
+    HandlerPlace,
     InboxRow,
     KeyAge,
     KeyRecord,
     MessageMove,
     MessageState,
-    Place,
     Where,
     Worker,
 )
@@ -91,10 +91,10 @@ def advance(worker: Worker, _kind: str, event: p.Event, rules: Rules) -> tuple[t
     return tuple(found)
 
 
-Turn = tuple[Slip | None, p.Event, Place]
+Turn = tuple[Slip | None, p.Event, HandlerPlace]
 
 
-def _handler(place: Place, command: p.Command, shape: Shape) -> list[Turn]:
+def _handler(place: HandlerPlace, command: p.Command, shape: Shape) -> list[Turn]:
     """What the handler may do: first as it should, then as it should not."""
     failed = p.Raised("failed", "x")
     if isinstance(command, p.Interrupt):
