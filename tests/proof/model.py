@@ -30,10 +30,11 @@ from onceward.provider import STRIPE_V1
 from onceward.runtime import Runtime
 from onceward.transactions import Context, Transactions
 from onceward.transport import Delivery
-from onceward_proof.explorer import tables
-from onceward_proof.explorer.cell import CALLABLE, EXPIRED, LIMITS, Books, Row
+from onceward_proof.explorer import statements
+from onceward_proof.explorer.message_state import LIMITS, InboxRow, KeyAge
+from onceward_proof.explorer.message_state import Rows as ModelRows
 from onceward_proof.explorer.rules import Rules
-from onceward_proof.explorer.tables import Clock, Who
+from onceward_proof.explorer.statements import Clock, Writer
 
 Conn = Connection[Any]
 Operation = tuple[Any, ...]  # what is called, and with what
@@ -72,7 +73,7 @@ class Holder(NamedTuple):
     transactions: Transactions
     state: State
     payload: int
-    open: Row | None = None
+    open: InboxRow | None = None
 
     def carry_out(self, command: p.Transaction) -> p.Event:
         return self.transactions.carry_out(self.state, command)
@@ -86,9 +87,9 @@ class Pair:
         self.rules = Rules(shape=shape)
         first = order({"payload": 0})
         self.messages = (first, order({"payload": 1}, id=first.id))
-        self.books = Books()
+        self.books = ModelRows()
         self.old = self.dropped = False
-        self.key_age = CALLABLE
+        self.key_age = KeyAge.CALLABLE
         self.holders: list[Holder | None] = [None, None]
         runtime.inbox.window = WINDOW_DEFAULT
 
@@ -97,12 +98,12 @@ class Pair:
     def possible(self) -> list[Operation]:
         """Every operation that somebody could do now; what leads further comes more than once."""
         found: list[Operation] = []
-        row, intent = self.books.row, self.books.intent
+        row, intent = self.books.inbox, self.books.intent
         if row is not None and not self._locked():
             found += [(self.redrive,)] * (3 if row.state == "parked" else 1)
             found += [(self.lapse,)] * (4 if row.state == "pending" and not row.lapsed else 0)
             found += [] if self.old else [(self.id_is_old,)]
-        if intent is not None and self.key_age == CALLABLE:
+        if intent is not None and self.key_age == KeyAge.CALLABLE:
             found += [(self.key_expires,)] * 3
         if self.old and not self.dropped:
             found += [(self.drop_partition,)] * 3
@@ -135,13 +136,13 @@ class Pair:
         context = Context(self.runtime, message, delivery(message))
         transactions = Transactions(context)
         event = transactions.carry_out(state, p.Take())
-        row, expected = tables.take(self.books, self._who(state, payload), self._clock())
+        row, expected = statements.take(self.books, self._who(state, payload), self._clock())
         self._agree("take", event, expected)
         if not isinstance(event, p.Taken) or row is None:
             return
         state = state._replace(token=event.token, fresh=event.fresh)
         if row.state == "pending":
-            self.books = self.books._replace(row=row)
+            self.books = self.books._replace(inbox=row)
         self.holders[index] = Holder(context, transactions, state, payload, row if row.state == "done" else None)
 
     def intend(self, index: int) -> None:
@@ -158,9 +159,9 @@ class Pair:
                 event: p.Event = _intent_event(intent)
             except psycopg.Error:
                 event = p.DatabaseLost()
-        self._written("intend", event, tables.intend(self.books, self._who_of(holder), self._clock()))
+        self._written("intend", event, statements.intend(self.books, self._who_of(holder), self._clock()))
         if before is None and self.books.intent is not None:
-            self.key_age = CALLABLE
+            self.key_age = KeyAge.CALLABLE
 
     def record(self, index: int, payload: int) -> None:
         holder = self.holders[index]
@@ -173,14 +174,14 @@ class Pair:
                 event: p.Event = _record_event(record, answer, refused=refused)
             except psycopg.Error:
                 event = p.DatabaseLost()
-        self._written("record", event, tables.record(self.books, answer, refused))
+        self._written("record", event, statements.record(self.books, answer, refused))
 
     def finish(self, index: int) -> None:
         holder = self.holders[index]
         if holder is None or holder.open or self.rules.shape == "transactional":
             return
         event = holder.carry_out(p.Finish())
-        expected = tables.begin(self.books, self._who_of(holder), self._clock())
+        expected = statements.finish(self.books, self._who_of(holder), self._clock())
         row, said = (None, p.DatabaseLost()) if expected is None else expected
         self._agree("finish", event, said)
         self.holders[index] = holder._replace(open=row)
@@ -208,7 +209,7 @@ class Pair:
                 self.met["a swallowed error"] += 1
         self._agree("commit", holder.carry_out(p.Commit()), expected)
         if committed:
-            self.books = self.books._replace(row=holder.open)
+            self.books = self.books._replace(inbox=holder.open)
         self.holders[index] = holder._replace(open=None)
 
     def crash(self, index: int) -> None:
@@ -221,51 +222,53 @@ class Pair:
         holder = self._rolled_back(index)
         if holder is not None:
             event = holder.carry_out(p.Fail("x"))
-            self._written("fail", event, tables.fail(self.books, self._who_of(holder), self._clock()))
+            self._written("fail", event, statements.fail(self.books, self._who_of(holder), self._clock()))
 
     def lose_session(self, index: int) -> None:
         holder = self._rolled_back(index)
         if holder is not None:
             event = holder.carry_out(p.Fail("x", session_lost=True))
-            expected = tables.fail(self.books, self._who_of(holder), self._clock(), session_lost=True)
+            expected = statements.fail(self.books, self._who_of(holder), self._clock(), session_lost=True)
             self._written("lose session", event, expected)
 
     def give_back(self, index: int) -> None:
         holder = self._rolled_back(index)
         if holder is not None and self.rules.shape == "effectful":
             event = holder.carry_out(p.GiveBack())
-            self._written("give back", event, tables.give_back(self.books, self._who_of(holder), self._clock()))
+            self._written("give back", event, statements.give_back(self.books, self._who_of(holder), self._clock()))
 
     def park(self, index: int, command: p.Park) -> None:
         holder = self._rolled_back(index)
         if holder is not None:
             event = holder.carry_out(command)
             self._written(
-                f"park {command.fence.value}", event, tables.park(self.books, self._who_of(holder), self._clock(), command)
+                f"park {command.fence.value}",
+                event,
+                statements.park(self.books, self._who_of(holder), self._clock(), command),
             )
 
     def redrive(self) -> None:
         if self._locked():
             return
         done = redrive(self.db, self.messages[0].id, consumer=CONSUMER)
-        expected = tables.redrive(self.books)
+        expected = statements.redrive(self.books)
         assert done.redriven == (expected is not None), done
         self.met["redriven" if expected else "redrive refused"] += 1
         self.books = expected or self.books
-        assert expected is None or (expected.row is not None and expected.row.token == done.token)
+        assert expected is None or (expected.inbox is not None and expected.inbox.token == done.token)
 
     # ---- what happens by itself ----------------------------------------------------------------------------------------
 
     def lapse(self) -> None:
-        row = self.books.row
+        row = self.books.inbox
         if row is not None and row.state == "pending" and not self._locked():
             books_of.lapse(self.db, self.messages[0])
-            self.books = self.books._replace(row=row._replace(lapsed=True))
+            self.books = self.books._replace(inbox=row._replace(lapsed=True))
 
     def key_expires(self) -> None:
         if self.books.intent is not None:
             books_of.age_intents(self.db, self.messages[0], timedelta(hours=23.5))
-            self.key_age = EXPIRED
+            self.key_age = KeyAge.EXPIRED
 
     def id_is_old(self) -> None:
         """The window is made so short that the id has left it."""
@@ -274,11 +277,11 @@ class Pair:
             self.old = True
 
     def drop_partition(self) -> None:
-        row, intent = self.books.row, self.books.intent
+        row, intent = self.books.inbox, self.books.intent
         finished = (row is None or row.state == "done") and (intent is None or intent.state == "done")
         if self.old and finished and not self._locked() and not self.dropped:
             retire(self.db, self.messages[0])
-            self.books = self.books._replace(row=None, intent=None)
+            self.books = self.books._replace(inbox=None, intent=None)
             self.dropped = True
 
     # ---- agreement -----------------------------------------------------------------------------------------------------
@@ -302,13 +305,13 @@ class Pair:
     def _clock(self) -> Clock:
         return Clock(self.old, self.dropped, self.key_age, self._locked())
 
-    def _who_of(self, holder: Holder) -> Who:
+    def _who_of(self, holder: Holder) -> Writer:
         return self._who(holder.state, holder.payload)
 
-    def _who(self, state: State, payload: int) -> Who:
-        return Who(self.rules, state.token, state.fresh, payload)
+    def _who(self, state: State, payload: int) -> Writer:
+        return Writer(self.rules, state.token, state.fresh, payload)
 
-    def _written(self, what: str, event: p.Event, expected: tables.Result | None) -> None:
+    def _written(self, what: str, event: p.Event, expected: statements.Result | None) -> None:
         """None: the model says that it waits, and here the wait ran out."""
         books, said = (self.books, p.DatabaseLost()) if expected is None else expected
         if expected is None:
@@ -322,7 +325,7 @@ class Pair:
 
     def agree(self) -> None:
         """The committed rows are those of the model."""
-        assert self._inbox_row() == self.books.row
+        assert self._inbox_row() == self.books.inbox
         assert books_of.attempts(self.db, self.messages[0]) == self.books.attempts
         assert books_of.sessions_lost(self.db, self.messages[0]) == self.books.sessions_lost
         assert self._parked() == self.books.parked
@@ -330,12 +333,12 @@ class Pair:
         expected = [] if intent is None else [(intent.state, intent.answer or None, intent.refused)]
         assert [(row.state, row.text, row.refused) for row in books_of.intents(self.db, self.messages[0])] == expected
 
-    def _inbox_row(self) -> Row | None:
+    def _inbox_row(self) -> InboxRow | None:
         row = books_of.inbox_row(self.db, self.messages[0])
         if row is None:
             return None
         payload = int(row.fingerprint == self.messages[1].fingerprint())
-        return Row(row.state, row.token, row.state == "pending" and not row.leased, row.forgiven, payload)
+        return InboxRow(row.state, row.token, row.state == "pending" and not row.leased, row.forgiven, payload)
 
     def _parked(self) -> tuple[ParkReason | None, ParkReason | None]:
         statement = "SELECT fingerprint, reason FROM onceward.parked WHERE message_id = %s"

@@ -1,4 +1,4 @@
-"""The outbox, the relay's lanes and the sink: `dispatch.step` is the code on trial, unchanged.
+"""The outbox, the lanes of the relay, and the sink. What is on trial is the production `step` of `onceward.protocol.relay`.
 
 The rows of both messages are in one outbox. What a lane holds, the others skip; a lane that dies lets go.
 """
@@ -6,20 +6,32 @@ The rows of both messages are in one outbox. What a lane holds, the others skip;
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
 from itertools import product
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from onceward.protocol import relay as d
-from onceward_proof.explorer.rules import RELAY, RelayRules
+from onceward_proof.explorer.facts import Emitted, Relayed, RelayHappening, RowFate
+from onceward_proof.explorer.rules import RELAY, Bug, RelayRules
 
-KINDS: Final = ("out", "in0", "in1")  # the handler's event; the message itself, redriven, by payload
 ERROR: Final = "x"
 REACHES: Final = (1, 2, 4)
-LATE: Final = (False, True)
+Fates = tuple[RowFate, ...]
 
 
-class OutRow(NamedTuple):
-    """One outbox row; `position` names it, its place in the tuple is its order. `later`: its retry is not due yet."""
+MESSAGE_BIT: Final = 4
+
+
+class Position(int):
+    """8 * n + 4 * message + what was emitted: flipping one bit of all positions exchanges the two messages.
+
+    `n` is the smallest that nobody uses any more: positions that only grow would make endlessly many worlds. The class
+    tells a position from the other numbers in the protocol's state.
+    """
+
+
+class StoredRow(NamedTuple):
+    """One outbox row as it is stored. Its place in the tuple is its order; `later`: its retry is not due yet."""
 
     position: int
     later: bool = False
@@ -33,38 +45,37 @@ class Lane(NamedTuple):
     holds: bool = False
 
 
-class Post(NamedTuple):
+class OutboxState(NamedTuple):
     """The outbox, the lanes, and whose event has been published."""
 
     rules: RelayRules = RELAY
     keyed: bool = True
-    rows: tuple[OutRow, ...] = ()
+    rows: tuple[StoredRow, ...] = ()
     lanes: tuple[Lane, ...] = (Lane(),)
-    sent: tuple[bool, bool] = (False, False)
+    published: tuple[bool, bool] = (False, False)  # by message
     overtaken: bool = False  # an event was published before an earlier one of its key
 
 
-class PostMove(NamedTuple):
-    """One way on for the outbox. `arrivals`: (message, payload) of copies that are in the consumer's queue now."""
+class OutboxMove(NamedTuple):
+    """One step that the outbox can make. `arrivals`: (message, payload) of copies that it put into the consumer's queue."""
 
-    words: tuple[str, ...]
-    post: Post
+    fact: Relayed
+    after: OutboxState
     faults: int = 0
     arrivals: tuple[tuple[int, int], ...] = ()
-    actor: int = -1
-    lane: Lane | None = None
+    lane: int = -1  # the index of the lane that acted; -1: none
 
 
 def message_of(position: int) -> int:
-    return position // 4 % 2
+    return position // MESSAGE_BIT % 2
 
 
-def kind_of(position: int) -> str:
-    return KINDS[position % 4]
+def emitted_of(position: int) -> Emitted:
+    return Emitted(position % MESSAGE_BIT)
 
 
-def key_of(post: Post, position: int) -> str | None:
-    return "key" if post.keyed and kind_of(position) == "out" else None
+def key_of(outbox: OutboxState, position: int) -> str | None:
+    return "key" if outbox.keyed and emitted_of(position) is Emitted.EVENT else None
 
 
 def locked(lane: Lane) -> set[int]:
@@ -73,221 +84,206 @@ def locked(lane: Lane) -> set[int]:
     return {*state.confirmed, *(row.position for row in state.rows), *(row.position for row, _ in state.failed)}
 
 
-def added(post: Post, message: int, kinds: tuple[str, ...]) -> Post:
+def with_rows(outbox: OutboxState, message: int, emitted: tuple[Emitted, ...]) -> OutboxState:
     """These rows were committed with something else."""
-    for kind in kinds:
-        taken = {row.position for row in post.rows}
-        taken |= {position for lane in post.lanes for position in (*locked(lane), *lane.state.suspects)}
-        position = message * 4 + KINDS.index(kind)
+    for kind in emitted:
+        taken = {row.position for row in outbox.rows}
+        taken |= {position for lane in outbox.lanes for position in (*locked(lane), *lane.state.suspects)}
+        position = Position(message * MESSAGE_BIT + kind)
         while position in taken:
-            position += 8
-        post = post._replace(rows=(*post.rows, OutRow(position)))
-    return post
+            position = Position(position + 2 * MESSAGE_BIT)
+        outbox = outbox._replace(rows=(*outbox.rows, StoredRow(position)))
+    return outbox
 
 
-def turned(post: Post) -> Post:
-    """The same, with the two messages' names exchanged."""
-    lanes = tuple(_turned_lane(lane) for lane in post.lanes)
-    rows = tuple(row._replace(position=row.position ^ 4) for row in post.rows)
-    return in_order(post._replace(rows=rows, lanes=lanes, sent=(post.sent[1], post.sent[0])))
-
-
-def _turned_lane(lane: Lane) -> Lane:
-    state = lane.state._replace(
-        rows=_turned_rows(lane.state.rows),
-        confirmed=_turned_positions(lane.state.confirmed),
-        failed=_turned_failed(lane.state.failed),
-        suspects=_turned_positions(lane.state.suspects),
-    )
-    match lane.command:
-        case d.Take(beside):
-            command: d.Command | None = d.Take(_turned_positions(beside))
-        case d.Publish(rows):
-            command = d.Publish(_turned_rows(rows))
-        case d.SettleRows(confirmed, failed):
-            command = d.SettleRows(_turned_positions(confirmed), _turned_failed(failed))
-        case _:
-            command = lane.command
-    return lane._replace(state=state, command=command)
-
-
-def _turned_rows(rows: tuple[d.OutboxRow, ...]) -> tuple[d.OutboxRow, ...]:
-    return tuple(row._replace(position=row.position ^ 4) for row in rows)
-
-
-def _turned_positions(positions: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(position ^ 4 for position in positions)
-
-
-def _turned_failed(failed: tuple[tuple[d.OutboxRow, str], ...]) -> tuple[tuple[d.OutboxRow, str], ...]:
-    return tuple((row._replace(position=row.position ^ 4), error) for row, error in failed)
-
-
-def in_order(post: Post) -> Post:
+def in_order(outbox: OutboxState) -> OutboxState:
     """Lanes have no names: of the same lanes in another order, one stands for all."""
-    return post if len(post.lanes) < 2 else post._replace(lanes=tuple(sorted(post.lanes, key=repr)))
+    return outbox if len(outbox.lanes) < 2 else outbox._replace(lanes=tuple(sorted(outbox.lanes, key=repr)))
 
 
-# ---- moves -----------------------------------------------------------------------------------------------------------
+def mirrored(outbox: OutboxState) -> OutboxState:
+    """The same, with the two messages' names exchanged."""
+    first, second = outbox.published
+    return outbox._replace(rows=_flipped(outbox.rows), lanes=_flipped(outbox.lanes), published=(second, first))
 
 
-def relay(post: Post) -> Iterator[PostMove]:
-    """Every way on for the outbox."""
-    for place, row in enumerate(post.rows):
+def _flipped(part: Any) -> Any:
+    """The same, with every position in it flipped to the other message."""
+    match part:
+        case Position():
+            return Position(part ^ MESSAGE_BIT)
+        case tuple():
+            items = [_flipped(item) for item in part]
+            return type(part)(*items) if hasattr(part, "_fields") else tuple(items)
+        case _ if is_dataclass(part) and not isinstance(part, type):
+            return replace(part, **{field.name: _flipped(getattr(part, field.name)) for field in fields(part)})
+    return part
+
+
+def relay_moves(outbox: OutboxState) -> Iterator[OutboxMove]:
+    """Every step that the outbox can make."""
+    for place, row in enumerate(outbox.rows):
         if row.later:
-            rows = (*post.rows[:place], row._replace(later=False), *post.rows[place + 1 :])
-            yield PostMove(("retry due", str(message_of(row.position))), post._replace(rows=rows))
-    for index, lane in enumerate(post.lanes):
+            rows = (*outbox.rows[:place], row._replace(later=False), *outbox.rows[place + 1 :])
+            yield OutboxMove(Relayed(RelayHappening.RETRY_DUE, ((row.position, None),)), outbox._replace(rows=rows))
+    for index, lane in enumerate(outbox.lanes):
         if lane.command is None:
-            yield from _wake(post, index, lane)
+            yield from _wake(outbox, index, lane)
             continue
-        yield _moved(("relay crash",), post, index, Lane(), 1)
+        yield _moved(Relayed(RelayHappening.CRASH), outbox, index, Lane(), 1)
         if lane.holds:
-            yield _moved(("relay loses its locks",), post, index, lane._replace(holds=False), 1)
-        yield from _perform(post, index, lane)
+            yield _moved(Relayed(RelayHappening.LOCKS_LOST), outbox, index, lane._replace(holds=False), 1)
+        yield from _perform(outbox, index, lane)
 
 
-def _wake(post: Post, index: int, lane: Lane) -> Iterator[PostMove]:
-    """How fast the sink was decides how many rows the first chunk may have: any number."""
-    for reach in REACHES[: len(takeable(post))]:
+def _wake(outbox: OutboxState, index: int, lane: Lane) -> Iterator[OutboxMove]:
+    # How fast the sink was decides how many rows the first chunk may have. No clock runs here: any number is tried.
+    for reach in REACHES[: len(takeable(outbox))]:
         state = lane.state._replace(reach=reach)
-        yield _moved(("wake",), post, index, *_stepped(post, lane._replace(state=state), d.Woken()))
+        after = _stepped(outbox, lane._replace(state=state), d.Woken())
+        yield _moved(Relayed(RelayHappening.WAKE), outbox, index, after)
 
 
 def _moved(
-    words: tuple[str, ...], post: Post, index: int, lane: Lane, faults: int = 0, arrivals: tuple[tuple[int, int], ...] = ()
-) -> PostMove:
-    after = post._replace(lanes=(*post.lanes[:index], lane, *post.lanes[index + 1 :]))
-    return PostMove(words, in_order(after), faults, arrivals, index, lane)
+    fact: Relayed, outbox: OutboxState, index: int, lane: Lane, faults: int = 0, arrivals: tuple[tuple[int, int], ...] = ()
+) -> OutboxMove:
+    after = outbox._replace(lanes=(*outbox.lanes[:index], lane, *outbox.lanes[index + 1 :]))
+    return OutboxMove(fact, after, faults, arrivals, index)
 
 
-def _stepped(post: Post, lane: Lane, event: d.Event, *, holds: bool = False) -> tuple[Lane]:
-    state, command = post.rules.step(lane.state, event)
+def _stepped(outbox: OutboxState, lane: Lane, event: d.Event, *, holds: bool = False) -> Lane:
+    state, command = outbox.rules.step(lane.state, event)
     if isinstance(command, d.Sleep):
-        return (Lane(state._replace(failures=0, reach=1)),)
-    return (Lane(state, command, holds),)
+        # How long it sleeps and how far it reaches next are not told apart: any wake-up may come next, with any reach.
+        return Lane(state._replace(failures=0, reach=1))
+    return Lane(state, command, holds)
 
 
-def takeable(post: Post, beside: tuple[int, ...] = ()) -> tuple[d.OutboxRow, ...]:
-    """The rows that a lane may lock now: heads that nobody holds, that are not among `beside` and whose retry is due, and
-    what is behind them."""
-    held = {position for lane in post.lanes if lane.holds for position in locked(lane)}
+def takeable(outbox: OutboxState, beside: tuple[int, ...] = ()) -> tuple[d.OutboxRow, ...]:
+    """The rows that a lane may lock now.
+
+    Heads of their keys that no lane holds, that are not among `beside` and whose retry is due, and what is behind them.
+    """
+    held = {position for lane in outbox.lanes if lane.holds for position in locked(lane)}
     taken: list[d.OutboxRow] = []
-    before: set[str] = set()
-    mine: set[str] = set()
-    for row in post.rows:
-        key = key_of(post, row.position)
+    keys_before: set[str | None] = set()
+    keys_taken: set[str | None] = set()
+    for row in outbox.rows:
+        key = key_of(outbox, row.position)
         free = row.position not in held
-        if key is not None and key in before and post.rules.heads_only:
-            free = free and key in mine
+        if key is not None and key in keys_before and outbox.rules.bug is not Bug.RELAY_OVERTAKES:
+            free = free and key in keys_taken
         else:
             free = free and not row.later and row.position not in beside
+        keys_before.add(key)
         if free:
             taken.append(d.OutboxRow(row.position, key))
-        before.update(() if key is None else (key,))
-        mine.update((key,) if key is not None and free else ())
+            keys_taken.add(key)
     return tuple(taken)
 
 
-def _perform(post: Post, index: int, lane: Lane) -> Iterator[PostMove]:
+def _perform(outbox: OutboxState, index: int, lane: Lane) -> Iterator[OutboxMove]:
     match lane.command:
         case d.Take(beside):
-            yield from _take(post, index, lane, beside)
+            yield from _take(outbox, index, lane, beside)
         case d.Publish(rows):
-            yield from _publish(post, index, lane, rows)
-        case d.SettleRows() as mark:
-            yield from _mark(post, index, lane, mark)
+            yield from _publish(outbox, index, lane, rows)
+        case d.SettleRows() as command:
+            yield from _settle(outbox, index, lane, command)
 
 
-def _take(post: Post, index: int, lane: Lane, beside: tuple[int, ...]) -> Iterator[PostMove]:
-    rows = takeable(post, beside)
-    after = post
-    if post.rules.delete_before_publish:
-        after = _without(post, tuple(row.position for row in rows))
-    holds = bool(rows) and not post.rules.delete_before_publish
-    words = ("relay takes", *(str(message_of(row.position)) + kind_of(row.position) for row in rows))
-    yield _moved(words, after, index, *_stepped(post, lane, d.Taken(rows), holds=holds))
-    yield _moved(("relay loses the database",), post, index, *_stepped(post, lane, d.DatabaseLost()), 1)
+def _take(outbox: OutboxState, index: int, lane: Lane, beside: tuple[int, ...]) -> Iterator[OutboxMove]:
+    rows = takeable(outbox, beside)
+    positions = tuple(row.position for row in rows)
+    deletes_first = outbox.rules.bug is Bug.RELAY_DELETES_FIRST
+    taken = _stepped(outbox, lane, d.Taken(rows), holds=bool(rows) and not deletes_first)
+    fact = Relayed(RelayHappening.TAKE, tuple((position, None) for position in positions))
+    yield _moved(fact, _without(outbox, positions) if deletes_first else outbox, index, taken)
+    yield _moved(Relayed(RelayHappening.DATABASE_LOST), outbox, index, _stepped(outbox, lane, d.DatabaseLost()), 1)
 
 
-def _publish(post: Post, index: int, lane: Lane, rows: tuple[d.OutboxRow, ...]) -> Iterator[PostMove]:
-    for tried in product(("stored", "refused", "stored, not confirmed"), repeat=len(rows)):
-        results = _held(rows, tried)
-        if results is not None:
-            errors = tuple(None if result == "stored" else ERROR for result in results)
-            named = _named(rows, results)
-            stored = [row for row, result in zip(rows, results, strict=True) if result.startswith("stored")]
-            faults = sum(result in ("refused", "stored, not confirmed") for result in results)
-            for late in LATE if len(rows) < len(lane.state.rows) else (False,):
-                after = _stepped(post, lane, d.Published(errors, late=late), holds=lane.holds)
-                words = ("relay publishes, late" if late else "relay publishes", *named)
-                yield _stored(words, post, index, stored, *after, faults)
-    if lane.state.confirmed or lane.state.failed:
-        yield _moved(("relay is stopped",), post, index, *_stepped(post, lane, d.Stopped(), holds=lane.holds))
-    for count in range(len(rows) + 1):
-        words = ("sink lost", *_named(rows[:count], ("stored",) * count))
-        after = _stepped(post, lane, d.SinkLost(ERROR), holds=lane.holds)
-        yield _stored(words, post, index, list(rows[:count]), *after, 1)
-
-
-def _held(rows: tuple[d.OutboxRow, ...], results: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Behind a row that has an error, a sink sends none of its key. None: these results cannot be."""
-    held: set[str] = set()
-    made: list[str] = []
-    for row, result in zip(rows, results, strict=True):
-        if row.key is not None and row.key in held:
-            if result != "refused":
-                return None
-            made.append("held")
+def _publish(outbox: OutboxState, index: int, lane: Lane, rows: tuple[d.OutboxRow, ...]) -> Iterator[OutboxMove]:
+    for answers in product((RowFate.STORED, RowFate.REFUSED, RowFate.UNCONFIRMED), repeat=len(rows)):
+        fates = _fates(rows, answers)
+        if fates is None:
             continue
-        made.append(result)
-        if result != "stored" and row.key is not None:
-            held.add(row.key)
-    return tuple(made)
+        errors = tuple(None if fate is RowFate.STORED else ERROR for fate in fates)
+        faults = fates.count(RowFate.REFUSED) + fates.count(RowFate.UNCONFIRMED)
+        for late in (False, True) if len(rows) < len(lane.state.rows) else (False,):
+            after = _stepped(outbox, lane, d.Published(errors, late=late), holds=lane.holds)
+            kind = RelayHappening.PUBLISH_LATE if late else RelayHappening.PUBLISH
+            yield _published(kind, outbox, index, rows, fates, after, faults)
+    if lane.state.confirmed or lane.state.failed:
+        after = _stepped(outbox, lane, d.Stopped(), holds=lane.holds)
+        yield _moved(Relayed(RelayHappening.STOP), outbox, index, after)
+    after = _stepped(outbox, lane, d.SinkLost(ERROR), holds=lane.holds)
+    for count in range(len(rows) + 1):
+        kind = RelayHappening.SINK_LOST_LATE if count else RelayHappening.SINK_LOST
+        yield _published(kind, outbox, index, rows[:count], (RowFate.STORED,) * count, after, 1)
 
 
-def _named(rows: tuple[d.OutboxRow, ...], results: tuple[str, ...]) -> list[str]:
-    return [
-        f"{message_of(row.position)}{kind_of(row.position)} {result}" for row, result in zip(rows, results, strict=True)
-    ]
+def _fates(rows: tuple[d.OutboxRow, ...], answers: Fates) -> Fates | None:
+    """Behind a row that has an error, a sink sends none of its key. None: these answers cannot be."""
+    keys_held: set[str] = set()
+    fates: list[RowFate] = []
+    for row, answer in zip(rows, answers, strict=True):
+        if row.key is not None and row.key in keys_held:
+            # A row that is held gets no answer: of the three that are tried for it, one is enough.
+            if answer is not RowFate.REFUSED:
+                return None
+            fates.append(RowFate.HELD)
+            continue
+        fates.append(answer)
+        if answer is not RowFate.STORED and row.key is not None:
+            keys_held.add(row.key)
+    return tuple(fates)
 
 
-def _stored(words: tuple[str, ...], post: Post, index: int, rows: list[d.OutboxRow], lane: Lane, faults: int) -> PostMove:
+def _published(
+    kind: RelayHappening, outbox: OutboxState, index: int, rows: tuple[d.OutboxRow, ...], fates: Fates, lane: Lane,
+    faults: int,
+) -> OutboxMove:  # fmt: skip
+    """What the sink stored is published, or is a copy in the consumer's queue, whether the sink confirmed it or not."""
     arrivals: list[tuple[int, int]] = []
-    for row in rows:
-        message, kind = message_of(row.position), kind_of(row.position)
-        if kind == "out":
-            post = _sent(post, row)
+    fact = Relayed(kind, tuple((row.position, fate) for row, fate in zip(rows, fates, strict=True)))
+    for position, fate in fact.rows:
+        emitted = emitted_of(position)
+        if fate not in (RowFate.STORED, RowFate.UNCONFIRMED):
+            continue
+        if emitted is Emitted.EVENT:
+            outbox = _with_published(outbox, position)
         else:
-            arrivals.append((message, int(kind[-1])))
-    return _moved(words, post, index, lane, faults, tuple(arrivals))
+            arrivals.append((message_of(position), emitted.payload))
+    return _moved(fact, outbox, index, lane, faults, tuple(arrivals))
 
 
-def _sent(post: Post, row: d.OutboxRow) -> Post:
-    """The event is published. Overtaken: an earlier row of its key is there, and its event was never published."""
-    overtaken = post.overtaken
-    places = [place for place, there in enumerate(post.rows) if there.position == row.position]
-    if key_of(post, row.position) is not None and places:
-        earlier = [other.position for other in post.rows[: places[0]] if key_of(post, other.position) is not None]
-        overtaken = overtaken or any(not post.sent[message_of(position)] for position in earlier)
-    first, second = post.sent
-    sent = (first or message_of(row.position) == 0, second or message_of(row.position) == 1)
-    return post._replace(sent=sent, overtaken=overtaken)
+def _with_published(outbox: OutboxState, position: int) -> OutboxState:
+    """The event is published. Overtaken: an earlier row of its key is stored, and its event was never published."""
+    overtaken = outbox.overtaken
+    positions = [row.position for row in outbox.rows]
+    if key_of(outbox, position) is not None and position in positions:
+        earlier = positions[: positions.index(position)]
+        overtaken = overtaken or any(key_of(outbox, n) and not outbox.published[message_of(n)] for n in earlier)
+    first, second = outbox.published
+    published = (first or message_of(position) == 0, second or message_of(position) == 1)
+    return outbox._replace(published=published, overtaken=overtaken)
 
 
-def _mark(post: Post, index: int, lane: Lane, mark: d.SettleRows) -> Iterator[PostMove]:
-    lost = _stepped(post, lane, d.DatabaseLost())
-    if not lane.holds and not post.rules.delete_before_publish:
-        yield _moved(("relay cannot mark",), post, index, *lost)
+def _settle(outbox: OutboxState, index: int, lane: Lane, command: d.SettleRows) -> Iterator[OutboxMove]:
+    lost = _stepped(outbox, lane, d.DatabaseLost())
+    if not lane.holds and outbox.rules.bug is not Bug.RELAY_DELETES_FIRST:
+        yield _moved(Relayed(RelayHappening.SESSION_GONE), outbox, index, lost)
         return
-    failed = {row.position for row, _ in mark.failed}
-    after = _without(post, mark.confirmed)
-    after = after._replace(rows=tuple(row._replace(later=row.later or row.position in failed) for row in after.rows))
-    words = ("relay marks", str(len(mark.confirmed)), str(len(failed)))
-    yield _moved(words, after, index, *_stepped(post, lane, d.RowsSettled()))
-    yield _moved(("relay loses the database",), post, index, *lost, 1)
-    yield _moved(("relay marks, reply lost",), after, index, *lost, 1)
+    postponed = tuple(row.position for row, _ in command.failed)
+    after = _without(outbox, command.confirmed)
+    after = after._replace(rows=tuple(row._replace(later=row.later or row.position in postponed) for row in after.rows))
+    rows = [(position, RowFate.DELETED) for position in command.confirmed]
+    rows += [(position, RowFate.POSTPONED) for position in postponed]
+    settled = _stepped(outbox, lane, d.RowsSettled())
+    yield _moved(Relayed(RelayHappening.SETTLE, tuple(rows)), after, index, settled)
+    yield _moved(Relayed(RelayHappening.DATABASE_LOST), outbox, index, lost, 1)
+    yield _moved(Relayed(RelayHappening.SETTLE_REPLY_LOST, tuple(rows)), after, index, lost, 1)
 
 
-def _without(post: Post, positions: tuple[int, ...]) -> Post:
-    return post._replace(rows=tuple(row for row in post.rows if row.position not in positions))
+def _without(outbox: OutboxState, positions: tuple[int, ...]) -> OutboxState:
+    return outbox._replace(rows=tuple(row for row in outbox.rows if row.position not in positions))

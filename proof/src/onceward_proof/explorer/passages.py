@@ -1,20 +1,45 @@
-"""Where the explorer goes by default: each passage is a space of worlds with a bound, tried to its end."""
+"""Where the explorer goes. A passage is one search: the state in which its messages begin, and its bound."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
-from onceward_proof.explorer.cell import Cell
-from onceward_proof.explorer.outbox import Lane, Post
-from onceward_proof.explorer.rules import Rules
-from onceward_proof.explorer.search import Bound, Passage
+from onceward_proof.explorer.message_state import MessageState
+from onceward_proof.explorer.outbox import Lane, OutboxState
+from onceward_proof.explorer.rules import RELAY, RelayRules, Rules
 
-LOOK_UP: Final = Cell(rules=Rules(other_payload=True))
-NO_LOOK_UP: Final = Cell(rules=Rules(lookup=False, other_payload=True))
-TRANSACTIONAL: Final = Cell(rules=Rules(shape="transactional", other_payload=True))
-RETIRED: Final = Cell(rules=Rules(longer_window=True))
-RETIRED_TRANSACTIONAL: Final = Cell(rules=Rules(shape="transactional", longer_window=True))
 
+class Bound(NamedTuple):
+    """How far a passage goes: exhaustive means every world within this."""
+
+    workers: int = 2
+    messages: int = 2
+    faults: int = 2
+    redrives: int = 1
+    lanes: int = 0  # of the relay; 0: no relay, what is redriven is in the queue at once
+
+
+class Passage(NamedTuple):
+    """One search: where it begins, and its bound."""
+
+    name: str
+    messages: tuple[MessageState, ...]
+    outbox: OutboxState
+    bound: Bound
+
+
+def passage(name: str, *rules: Rules, faults: int, lanes: int = 0, redrives: int = 1, relay: RelayRules = RELAY) -> Passage:
+    """One message for each of `rules`, nothing done yet, and a relay of so many lanes."""
+    messages = tuple(MessageState(rules) for rules in rules)
+    bound = Bound(messages=len(messages), faults=faults, redrives=redrives, lanes=lanes)
+    return Passage(name, messages, OutboxState(relay, lanes=(Lane(),) * lanes), bound)
+
+
+LOOK_UP: Final = Rules(other_payload=True)
+NO_LOOK_UP: Final = Rules(lookup=False, other_payload=True)
+TRANSACTIONAL: Final = Rules(shape="transactional", other_payload=True)
+RETIRED: Final = Rules(longer_window=True)
+RETIRED_TRANSACTIONAL: Final = Rules(shape="transactional", longer_window=True)
 
 # What is taken for granted; outside of it nothing is promised.
 ASSUMED: Final = (
@@ -23,35 +48,19 @@ ASSUMED: Final = (
     "a redrive is done by somebody who looked: two answers and foreign commits are not redriven",
     "Postgres keeps what it said is committed",
 )
-
-
-def _passage(name: str, cells: tuple[Cell, ...], *, faults: int, lanes: int = 0, redrives: int = 1) -> Passage:
-    bound = Bound(messages=len(cells), faults=faults, redrives=redrives, lanes=lanes)
-    return Passage(name, cells, Post(lanes=(Lane(),) * lanes), bound)
-
-
+# Two messages show what shared workers and a shared relay do to each other; one message affords more faults.
 PASSAGES: Final = (
-    _passage("effectful, without a look-up", (NO_LOOK_UP, NO_LOOK_UP), faults=1),
-    _passage("transactional", (TRANSACTIONAL, TRANSACTIONAL), faults=2),
-    _passage("one of each shape", (LOOK_UP, TRANSACTIONAL), faults=1),
-    _passage("transactional and relay", (TRANSACTIONAL, TRANSACTIONAL), faults=1, lanes=2, redrives=0),
-    _passage("effectful and relay, deeper", (LOOK_UP,), faults=2, lanes=1),
-    _passage("effectful without a look-up, deeper", (NO_LOOK_UP,), faults=2),
-    _passage("effectful, with a look-up", (LOOK_UP, LOOK_UP), faults=2),
-    _passage("retired by another process's shorter window", (RETIRED, RETIRED_TRANSACTIONAL), faults=1),
+    passage("effectful, without a look-up", NO_LOOK_UP, NO_LOOK_UP, faults=1),
+    passage("transactional", TRANSACTIONAL, TRANSACTIONAL, faults=2),
+    passage("one of each shape", LOOK_UP, TRANSACTIONAL, faults=1),
+    passage("transactional and relay", TRANSACTIONAL, TRANSACTIONAL, faults=1, lanes=2, redrives=0),
+    passage("effectful and relay, deeper", LOOK_UP, faults=2, lanes=1),
+    passage("effectful without a look-up, deeper", NO_LOOK_UP, faults=2),
+    passage("effectful, with a look-up", LOOK_UP, LOOK_UP, faults=2),
+    passage("retired by another process's shorter window", RETIRED, RETIRED_TRANSACTIONAL, faults=1),
 )
 DEEPER: Final = (
     *PASSAGES,
-    _passage("effectful, three faults", (LOOK_UP,), faults=3),
-    _passage("transactional, three faults", (TRANSACTIONAL,), faults=3),
-)
-# For tests: seconds, not a minute.
-SMALL: Final = (
-    _passage("effectful, with a look-up", (LOOK_UP, LOOK_UP), faults=1),
-    _passage("effectful, without a look-up", (NO_LOOK_UP, NO_LOOK_UP), faults=1),
-    _passage("transactional", (TRANSACTIONAL, TRANSACTIONAL), faults=1),
-    _passage("effectful and relay", (LOOK_UP,), faults=1, lanes=1),
-    _passage("transactional and relay", (TRANSACTIONAL, TRANSACTIONAL), faults=0, lanes=2, redrives=0),
-    _passage("retired, effectful", (RETIRED,), faults=1),
-    _passage("retired, transactional", (RETIRED_TRANSACTIONAL,), faults=2),
+    passage("effectful, three faults", LOOK_UP, faults=3),
+    passage("transactional, three faults", TRANSACTIONAL, faults=3),
 )

@@ -1,105 +1,102 @@
-"""What must be true of every world. Each promise has a name; a broken one names the world's way in the story."""
+"""What must be true of every world. Each promise has a name; a world that breaks one is found, and its path told."""
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from enum import StrEnum
+from typing import NamedTuple
 
-from onceward_proof.explorer.cell import GONE, REASONS_FOR_PEOPLE, Cell
-from onceward_proof.explorer.outbox import Post, kind_of, message_of
-
-CHARGED_BLIND: Final = "charged blind, past the provider's window"
-CHARGED_TWICE: Final = "charged more than once"
-WRITTEN_TWICE: Final = "finished more than once"
-LOST: Final = "lost: neither done nor parked, and in no queue"
-DONE_AND_PARKED: Final = "done and parked"
-NAMELESS: Final = "parked without a reason"
-UNWRITTEN: Final = "done without its writes"
-UNANSWERED: Final = "done, though its effect has no answer"
-TRESPASSED: Final = "a worker that had lost its lease changed the row"
-ANSWER_GONE: Final = "an answer that a handler was given is not recorded"
-EVENT_LOST: Final = "committed, and its event is in no outbox and was never published"
-EVENT_PHANTOM: Final = "published, though nothing was committed"
-OVERTAKEN: Final = "an event was published before an earlier one of its key"
-PROMISES: Final = (
-    CHARGED_BLIND, CHARGED_TWICE, WRITTEN_TWICE, LOST, DONE_AND_PARKED, NAMELESS, UNWRITTEN, UNANSWERED, TRESPASSED,
-    ANSWER_GONE, EVENT_LOST, EVENT_PHANTOM, OVERTAKEN,
-)  # fmt: skip
+from onceward_proof.explorer.facts import Emitted
+from onceward_proof.explorer.message_state import REASONS_FOR_PEOPLE, MessageState, Where
+from onceward_proof.explorer.outbox import OutboxState, emitted_of, message_of
 
 
-class CellFacts(NamedTuple):
-    """What the promises that reach beyond a cell need to know of it."""
+class Promise(StrEnum):
+    """What a broken world is named by."""
 
-    broken: str
+    CHARGED_BLIND = "charged blind, past the provider's window"
+    CHARGED_TWICE = "charged more than once"
+    WRITTEN_TWICE = "finished more than once"
+    LOST = "lost: neither done nor parked, and in no queue"
+    DONE_AND_PARKED = "done and parked"
+    NAMELESS = "parked without a reason"
+    UNWRITTEN = "done without its writes"
+    UNANSWERED = "done, though its effect has no answer"
+    TRESPASSED = "a worker that had lost its lease changed the row"
+    ANSWER_GONE = "an answer that a handler was given is not recorded"
+    EVENT_LOST = "committed, and its event is in no outbox and was never published"
+    EVENT_PHANTOM = "published, though nothing was committed"
+    OVERTAKEN = "an event was published before an earlier one of its key"
+
+
+class MessageSummary(NamedTuple):
+    """What is judged of one message alone, and what judging it together with the outbox needs."""
+
+    broken: Promise | None  # the first that it breaks
     committed: bool
     homeless: tuple[bool, bool]  # by payload: no copy of it is left, and it is neither done nor parked
-    quiet: bool
 
 
-def facts(cell: Cell) -> CellFacts:
-    return CellFacts(broken_in(cell), sum(cell.writes) > 0, _homeless(cell), not cell.workers and _is_over(cell))
+def message_summary(state: MessageState) -> MessageSummary:
+    homeless = _is_homeless(state, 0), state.other_payload_came and _is_homeless(state, 1)
+    return MessageSummary(_broken(state), sum(state.writes) > 0, homeless)
 
 
-def broken_in(cell: Cell) -> str:
-    """The first promise that this message's own state breaks; '' when it keeps them all."""
-    row, intent = cell.books.row, cell.books.intent
+def _broken(state: MessageState) -> Promise | None:
+    row, intent = state.rows.inbox, state.rows.intent
     done = row is not None and row.state == "done"
-    parked = None if row is None else cell.books.parked[row.payload]
+    # The parked row of the other payload is a conflict's and stands beside a message that is done.
+    parked = None if row is None else state.rows.parked[row.payload]
+    answered = intent is not None and intent.state == "done"
+    # `dropped`: upkeep takes an answer away only with its finished message.
     promises = (
-        (CHARGED_BLIND, cell.blind),
-        (CHARGED_TWICE, cell.charges > 1),
-        (WRITTEN_TWICE, sum(cell.writes) > 1),
-        (DONE_AND_PARKED, done and parked not in (None, *REASONS_FOR_PEOPLE)),
-        (NAMELESS, row is not None and row.state == "parked" and not parked),
-        (UNWRITTEN, done and not sum(cell.writes)),
-        (UNANSWERED, done and intent is not None and intent.state != "done"),
-        (TRESPASSED, cell.trespassed),
-        (ANSWER_GONE, cell.told and not cell.dropped and (intent is None or intent.state != "done")),
+        (Promise.CHARGED_BLIND, state.charged_blind),
+        (Promise.CHARGED_TWICE, state.charges > 1),
+        (Promise.WRITTEN_TWICE, sum(state.writes) > 1),
+        (Promise.DONE_AND_PARKED, done and parked not in (None, *REASONS_FOR_PEOPLE)),
+        (Promise.NAMELESS, row is not None and row.state == "parked" and not parked),
+        (Promise.UNWRITTEN, done and not sum(state.writes)),
+        (Promise.UNANSWERED, done and intent is not None and not answered),
+        (Promise.TRESPASSED, state.trespassed),
+        (Promise.ANSWER_GONE, state.answer_given and not state.dropped and not answered),
     )
-    return next((promise for promise, is_broken in promises if is_broken), "")
+    return next((promise for promise, is_broken in promises if is_broken), None)
 
 
-def _homeless(cell: Cell) -> tuple[bool, bool]:
-    return _is_homeless(cell, 0), cell.other and _is_homeless(cell, 1)
-
-
-def _is_homeless(cell: Cell, payload: int) -> bool:
-    if cell.writes[payload] or cell.books.parked[payload]:
+def _is_homeless(state: MessageState, payload: int) -> bool:
+    if state.writes[payload] or state.rows.parked[payload]:
         return False
-    return all(copy.where == GONE or copy.payload != payload for copy in cell.copies)
+    return all(copy.where == Where.GONE or copy.payload != payload for copy in state.copies)
 
 
-def _is_over(cell: Cell) -> bool:
-    return all(copy.where == GONE for copy in cell.copies)
+class OutboxSummary(NamedTuple):
+    """What is judged of the outbox alone, and, by message, what judging it together with a message needs."""
 
-
-class PostFacts(NamedTuple):
-    """What the promises that reach beyond the outbox need to know of it, by message."""
-
-    broken: str
-    sent: tuple[bool, bool]
+    broken: Promise | None
+    published: tuple[bool, bool]
     under_way: tuple[bool, bool]  # an event is in the outbox, or in the hands of a lane
     coming: tuple[frozenset[int], frozenset[int]]  # payloads of the message itself that are on their way to the queue
-    quiet: bool
 
 
-def post_facts(post: Post) -> PostFacts:
-    positions = {row.position for row in post.rows} | {row.position for lane in post.lanes for row in lane.state.rows}
+def outbox_summary(outbox: OutboxState) -> OutboxSummary:
+    positions = {row.position for row in outbox.rows}
+    positions |= {row.position for lane in outbox.lanes for row in lane.state.rows}
+    rows = [(message_of(position), emitted_of(position)) for position in positions]
     coming = [
-        frozenset(int(kind_of(n)[-1]) for n in positions if message_of(n) == message and kind_of(n) != "out")
+        frozenset(emitted.payload for owner, emitted in rows if owner == message and emitted is not Emitted.EVENT)
         for message in (0, 1)
     ]
-    events = {message_of(position) for position in positions if kind_of(position) == "out"}
-    quiet = not post.rows and all(lane.command is None for lane in post.lanes)
-    broken = OVERTAKEN if post.overtaken else ""
-    return PostFacts(broken, post.sent, (0 in events, 1 in events), (coming[0], coming[1]), quiet)
+    under_way = (0, Emitted.EVENT) in rows, (1, Emitted.EVENT) in rows
+    return OutboxSummary(
+        Promise.OVERTAKEN if outbox.overtaken else None, outbox.published, under_way, (coming[0], coming[1])
+    )
 
 
-def broken_between(message: int, cell: CellFacts, post: PostFacts, *, relayed: bool) -> str:
+def broken_together(message: int, state: MessageSummary, outbox: OutboxSummary, *, relayed: bool) -> Promise | None:
     """The first promise that a message and the outbox break together. `relayed`: there is a relay for its event."""
-    if relayed and cell.committed and not post.sent[message] and not post.under_way[message]:
-        return EVENT_LOST
-    if post.sent[message] and not cell.committed:
-        return EVENT_PHANTOM
-    if any(gone and payload not in post.coming[message] for payload, gone in enumerate(cell.homeless)):
-        return LOST
-    return ""
+    if relayed and state.committed and not outbox.published[message] and not outbox.under_way[message]:
+        return Promise.EVENT_LOST
+    if outbox.published[message] and not state.committed:
+        return Promise.EVENT_PHANTOM
+    if any(homeless and payload not in outbox.coming[message] for payload, homeless in enumerate(state.homeless)):
+        return Promise.LOST
+    return None

@@ -1,4 +1,4 @@
-"""Runs the passages, or a planted bug, and says what was seen: on a terminal, and as JSON."""
+"""What the explorer saw of the passages, or of planted bugs: on a terminal, and as JSON."""
 
 from __future__ import annotations
 
@@ -10,37 +10,38 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onceward.errors import UsageError
-from onceward_proof.explorer.passages import ASSUMED, DEEPER, PASSAGES
-from onceward_proof.explorer.planted import PLANTED, Planted
-from onceward_proof.explorer.search import Bound, Found, Passage, Space, search
+from onceward_proof.explorer.passages import ASSUMED, DEEPER, PASSAGES, Bound, Passage
+from onceward_proof.explorer.planted_bugs import PLANTED, PlantedBug
+from onceward_proof.explorer.promises import Promise
+from onceward_proof.explorer.search import Progress, SearchResult, search
+from onceward_proof.explorer.space import StateSpace
 from onceward_proof.explorer.story import tell
 
 Say = Callable[[str], None]
 
 
-class Explored(NamedTuple):
-    """What one passage came to. `story`: the shortest way to a broken promise; empty when all are kept."""
+class PassageResult(NamedTuple):
+    """What one passage came to. `story`: the shortest path to a broken promise; empty when all are kept."""
 
     passage: Passage
-    found: Found
-    story: tuple[str, ...]
+    search: SearchResult
+    story: list[str]
 
 
 def explore(say: Say, *, states_max: int = 0, file: Path | None = None, passages: Sequence[Passage] = PASSAGES) -> int:
     """Every passage is tried to its end, or until `states_max` states (0: no limit). Returns 1 on a violation, else 0."""
     started = time.perf_counter()
-    done: list[Explored] = []
+    results: list[PassageResult] = []
     for passage in passages:
-        left = states_max - sum(explored.found.states for explored in done) if states_max else 0
-        if states_max and left <= 0:
+        budget = states_max - sum(result.search.states for result in results)
+        # 0 means no limit, so a budget that is used up must not be passed on.
+        if states_max and budget <= 0:
             break
-        done.append(_explore(passage, left))
-        _say_explored(say, done[-1])
-    document = as_json(done, time.perf_counter() - started, complete=len(done) == len(passages))
+        results.append(explore_passage(passage, states_max=budget if states_max else 0))
+        _say_result(say, results[-1])
+    document = as_json(results, time.perf_counter() - started, complete=len(results) == len(passages))
     _say_sum(say, document)
-    if file is not None:
-        file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        say(f"JSON: {file}")
+    _write(say, file, document)
     return 1 if document["violations"] else 0
 
 
@@ -48,42 +49,46 @@ def chosen(*, deep: bool) -> Sequence[Passage]:
     return DEEPER if deep else PASSAGES
 
 
-def _explore(passage: Passage, states_max: int) -> Explored:
-    space = Space(passage)
-    found = search(space, states_max=states_max, progress=_progress(passage.name))
+def explore_passage(passage: Passage, *, states_max: int = 0, only: Promise | None = None) -> PassageResult:
+    """One passage is tried, and the path to a broken promise told. `only`: the one promise that is looked at."""
+    space = StateSpace(passage)
+    result = search(space, states_max=states_max, only=only, progress=_progress(passage.name))
     _clear_line()
-    return Explored(passage, found, tuple(tell(space, found.way)) if found.broken else ())
+    return PassageResult(passage, result, tell(space, result.path) if result.broken else [])
 
 
-def as_json(done: list[Explored], seconds: float, *, complete: bool) -> dict[str, Any]:
-    """The evidence, for programs."""
-    bounds = [explored.passage.bound for explored in done]
+def _write(say: Say, file: Path | None, document: Any) -> None:
+    if file is not None:
+        file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        say(f"JSON: {file}")
+
+
+def as_json(results: list[PassageResult], seconds: float, *, complete: bool) -> dict[str, Any]:
+    """The evidence, for programs. No passage goes as far as `bound`: it is the largest that any passage had, by name."""
+    bounds = [result.passage.bound for result in results]
     return {
-        "states": sum(explored.found.states for explored in done),
+        "states": sum(result.search.states for result in results),
         "seconds": round(seconds, 2),
-        "exhausted": complete and all(explored.found.exhausted for explored in done),
+        "exhausted": complete and all(result.search.exhausted for result in results),
         "violations": [
-            {"invariant": explored.found.broken, "passage": explored.passage.name, "story": list(explored.story)}
-            for explored in done
-            if explored.found.broken
+            {"invariant": result.search.broken, "passage": result.passage.name, "story": result.story}
+            for result in results
+            if result.search.broken
         ],
         "bound": {name: max((getattr(bound, name) for bound in bounds), default=0) for name in Bound._fields},
         "assumed": list(ASSUMED),
         "passages": [
             {
-                "name": explored.passage.name,
-                "bound": explored.passage.bound._asdict(),
-                "states": explored.found.states,
-                "moves": explored.found.moves,
-                "seconds": round(explored.found.seconds, 2),
-                "exhausted": explored.found.exhausted,
+                "name": result.passage.name,
+                "bound": result.passage.bound._asdict(),
+                "states": result.search.states,
+                "moves": result.search.moves,
+                "seconds": round(result.search.seconds, 2),
+                "exhausted": result.search.exhausted,
             }
-            for explored in done
+            for result in results
         ],
     }
-
-
-# ---- planted bugs ----------------------------------------------------------------------------------------------------
 
 
 def explore_planted(name: str, say: Say, *, file: Path | None = None) -> int:
@@ -94,77 +99,63 @@ def explore_planted(name: str, say: Say, *, file: Path | None = None) -> int:
         return 0
     if name != "all" and name not in PLANTED:
         raise UsageError(f"--planted: there is no bug {name!r}; there are: {', '.join(PLANTED)} (or all, or list)")
-    chosen = PLANTED if name == "all" else {name: PLANTED[name]}
-    results = {known: find(known, bug) for known, bug in chosen.items()}
-    for known, explored in results.items():
-        _say_planted(say, known, chosen[known], explored)
-    if file is not None:
-        file.write_text(json.dumps([_planted_json(*item) for item in results.items()], indent=2) + "\n", encoding="utf-8")
-        say(f"JSON: {file}")
-    missed = [known for known, explored in results.items() if not explored.found.broken]
+    results = {known: find(known, bug) for known, bug in PLANTED.items() if name in ("all", known)}
+    for known, result in results.items():
+        _say_planted(say, known, result)
+    _write(say, file, [_planted_json(known, result) for known, result in results.items()])
+    missed = [known for known, result in results.items() if not result.search.broken]
     say(f"{len(results) - len(missed)} of {len(results)} planted bugs found" + "".join(f"; missed: {m}" for m in missed))
     return 1 if missed else 0
 
 
-def find(name: str, bug: Planted) -> Explored:
-    """The shortest way in which this bug breaks its promise."""
-    passage = bug.passage(name)
-    space = Space(passage)
-    found = search(space, only=bug.promise)
-    return Explored(passage, found, tuple(tell(space, found.way)) if found.broken else ())
+def find(name: str, bug: PlantedBug) -> PassageResult:
+    """The shortest path on which this bug breaks its promise."""
+    return explore_passage(bug.passage(name), only=bug.promise)
 
 
-def _planted_json(name: str, explored: Explored) -> dict[str, Any]:
-    found = explored.found
-    return {"planted": name, "found": bool(found.broken), "invariant": found.broken, "story": list(explored.story)}
+def _planted_json(name: str, result: PassageResult) -> dict[str, Any]:
+    broken = result.search.broken
+    return {"planted": name, "found": bool(broken), "invariant": broken or "", "story": result.story}
 
 
-def _say_planted(say: Say, name: str, bug: Planted, explored: Explored) -> None:
-    say(f"{name}: {bug.what}")
-    if explored.found.broken:
-        _say_story(say, explored)
+def _say_planted(say: Say, name: str, result: PassageResult) -> None:
+    say(f"{name}: {PLANTED[name].what}")
+    if result.search.broken:
+        _say_story(say, result)
     else:
-        say(f"  NOT FOUND in {explored.found.states:,} states")
+        say(f"  NOT FOUND in {result.search.states:,} states")
     say("")
 
 
-# ---- words -----------------------------------------------------------------------------------------------------------
+def _say_result(say: Say, result: PassageResult) -> None:
+    how = "all of them" if result.search.exhausted else "not all of them"
+    counts = zip(("worker", "message", "fault", "redrive", "relay"), result.passage.bound, strict=True)
+    bound = ", ".join(_counted(number, noun) for noun, number in counts)
+    say(f"{result.passage.name}: {result.search.states:,} states ({how}) in {result.search.seconds:.1f} s; {bound}")
+    if result.search.broken:
+        _say_story(say, result)
 
 
-def _say_explored(say: Say, explored: Explored) -> None:
-    found, bound = explored.found, explored.passage.bound
-    how = "all of them" if found.exhausted else "not all of them"
-    say(f"{explored.passage.name}: {found.states:,} states ({how}) in {found.seconds:.1f} s; {_bound_words(bound)}")
-    if found.broken:
-        _say_story(say, explored)
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _bound_words(bound: Bound) -> str:
-    counts = zip(("worker", "message", "fault", "redrive", "relay"), bound, strict=True)
-    return ", ".join(_counted(number, what) for what, number in counts)
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _say_story(say: Say, explored: Explored) -> None:
-    say(f"  BROKEN after {len(explored.story)} steps: {explored.found.broken}")
-    for number, sentence in enumerate(explored.story, 1):
+def _say_story(say: Say, result: PassageResult) -> None:
+    say(f"  BROKEN after {len(result.story)} steps: {result.search.broken}")
+    for number, sentence in enumerate(result.story, 1):
         say(f"  {number:3}. {sentence}")
 
 
 def _say_sum(say: Say, document: dict[str, Any]) -> None:
-    begun = len(document["passages"])
-    how = (
-        "exhaustive within these bounds" if document["exhausted"] else f"stopped early, in passage {begun}: not exhaustive"
-    )
+    how = "exhaustive within these bounds"
+    if not document["exhausted"]:
+        how = f"stopped early, in passage {len(document['passages'])}: not exhaustive"
     violations = f"violations: {len(document['violations'])}" if document["violations"] else "no violation"
     say(f"assumed: {'; '.join(document['assumed'])}")
     say(f"{document['states']:,} distinct states in {document['seconds']:.1f} s, {how}; {violations}")
 
 
-def _progress(name: str) -> Callable[[int, int], None] | None:
+def _progress(name: str) -> Progress | None:
     if not sys.stderr.isatty():
         return None
 

@@ -1,47 +1,55 @@
-"""What is on trial: the production `step` functions, and what a planted bug may change of them or of a statement."""
+"""What is on trial: the production `step` functions, and the one line that a planted bug changes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum, auto
 from typing import NamedTuple
 
-from onceward.protocol import delivery
-from onceward.protocol import relay as dispatch
+from onceward.protocol import delivery, relay
 from onceward.protocol import words as p
 from onceward.protocol.delivery import State, Step
 
 
+class Bug(Enum):
+    """A wrong line outside `step`: in a statement, or in how a command is carried out. planted_bugs.py describes each."""
+
+    ACK_BEFORE_COMMIT = auto()
+    ANSWER_ONLY_IN_FINISH = auto()
+    CALL_BEFORE_INTENT = auto()
+    CONFLICT_AFTER_IN_FLIGHT = auto()
+    DEFAULT_PARTITION = auto()
+    FAILED_ROW_STAYS = auto()
+    FENCED_RECORDING = auto()
+    FRESH_KEY = auto()
+    NO_FENCE = auto()
+    PARK_LEAVES_ROW = auto()
+    PARKED_ROW_MISSING = auto()
+    PUBLISH_OUTSIDE = auto()
+    RELAY_DELETES_FIRST = auto()
+    RELAY_OVERTAKES = auto()
+    RETIRED_MADE_AGAIN = auto()
+    SESSION_LIES = auto()
+    SKIP_ON_ZERO_ROWS = auto()
+    TOKEN_NOT_CHECKED = auto()
+
+
 class Rules(NamedTuple):
-    """One consumer's shape, and one line of the protocol or of a statement that may be wrong."""
+    """One consumer, what its surroundings allow, and the bug that is planted in it, if any."""
 
     shape: p.Shape = "effectful"
     lookup: bool = True  # the provider can be asked whether an effect happened
     other_payload: bool = False  # a message of another payload may come under the same id
     longer_window: bool = False  # upkeep went by the window of another process, which is shorter than the workers' own
     step: Callable[[State, p.Event], Step] = delivery.step
-    fence: str = "state and token"  # state | nothing
-    key_stable: bool = True
-    zero_rows_skip: bool = False
-    conflict_late: bool = False
-    failed_row_stays: bool = False
-    park_leaves_row: bool = False
-    parked_row_missing: bool = False
-    record_fenced: bool = False
-    record_in_finish: bool = False
-    ack_before_commit: bool = False
-    call_before_intent: bool = False
-    publish_outside: bool = False
-    default_partition: bool = False
-    session_lies: bool = False  # a decision is durable only if its session says so, and some handler switched that off
-    retired_made_again: bool = False
+    bug: Bug | None = None
 
 
 class RelayRules(NamedTuple):
-    """The relay, and one line of it that may be wrong."""
+    """The relay, and the bug that is planted in it, if any."""
 
-    step: Callable[[dispatch.State, dispatch.Event], dispatch.Step] = dispatch.step
-    delete_before_publish: bool = False
-    heads_only: bool = True  # a row goes only when no earlier row of its key is there
+    step: Callable[[relay.State, relay.Event], relay.Step] = relay.step
+    bug: Bug | None = None
 
 
 PRODUCTION = Rules()

@@ -1,263 +1,296 @@
-"""What a worker's command may come to: the database, the provider, the queue; and what its handler makes of that.
+"""What a worker's command can come to: the database, the provider, the queue; and how its handler answers.
 
-Outcomes come first as they should be, then as they should not: what goes wrong has words of its own and costs a fault.
+The outcome as it should be comes first; each of the others names its fault, or its handler's slip, and costs one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from onceward.protocol import words as p
 from onceward.transport import Settlement
-from onceward_proof.explorer import tables
-from onceward_proof.explorer.cell import GONE, VISIBLE, Cell, Move, Row, Worker, charge, put, remember, replaced
-from onceward_proof.explorer.rules import Rules
-from onceward_proof.explorer.tables import Clock, Who
+from onceward_proof.explorer import statements
+from onceward_proof.explorer.facts import Emitted, Fault, Happening, Slip, Worked
+from onceward_proof.explorer.message_state import (
+    HandlerPlace,
+    InboxRow,
+    KeyAge,
+    KeyRecord,
+    MessageMove,
+    MessageState,
+    Where,
+    Worker,
+)
+from onceward_proof.explorer.rules import Bug, Rules
+from onceward_proof.explorer.statements import Clock, Writer
 
 
 class Outcome(NamedTuple):
-    """What a command came to. `fault`: what went wrong, in words; '': nothing."""
+    """What a command came to."""
 
-    fault: str
-    cell: Cell
+    fault: Fault | None
+    after: MessageState
     event: p.Event
-    open: Row | None = None  # the row as this worker's transaction has it afterwards
-    emits: tuple[str, ...] = ()
+    open: InboxRow | None = None  # the row as this worker's transaction has it afterwards
+    emitted: tuple[Emitted, ...] = ()
 
 
-def work(cell: Cell, index: int) -> Iterator[Move]:
-    """Every way on for one worker."""
-    worker = cell.workers[index]
+def work(state: MessageState, index: int) -> Iterator[MessageMove]:
+    """Every step that one worker can make."""
+    worker = state.workers[index]
     if isinstance(worker.command, p.Settle):
-        yield from _settle(cell, index, worker, worker.command.settlement)
+        yield from _settle(state, index, worker, worker.command.settlement)
         return
-    for outcome in [_flushed(cell, found) for found in perform(cell, index, worker)]:
-        for errors, advanced in advance(worker, outcome.event, cell.rules):
-            after = advanced._replace(open=outcome.open)
-            words = ("work", type(worker.command).__name__, type(outcome.event).__name__, outcome.fault, errors)
-            faults = (outcome.fault != "") + (errors != "")
-            yield Move(words, replaced(outcome.cell, index, after), faults, 0, outcome.emits, index, after)
+    for outcome in [_flushed(state, outcome) for outcome in perform(state, index, worker)]:
+        for slip, advanced in advance(worker, outcome.event, state.rules):
+            fact = Worked(worker.command, outcome.event, outcome.fault, slip)
+            faults = (outcome.fault is not None) + (slip is not None)
+            after = outcome.after.with_worker(index, advanced._replace(open=outcome.open))
+            yield MessageMove(fact, after, faults, 0, outcome.emitted, index)
 
 
-def _flushed(cell: Cell, outcome: Outcome) -> Outcome:
+def _flushed(state: MessageState, outcome: Outcome) -> Outcome:
     """What is committed is durable; where a session may lie, the server remembers what it had flushed before."""
-    after = outcome.cell
-    if not cell.rules.session_lies or (after.books, after.writes) == (cell.books, cell.writes):
+    after = outcome.after
+    if state.rules.bug is not Bug.SESSION_LIES or (after.rows, after.writes) == (state.rows, state.writes):
         return outcome
-    return outcome._replace(cell=after._replace(flushed=cell.flushed or (cell.books, cell.writes)))
+    return outcome._replace(after=after._replace(flushed=state.flushed or (state.rows, state.writes)))
 
 
-def _settle(cell: Cell, index: int, worker: Worker, settlement: Settlement) -> Iterator[Move]:
-    """The worker's last move. Settling is by message, not fenced (as pgmq's is), so it may hit another's delivery."""
-    left = replaced(cell, index, None)
-    if settlement.action == "leave" or cell.copies[worker.copy].where == GONE:
-        yield Move(("leave",), left, actor=index)
+def _settle(state: MessageState, index: int, worker: Worker, settlement: Settlement) -> Iterator[MessageMove]:
+    """The worker's last step. Settling is by message, not fenced (as pgmq's is), so it may hit another's delivery."""
+    after = state.with_worker(index)
+    if settlement.action == "leave" or state.copies[worker.copy].where == Where.GONE:
+        yield MessageMove(Happening.LEAVE, after, actor=index)
         return
-    where = GONE if settlement.action == "ack" else VISIBLE
-    yield Move((settlement.action,), put(left, worker.copy, where), actor=index)
-    yield Move(("settlement lost", settlement.action), left, 1, actor=index)
+    acked = settlement.action == "ack"
+    moved = after.with_copy(worker.copy, Where.GONE if acked else Where.VISIBLE)
+    yield MessageMove(Happening.ACK if acked else Happening.RELEASE, moved, actor=index)
+    yield MessageMove(Happening.ACK_LOST if acked else Happening.RELEASE_LOST, after, 1, actor=index)
 
 
-# ---- the handler -----------------------------------------------------------------------------------------------------
-
-
+# Cached: the same turn of the same worker is met in thousands of states of its message.
 @cache
-def advance(worker: Worker, event: p.Event, rules: Rules) -> tuple[tuple[str, Worker], ...]:
-    """The worker after `event`, once its next command is not the handler's turn any more; named where the handler erred."""
+def advance(worker: Worker, event: p.Event, rules: Rules) -> tuple[tuple[Slip | None, Worker], ...]:
+    """The worker after `event`, once it is no longer the handler's turn; with the handler's slip, if it made one."""
     state, command = rules.step(worker.state, event)
     after = worker._replace(state=state, command=command)
     if not isinstance(command, p.Run | p.Resume | p.Interrupt):
-        return (("", after),)
-    found: list[tuple[str, Worker]] = []
-    for error, said, place in _handler(worker.place, command, rules.shape):
-        further = advance(after._replace(place=place), said, rules)
-        found += [(error or later, advanced) for later, advanced in further if not (error and later)]
+        return ((None, after),)
+    found: list[tuple[Slip | None, Worker]] = []
+    for slip, answer, place in _handler(worker.place, command, rules.shape):
+        further = advance(after._replace(place=place), answer, rules)
+        # One slip in a turn is enough: two are two turns, and are met there.
+        found += [(slip or later, advanced) for later, advanced in further if not (slip and later)]
     return tuple(found)
 
 
-def _handler(place: str, command: p.Command, shape: p.Shape) -> list[tuple[str, p.Event, str]]:
+Turn = tuple[Slip | None, p.Event, HandlerPlace]
+
+
+def _handler(place: HandlerPlace, command: p.Command, shape: p.Shape) -> list[Turn]:
     """What the handler may do: first as it should, then as it should not."""
     failed = p.Raised(p.RaisedKind.FAILED, "x")
     if isinstance(command, p.Interrupt):
         raised = p.Raised(p.RaisedKind.REFUSED, "x") if command.kind is p.Interruption.REFUSED else failed
-        swallowed = (p.FinishAsked(), "finishing") if place == "asked" else (p.Returned(), "left")
-        return [("", raised, "left"), ("swallows the error", *swallowed)]
-    if place == "start":
-        first = (p.Returned(), "left") if shape == "transactional" else (p.EffectAsked(), "asked")
-        lost = [("loses its session", p.Raised(p.RaisedKind.SESSION_LOST, "x"), "left")] if shape == "transactional" else []
-        return [
-            ("", *first),
-            ("raises", failed, "left"),
-            ("defers", p.Raised(p.RaisedKind.DEFERRED, "x", 1.0), "left"),
-            *lost,
-        ]
-    places: dict[str, list[tuple[str, p.Event, str]]] = {
-        "asked": [("", p.FinishAsked(), "finishing"), ("raises", failed, "left")],
-        "finishing": [("", p.BlockEnded(), "ended"), ("raises inside its transaction", p.BlockRaised(), "broke")],
-        "broke": [
-            ("", failed, "left"),
-            ("swallows the error", p.Returned(), "left"),
-            ("had lost its session", p.Raised(p.RaisedKind.SESSION_LOST, "x"), "left"),
-        ],
-        "ended": [("", p.Returned(), "left"), ("raises late", failed, "left")],
-    }
-    return places[place]
+        swallowed: Turn = (Slip.SWALLOWS, p.Returned(), "left")
+        if place == "asked":
+            swallowed = (Slip.SWALLOWS, p.FinishAsked(), "finishing")
+        return [(None, raised, "left"), swallowed]
+    match place:
+        case "start":
+            turns: list[Turn] = [
+                (Slip.RAISES, failed, "left"),
+                (Slip.DEFERS, p.Raised(p.RaisedKind.DEFERRED, "x", 1.0), "left"),
+            ]
+            if shape == "effectful":
+                return [(None, p.EffectAsked(), "asked"), *turns]
+            lost = p.Raised(p.RaisedKind.SESSION_LOST, "x")
+            return [(None, p.Returned(), "left"), *turns, (Slip.LOSES_SESSION, lost, "left")]
+        case "asked":
+            return [(None, p.FinishAsked(), "finishing"), (Slip.RAISES, failed, "left")]
+        case "finishing":
+            return [(None, p.BlockEnded(), "ended"), (Slip.RAISES_IN_TRANSACTION, p.BlockRaised(), "broke")]
+        case "broke":
+            lost = p.Raised(p.RaisedKind.SESSION_LOST, "x")
+            swallows: Turn = (Slip.SWALLOWS, p.Returned(), "left")
+            return [(None, failed, "left"), swallows, (Slip.LOST_SESSION, lost, "left")]
+        case "ended":
+            return [(None, p.Returned(), "left"), (Slip.RAISES_LATE, failed, "left")]
+        case "left":
+            raise AssertionError(f"the handler has left, and is handed {command!r}")
+    assert_never(place)
 
 
-# ---- commands --------------------------------------------------------------------------------------------------------
-
-
-def perform(cell: Cell, index: int, worker: Worker) -> list[Outcome]:
-    """What the worker's command may come to; while it waits for a lock, only that the wait runs out."""
-    match worker.command:
-        case p.Call():
-            return _call(cell, worker)
-        case p.LookUp():
-            found = cell.rules.lookup and cell.charges > 0
-            answer = p.Answered("c1") if found else p.NotFound()
-            outcomes = [Outcome("", cell, answer), Outcome("the look-up fails", cell, p.Failed("look-up"))]
-            return [*outcomes, Outcome("what it finds is not JSON", cell, p.Unreadable("x"))] if found else outcomes
+def perform(state: MessageState, index: int, worker: Worker) -> list[Outcome]:
+    """What the worker's command can come to; while it waits for a lock, only that the wait runs out."""
+    command = worker.command
+    match command:
         case p.Take():
-            return _take(cell, worker)
+            return _take(state, worker)
+        case p.Call():
+            return _call(state, worker)
+        case p.LookUp():
+            return _look_up(state)
+        case p.Record(_, answer, refused):
+            return _record(state, _writer(state, worker), answer, refused)
         case p.Finish():
-            return _begin(cell, worker)
+            return _finish(state, worker)
         case p.Commit():
-            return _commit(cell, worker)
-    return _write(cell, index, worker)
+            return _commit(state, worker)
+        case p.Intend() | p.Fail() | p.Park() | p.GiveBack():
+            return _write(state, index, worker, command)
+        case p.Run() | p.Resume() | p.Interrupt() | p.Settle():
+            raise AssertionError(f"{command!r} is not for the database, the provider or a look-up")
+    assert_never(command)
 
 
-def _who(cell: Cell, worker: Worker) -> Who:
-    return Who(cell.rules, worker.state.token, worker.state.fresh, worker.payload)
+def _writer(state: MessageState, worker: Worker) -> Writer:
+    return Writer(state.rules, worker.state.token, worker.state.fresh, worker.payload)
 
 
-def _clock(cell: Cell) -> Clock:
-    return Clock(cell.old, cell.dropped, cell.key_age, cell.locked)
+def _clock(state: MessageState) -> Clock:
+    return Clock(state.id_is_old, state.dropped, state.key_age, state.locked)
 
 
-def _committed(cell: Cell, after: Cell, event: p.Event) -> list[Outcome]:
-    """One transaction: it did it; the database was lost before; or it did it, and the reply was lost."""
-    outcomes = [Outcome("", after, event), Outcome("the database is lost before", cell, p.DatabaseLost())]
-    if after != cell:
-        outcomes.append(Outcome("it is done, and the reply is lost", after, p.DatabaseLost()))
+def _committed(state: MessageState, after: MessageState, event: p.Event) -> list[Outcome]:
+    """One transaction: it is committed; or the database is lost first; or it is committed and the reply is lost."""
+    outcomes = [Outcome(None, after, event), Outcome(Fault.DATABASE_LOST, state, p.DatabaseLost())]
+    if after != state:
+        outcomes.append(Outcome(Fault.REPLY_LOST, after, p.DatabaseLost()))
     return outcomes
 
 
-def _blocked(cell: Cell) -> list[Outcome]:
-    return [Outcome("the wait for the row's lock runs out", cell, p.DatabaseLost())]
+def _blocked(state: MessageState) -> list[Outcome]:
+    return [Outcome(Fault.LOCK_WAIT, state, p.DatabaseLost())]
 
 
-def _take(cell: Cell, worker: Worker) -> list[Outcome]:
-    row, event = tables.take(cell.books, _who(cell, worker), _clock(cell))
+def _take(state: MessageState, worker: Worker) -> list[Outcome]:
+    row, event = statements.take(state.rows, _writer(state, worker), _clock(state))
+    # An effectful take commits at once, so its reply can be lost; a transactional one stays open until the finish.
     if row is not None and row.state == "pending":
-        return _committed(cell, cell._replace(books=cell.books._replace(row=row)), event)
-    lost = Outcome("the database is lost before", cell, p.DatabaseLost())
-    return [Outcome("", cell, event, row), lost]
+        return _committed(state, state._replace(rows=state.rows._replace(inbox=row)), event)
+    lost = Outcome(Fault.DATABASE_LOST, state, p.DatabaseLost())
+    return [Outcome(None, state, event, row), lost]
 
 
-def _begin(cell: Cell, worker: Worker) -> list[Outcome]:
-    found = tables.begin(cell.books, _who(cell, worker), _clock(cell))
-    if found is None:
-        return _blocked(cell)
-    row, event = found
-    begun = cell if row is None else _audited(cell, worker)
-    emits = ("out",) if row is not None and cell.rules.publish_outside else ()
-    return [Outcome("", begun, event, row, emits), Outcome("the database is lost before", cell, p.DatabaseLost())]
+def _finish(state: MessageState, worker: Worker) -> list[Outcome]:
+    result = statements.finish(state.rows, _writer(state, worker), _clock(state))
+    if result is None:
+        return _blocked(state)
+    row, event = result
+    after = state if row is None else _audited(state, worker)
+    emitted = (Emitted.EVENT,) if row is not None and state.rules.bug is Bug.PUBLISH_OUTSIDE else ()
+    return [Outcome(None, after, event, row, emitted), Outcome(Fault.DATABASE_LOST, state, p.DatabaseLost())]
 
 
-def _commit(cell: Cell, worker: Worker) -> list[Outcome]:
+def _commit(state: MessageState, worker: Worker) -> list[Outcome]:
     row = worker.open
     if row is None:
         raise AssertionError(f"nothing is open: {worker}")
-    back = put(cell, worker.copy, GONE) if cell.rules.ack_before_commit else cell
+    back = state.with_copy(worker.copy, Where.GONE) if state.rules.bug is Bug.ACK_BEFORE_COMMIT else state
     first, second = back.writes
     writes = (first + 1, second) if worker.payload == 0 else (first, second + 1)
-    books = back.books._replace(row=row)
-    if cell.rules.record_in_finish and books.intent is not None:
-        books = books._replace(intent=books.intent._replace(state="done"))
-    done = back._replace(books=books, writes=writes)
-    emits = () if cell.rules.publish_outside else ("out",)
+    rows = back.rows._replace(inbox=row)
+    if state.rules.bug is Bug.ANSWER_ONLY_IN_FINISH and rows.intent is not None:
+        rows = rows._replace(intent=rows.intent._replace(state="done"))
+    done = back._replace(rows=rows, writes=writes)
+    emitted = () if state.rules.bug is Bug.PUBLISH_OUTSIDE else (Emitted.EVENT,)
     return [
-        Outcome("", done, p.Committed(), None, emits),
-        Outcome("it is done, and the reply is lost", done, p.Ambiguous(), None, emits),
-        Outcome("it is not done, and the reply is lost", back, p.Ambiguous()),
-        Outcome("the database is lost before", back, p.DatabaseLost()),
-        Outcome("its handler swallowed a database error: the server rolls back", back, p.Aborted()),
-        Outcome("its handler had committed by itself", done, p.ForeignCommit(), None, emits),
-        Outcome("its handler had rolled back by itself", back, p.ForeignCommit()),
+        Outcome(None, done, p.Committed(), None, emitted),
+        Outcome(Fault.REPLY_LOST, done, p.Ambiguous(), None, emitted),
+        Outcome(Fault.UNDONE_REPLY_LOST, back, p.Ambiguous()),
+        Outcome(Fault.DATABASE_LOST, back, p.DatabaseLost()),
+        Outcome(Fault.ERROR_SWALLOWED, back, p.Aborted()),
+        Outcome(Fault.HANDLER_COMMITTED, done, p.ForeignCommit(), None, emitted),
+        Outcome(Fault.HANDLER_ROLLED_BACK, back, p.ForeignCommit()),
     ]
 
 
-def _write(cell: Cell, index: int, worker: Worker) -> list[Outcome]:
+def _write(
+    state: MessageState, index: int, worker: Worker, command: p.Intend | p.Fail | p.Park | p.GiveBack
+) -> list[Outcome]:
     """One transaction of ours, after whatever this worker had open is rolled back."""
     if worker.open is not None:
-        cell = replaced(cell, index, worker._replace(open=None))
-    who, clock = _who(cell, worker), _clock(cell)
-    match worker.command:
+        state = state.with_worker(index, worker._replace(open=None))
+    writer, clock = _writer(state, worker), _clock(state)
+    match command:
         case p.Intend():
-            result = tables.intend(cell.books, who, clock)
-        case p.Record(_, answer, refused):
-            return _record(cell, who, answer, refused)
-        case p.Fail() as fail:
-            result = tables.fail(cell.books, who, clock, session_lost=fail.session_lost)
-        case p.Park() as park:
-            result = tables.park(cell.books, who, clock, park)
+            result = statements.intend(state.rows, writer, clock)
+        case p.Fail():
+            result = statements.fail(state.rows, writer, clock, session_lost=command.session_lost)
+        case p.Park():
+            result = statements.park(state.rows, writer, clock, command)
         case p.GiveBack():
-            result = tables.give_back(cell.books, who, clock)
-        case command:
-            raise AssertionError(f"nobody can carry out {command!r}")
+            result = statements.give_back(state.rows, writer, clock)
+        case _:
+            assert_never(command)
     if result is None:
-        return _blocked(cell)
-    books, event = result
-    changed = books.row != cell.books.row and not who.rolled_back and not _is_unfenced(worker.command)
-    after = (_audited(cell, worker) if changed else cell)._replace(books=books)
-    if cell.rules.call_before_intent and isinstance(event, p.Intended):
-        after = after._replace(books=cell.books)
-    if after.books.intent is not None and cell.books.intent is None:
-        after = after._replace(key_age=0)
-    return _committed(cell, after, event)
+        return _blocked(state)
+    rows, event = result
+    # What is rolled back was never this worker's, and a foreign commit is parked without a fence: neither can trespass.
+    changed = rows.inbox != state.rows.inbox and not writer.rolled_back and not _is_unfenced(worker.command)
+    after = (_audited(state, worker) if changed else state)._replace(rows=rows)
+    # The bug: the worker hears that its intent is committed, and nothing is.
+    if state.rules.bug is Bug.CALL_BEFORE_INTENT and isinstance(event, p.Intended):
+        after = after._replace(rows=state.rows)
+    # The provider's window is counted from the intent, not from the first call.
+    if after.rows.intent is not None and state.rows.intent is None:
+        after = after._replace(key_age=KeyAge.CALLABLE)
+    return _committed(state, after, event)
 
 
 def _is_unfenced(command: p.Command) -> bool:
     return isinstance(command, p.Park) and command.fence is p.Fence.FOREIGN_COMMIT
 
 
-def _record(cell: Cell, who: Who, answer: str, refused: bool) -> list[Outcome]:
-    rules = cell.rules
-    if rules.record_in_finish or (rules.record_fenced and not tables.mine(cell.books, who)):
-        return [Outcome("", cell._replace(told=True), p.Recorded(answer, refused))]
-    books, event = tables.record(cell.books, answer, refused)
-    after = cell._replace(books=books)
-    told = after._replace(told=cell.told or isinstance(event, p.Recorded))
-    return [Outcome("", told, event), *_committed(cell, after, event)[1:]]
+def _record(state: MessageState, writer: Writer, answer: str, refused: bool) -> list[Outcome]:
+    bug = state.rules.bug
+    fenced_off = bug is Bug.FENCED_RECORDING and statements.held_row(state.rows, writer) is None
+    if bug is Bug.ANSWER_ONLY_IN_FINISH or fenced_off:
+        return [Outcome(None, state._replace(answer_given=True), p.Recorded(answer, refused))]
+    rows, event = statements.record(state.rows, answer, refused)
+    after = state._replace(rows=rows)
+    # Where the reply is lost, no handler was given the answer: only the first outcome makes the promise.
+    heard = after._replace(answer_given=state.answer_given or isinstance(event, p.Recorded))
+    return [Outcome(None, heard, event), *_committed(state, after, event)[1:]]
 
 
-def _audited(cell: Cell, worker: Worker) -> Cell:
-    """Called where a worker changes the row as its holder."""
-    row = cell.books.row
-    trespassing = row is not None and row.token != _who(cell, worker).held
-    return cell._replace(trespassed=True) if trespassing else cell
+def _audited(state: MessageState, worker: Worker) -> MessageState:
+    """Called where a worker changes the row as its holder: another's token on the row breaks a promise."""
+    row = state.rows.inbox
+    trespassing = row is not None and row.token != _writer(state, worker).held
+    return state._replace(trespassed=True) if trespassing else state
 
 
-def _call(cell: Cell, worker: Worker) -> list[Outcome]:
-    key = "key" if cell.rules.key_stable else f"key {worker.state.token}"
-    stored = dict(cell.keys).get(key)
-    if stored == "flying":
-        return [Outcome("the provider says 409, this key is in use", cell, p.Later(1.0))]
-    if stored == "500":
-        return [Outcome("", cell, p.Replayed())]
-    if stored is not None:
-        return [Outcome("", cell, p.Answered(stored, refused=stored == "refused"))]
-    charged = charge(cell, key)
+def _look_up(state: MessageState) -> list[Outcome]:
+    failed = Outcome(Fault.LOOK_UP_FAILED, state, p.Failed("look-up"))
+    if not state.rules.lookup or not state.charges:
+        return [Outcome(None, state, p.NotFound()), failed]
+    found = Outcome(None, state, p.Answered("c1"))
+    return [found, failed, Outcome(Fault.FINDING_NOT_JSON, state, p.Unreadable("x"))]
+
+
+def _call(state: MessageState, worker: Worker) -> list[Outcome]:
+    key = f"key {worker.state.token}" if state.rules.bug is Bug.FRESH_KEY else "key"
+    record = dict(state.keys).get(key)
+    if record == KeyRecord.IN_PROGRESS:
+        return [Outcome(Fault.KEY_IN_USE, state, p.Later(1.0))]
+    if record == KeyRecord.SAVED_500:
+        return [Outcome(None, state, p.Replayed())]
+    if record is not None:
+        return [Outcome(None, state, p.Answered(record, refused=record == KeyRecord.REFUSED))]
+    charged = state.charged(key)
     return [
-        Outcome("", charged, p.Answered(f"c{charged.charges}")),
-        Outcome("the provider charges, and the answer is lost (timeout)", charged, p.Failed("timeout")),
-        Outcome("the connection fails before the provider has it", cell, p.Failed("connection")),
-        Outcome("the provider charges, and its answer is not JSON", charged, p.Unreadable("x")),
-        Outcome("the program is told to end", cell, p.Cancelled("x")),
-        Outcome("the card is refused", remember(cell, key, "refused"), p.Answered("refused", refused=True)),
-        Outcome("the provider fails before it charged, and saves the 500", remember(cell, key, "500"), p.Failed("500")),
-        Outcome("the provider fails after it charged, and saves the 500", remember(charged, key, "500"), p.Failed("500")),
-        Outcome("the provider hangs (timeout) and has not charged yet", remember(cell, key, "flying"), p.Failed("timeout")),
+        Outcome(None, charged, p.Answered(f"c{charged.charges}")),
+        Outcome(Fault.CHARGED_ANSWER_LOST, charged, p.Failed("timeout")),
+        Outcome(Fault.NOT_CONNECTED, state, p.Failed("connection")),
+        Outcome(Fault.CHARGED_NOT_JSON, charged, p.Unreadable("x")),
+        Outcome(Fault.CANCELLED, state, p.Cancelled("x")),
+        Outcome(Fault.CARD_REFUSED, state.with_key(key, KeyRecord.REFUSED), p.Answered(KeyRecord.REFUSED, refused=True)),
+        Outcome(Fault.SAVED_500, state.with_key(key, KeyRecord.SAVED_500), p.Failed("500")),
+        Outcome(Fault.CHARGED_SAVED_500, charged.with_key(key, KeyRecord.SAVED_500), p.Failed("500")),
+        Outcome(Fault.HANGS, state.with_key(key, KeyRecord.IN_PROGRESS), p.Failed("timeout")),
     ]
