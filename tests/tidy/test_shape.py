@@ -88,12 +88,8 @@ def _bare_public_methods(stem: str, module: ast.Module) -> list[str]:
     return [
         f"{owner}.{item.name}".strip(".")
         for owner, item in [*methods, *functions]
-        if not item.name.startswith("_") and not ast.get_docstring(item) and (owner, item.name) not in SPEAK_FOR_THEMSELVES
+        if not item.name.startswith("_") and not ast.get_docstring(item)
     ]
-
-
-# Second doors of the same statement, and what their neighbours' docstrings say already.
-SPEAK_FOR_THEMSELVES = {("Inbox", "key")}
 
 
 def test_no_name_or_page_claims_exactly_once() -> None:
