@@ -23,7 +23,7 @@ from onceward.database import check_connection, one_tuple
 from onceward.errors import UsageError
 from onceward.message import Message, canonical_id, parse_uuid7
 from onceward.outbox import check_in_transaction
-from onceward.parked import parked_id
+from onceward.parked import InboxState, parked_id
 from onceward.partitions import WINDOW_DEFAULT, WINDOW_MAX, day_of, make_partition_for, make_partitions, partition_name
 from onceward.schema import check_schema
 from onceward.statements import SCHEMA_DEFAULT, statements, storable
@@ -216,7 +216,7 @@ class InboxRow(NamedTuple):
     """One look at a message's row, by the database's clock. `state` None: there is no row, and the rest says nothing."""
 
     age: Age  # of the id, not of the row
-    state: str | None
+    state: InboxState | None
     same_payload: bool
     token: int
     lapsed: bool

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from psycopg import Connection
 from psycopg.rows import dict_row
@@ -15,6 +15,7 @@ from onceward.message import ATTRIBUTE_BYTES_MAX, MalformedMessage, Message, can
 from onceward.outbox import publish
 from onceward.statements import SCHEMA_DEFAULT, statements, storable
 
+InboxState = Literal["pending", "done", "parked"]
 # The provider may have acted twice: running the handler again cannot mend that, whatever the inbox row says.
 TWO_ANSWERS: Final = "two answers"
 
@@ -42,7 +43,7 @@ class ParkedIntent:
 
     n: int
     name: str
-    state: str
+    state: Literal["pending", "done", "unknown"]
     refused: bool
     key: str
     answer: str | None
@@ -163,7 +164,7 @@ def _candidate(
     reason: str,
     headers: dict[str, str],
     body: bytes,
-    inbox_state: str | None,
+    inbox_state: InboxState | None,
     same_payload: bool | None,
 ) -> _Candidate:
     try:
@@ -174,7 +175,7 @@ def _candidate(
     return _Candidate(fingerprint, message, malformed or _refusal(reason, inbox_state, same_payload))
 
 
-def _refusal(reason: str, inbox_state: str | None, same_payload: bool | None) -> str:
+def _refusal(reason: str, inbox_state: InboxState | None, same_payload: bool | None) -> str:
     """Why a message that was parked for `reason` beside such an inbox row cannot be redriven; '' when it can."""
     if reason == TWO_ANSWERS:
         return "its provider gave two answers, so it may have acted twice: a person must look, not a retry"
