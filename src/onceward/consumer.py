@@ -55,9 +55,15 @@ class Consumer:
     """The handlers of one consumer, by message type, and the limits of their tries.
 
     `name` is part of every key: it must be stable; renaming it is a migration.
-    `window` is how far back a duplicate is recognised: longer than the queue keeps messages, dead letters included.
+    `window`: how far back a duplicate is recognised; longer than the queue keeps messages, dead letters included.
+    `lease_seconds`: how long a claim of an effectful message is a worker's after its last heartbeat.
+    `attempts_max`: a message that failed so often is parked; `backoff` is the wait before each retry.
+    `deliveries_max`: a message that came so often without any outcome (its worker died each time) is parked.
     `other_types`: what becomes of a message whose type has no handler here.
     `handler_seconds_max`: how long one statement of a handler may take, and how long it may idle in its transaction.
+    `schema`: where our tables are.
+
+    Raises `UsageError` for values that cannot work.
     """
 
     def __init__(

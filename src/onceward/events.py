@@ -80,6 +80,7 @@ class Listeners:
         if not self._listeners:
             return
         event = Event(point, consumer, message_id, fields)
+        # By place, not by the listener: it may be of a type that cannot be hashed.
         for place, listener in enumerate(self._listeners):
             try:
                 listener(event)

@@ -23,7 +23,7 @@ from onceward.database import check_connection, one_tuple
 from onceward.errors import UsageError
 from onceward.message import Message, canonical_id, parse_uuid7
 from onceward.outbox import check_in_transaction
-from onceward.parked import parked_id
+from onceward.parked import InboxState, parked_id
 from onceward.partitions import WINDOW_DEFAULT, WINDOW_MAX, day_of, make_partition_for, make_partitions, partition_name
 from onceward.protocol.reasons import ParkReason
 from onceward.schema import check_schema
@@ -31,20 +31,25 @@ from onceward.statements import SCHEMA_DEFAULT, statements, storable
 
 CONSUMER_CHARS_MAX: Final = 200
 LEASE_SECONDS_DEFAULT: Final = 30.0
-FUTURE_SECONDS: Final = 3600.0  # a producer whose clock runs ahead by less than this is served like any other
-LEASE_BELIEVED_SECONDS: Final = 3600.0  # one that reaches further was made by a clock that was ahead
+# A producer whose clock runs ahead by less than this is served like any other.
+FUTURE_SECONDS: Final = 3600.0
+# A lease that reaches further was made by a clock that was ahead.
+LEASE_BELIEVED_SECONDS: Final = 3600.0
 TAKES_AGAIN_MAX: Final = 8
-UNDECIDED_SECONDS: Final = 30.0  # upkeep is between detaching a day and dropping it; if it died there, the next one goes on
-DETAIL_CHARS_MAX: Final = 200_000  # a second answer that was met is kept here, and nowhere else
+# Upkeep is between detaching a day and dropping it. If it died there, the next upkeep goes on.
+UNDECIDED_SECONDS: Final = 30.0
+# Large, because a second answer is kept in a parked row's detail and nowhere else.
+DETAIL_CHARS_MAX: Final = 200_000
 
 
 @cache
 def _worker_of(process_id: int) -> str:
+    # Not the name of a host or a pod: two processes may have the same.
     return f"{process_id}-{uuid4().hex[:12]}"
 
 
 def worker_id() -> str:
-    """This process's name as a worker: its own after a fork, never a host or pod name (two processes may wear one)."""
+    """This process's name as a worker; after a fork, the child has a name of its own."""
     return _worker_of(os.getpid())
 
 
@@ -172,6 +177,7 @@ class Inbox:
         return one_tuple(conn, self._table.statements["inbox_give_back"], params) is not None
 
     def _take(self, conn: Connection[Any], message: Message, state: RowState) -> Take:
+        # An uncommitted row of another worker is waited for, but not for as long as its handler may take.
         before = one_tuple(conn, "SELECT current_setting('lock_timeout'), set_config('lock_timeout', '1s', true)")
         lock_timeout = before[0] if before else "0"
         params = self._table.take_params(message, state, lock_timeout=lock_timeout)
@@ -211,7 +217,7 @@ class InboxRow(NamedTuple):
     """One look at a message's row, by the database's clock. `state` None: there is no row, and the rest says nothing."""
 
     age: Age  # of the id, not of the row
-    state: str | None
+    state: InboxState | None
     same_payload: bool
     token: int
     lapsed: bool
@@ -279,13 +285,16 @@ class InboxTable:
         """What the row that exists allows; None: it vanished or changed in between, so take again."""
         row = self.read(conn, params)
         if row.state is None:
+            # The INSERT itself refuses what is outside the window, so only here is it asked why there is no row.
             return None if row.age == "current" else outside_window(row.age)
+        # Before the state: another payload is a conflict also where the row is done.
         if not row.same_payload:
             return Take(TakeResult.CONFLICT, detail="another payload under an id that is known")
         if row.state != "pending":
             return Take(TakeResult.DUPLICATE, detail=row.state)
         if not row.lapsed:
             return Take(TakeResult.IN_FLIGHT, retry_after_seconds=row.lease_left_seconds, detail="its lease is alive")
+        # The UPDATE repeats the token: of two workers that saw the same lapsed lease, one gets no row.
         taken = one_tuple(conn, self.statements["inbox_take_over"], params | {"token": row.token})
         if taken is None:
             return None
@@ -333,7 +342,7 @@ class InboxTable:
         }
 
     def seen(self, conn: Connection[Any]) -> float:
-        """A process of this consumer is here, with this window; the longest (seconds) that one of them had within a day."""
+        """Upkeep knows this process's window. Returns the longest that this consumer had within a day, in seconds."""
         params = {"consumer": self.consumer, "window_seconds": self.window.total_seconds()}
         row = one_tuple(conn, self.statements["consumer_seen"], params)
         return float(row[0]) if row is not None else self.window.total_seconds()

@@ -153,6 +153,8 @@ class IntentTable:
             "key": key,
             "callable_seconds": provider.callable_seconds,
         }
+        # One statement that locks the claim and inserts: between a check of the lease and an INSERT behind it, another
+        # worker could take the message over and call as well.
         held, made, _ = one_tuple(conn, self.statements["intent_insert"], params) or (False, False, None)
         if made:
             return Intent(IntentResult.CALL, key)
@@ -165,6 +167,7 @@ class IntentTable:
         if row is None:
             # Between the two statements the lease ran out, and upkeep dropped the message's day.
             return Intent(IntentResult.LEASE_LOST, key)
+        # Before the state: an answer that is recorded belongs to the effect that was asked for then.
         if (row["name"], row["request_fingerprint"]) != (params["name"], params["request_fingerprint"]):
             recorded = "another request" if row["name"] == params["name"] else f"the effect {row['name']!r}"
             detail = f"effect {params['n']} is {params['name']!r} now, but {recorded} is recorded there"
@@ -184,6 +187,7 @@ class IntentTable:
             row = cursor.execute(self.statements["intent_read"], params | {"callable_seconds": 0.0}).fetchone()
         if row is None:
             raise psycopg.InternalError(f"intent {n} of message {message.id} is gone")
+        # Postgres gives the text back as it stores it, so both are compared in the one canonical form.
         if canonical_json(json.loads(row["answer"])) == answer_json and row["refused"] == refused:
             return Record(RecordResult.RECORDED)
         # The new answer first: it is stored nowhere else, and a long detail is cut at its end.

@@ -89,7 +89,11 @@ class Message:
         time: datetime | None = None,
         traceparent: str | None = None,
     ) -> None:
-        """Exactly one of `data` (any JSON value) and `body` (bytes as they are) is the content.
+        """A new message, or (with its `id`) one that exists already.
+
+        `data` (any JSON value) or `body` (bytes as they are) is the content, not both. `type` is the fact's name, like
+        "order.placed"; `source` is what produced it; `time` is when it happened (now, unless it is given); `traceparent` is
+        the W3C trace context, passed on as it is.
 
         Raises `MalformedMessage` (a ValueError) for an attribute that no transport could carry, TypeError or ValueError
         for `data` that is not JSON.

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from psycopg import Connection
 from psycopg.rows import dict_row
@@ -16,6 +16,8 @@ from onceward.message import ATTRIBUTE_BYTES_MAX, MalformedMessage, Message, can
 from onceward.outbox import publish
 from onceward.protocol.reasons import ParkReason
 from onceward.statements import SCHEMA_DEFAULT, statements, storable
+
+InboxState = Literal["pending", "done", "parked"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,7 @@ class ParkedIntent:
 
     n: int
     name: str
-    state: str
+    state: Literal["pending", "done", "unknown"]
     refused: bool
     key: str
     answer: str | None
@@ -174,7 +176,7 @@ def _candidate(
     reason: ParkReason,
     headers: dict[str, str],
     body: bytes,
-    inbox_state: str | None,
+    inbox_state: InboxState | None,
     same_payload: bool | None,
 ) -> _Candidate:
     try:
@@ -185,7 +187,7 @@ def _candidate(
     return _Candidate(fingerprint, message, malformed or _refusal(reason, inbox_state, same_payload))
 
 
-def _refusal(reason: ParkReason, inbox_state: str | None, same_payload: bool | None) -> str:
+def _refusal(reason: ParkReason, inbox_state: InboxState | None, same_payload: bool | None) -> str:
     """Why a message that was parked for `reason` beside such an inbox row cannot be redriven; '' when it can."""
     if reason is ParkReason.TWO_ANSWERS:
         # Running the handler again cannot mend that, whatever the inbox row says.

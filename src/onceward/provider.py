@@ -28,6 +28,7 @@ class ProviderProfile:
     `window_seconds`: how long it remembers a key, counted from the moment the intent was committed, which is before the
     first request. None: it knows no keys, and an intent without an answer is never called again.
     `margin_seconds` is kept free at the window's end: it must be longer than the longest call.
+    `call_timeout_seconds`: how long one call may take; `call_retries`: how often the client repeats it by itself.
     `refusals`: the 4xx statuses by which it says no, definitely (402: the card was declined). Such an answer is recorded
     and raised as `EffectRefused`; any other 4xx is tried again. Not 409 and 429, which mean "later".
 

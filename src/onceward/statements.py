@@ -19,6 +19,7 @@ _NAME: Final = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 _SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,47}")
 
 
+# Read and parsed once for each schema: every take needs several of them.
 @cache
 def statements(schema: str = SCHEMA_DEFAULT) -> Mapping[str, LiteralString]:
     """All statements for this schema, name to text. Raises `UsageError` for a name that would need quoting."""
@@ -50,4 +51,5 @@ def _parse(text: str, schema: str) -> dict[str, LiteralString]:
 
 def _body(block: str, schema: str) -> LiteralString:
     lines = [line for line in block.splitlines() if not line.startswith("--")]
+    # replace, not format: the statements are full of braces and percent signs of their own.
     return "\n".join(lines).strip().replace("{schema}", schema)

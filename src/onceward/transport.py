@@ -51,6 +51,7 @@ class Delivery:
     headers: Mapping[str, str]
     body: bytes
     count: int = 0  # how often the queue has delivered it, this time included; 0: the queue does not count
+    # What the adapter needs to settle it. Not compared: two deliveries are the same by what they carry.
     handle: Any = field(default=None, compare=False, repr=False)
 
 

@@ -76,6 +76,7 @@ def _print_table(rows: Sequence[ParkedRow]) -> None:
          str(row.attempts), _shortened(row.detail))
         for row in rows
     ]  # fmt: skip
+    # What others wrote must not steer the terminal, nor break the table.
     clean = [tuple(printable(cell).replace("\n", " ") for cell in line) for line in cells]
     widths = [max(len(line[column]) for line in (titles, *clean)) for column in range(len(titles))]
     for line in (titles, *clean):
@@ -111,6 +112,7 @@ def _as_json(message: ParkedMessage) -> dict[str, Any]:
         asdict(intent) | {"answer": None if intent.answer is None else json.loads(intent.answer)}
         for intent in message.intents
     ]
+    # Either key says how to read the body, so that no program takes base64 for a text.
     del fields["body"]
     cut = len(message.body) > SHOWN_BYTES_MAX
     fields["body_cut"] = cut
@@ -176,6 +178,7 @@ def redrive(arguments: Any) -> int:
 
     with connected(arguments.database, schema=arguments.schema) as conn:
         messages = show_parked(conn, arguments.id, consumer=arguments.consumer, schema=arguments.schema)
+        # Without a name, only where it cannot be mistaken: each consumer of a message has an inbox row of its own.
         consumers = sorted({message.consumer for message in messages})
         if len(consumers) > 1:
             raise UsageError(f"it is parked for several consumers, name one: --consumer {' | --consumer '.join(consumers)}")

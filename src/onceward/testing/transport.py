@@ -191,6 +191,7 @@ class TransportSuite(ABC):
         check(list(source.settle([(first, release(0))])) == [SETTLED], "a release in time was refused")
         began = time.monotonic()
         again = receive_one(source)
+        # At once, and not when its lease would have been over anyhow.
         check(time.monotonic() - began < max(1.0, source.traits.lease_seconds), "it came only when its lease was over")
         self._check_counts([first, again], source.traits)
 
@@ -202,6 +203,7 @@ class TransportSuite(ABC):
         source.settle([(receive_one(source), release(delay_seconds))])
         receive_one(source, delay_seconds + SECONDS_MAX)
         waited = time.monotonic() - began
+        # A tenth of grace: the queue's clock and this one are not the same.
         check(waited >= delay_seconds - 0.1, f"released for {delay_seconds} s, it came after {waited:.2f} s")
 
     def test_each_entry_of_a_settle_has_its_own_outcome_in_order(self, rig: OpenRig) -> None:
@@ -263,6 +265,7 @@ class TransportSuite(ABC):
             extended = pool.submit(source.extend, [second], 30)
             settled = pool.submit(source.settle, [(first, ACK)])
             check([*extended.result(), *settled.result()] == [SETTLED] * 2, "refused while a receive was waiting")
+            # Well below the two seconds for which the receive waits.
             check(time.monotonic() - began < 1.5, "they stood behind a receive that was waiting")
             check(not waiting.result().deliveries, "the queue should be empty")
 
@@ -294,6 +297,7 @@ def check(holds: bool, otherwise: str) -> None:
 
 
 def a_message(*, body: bytes = b'{"n":1}', subject: str | None = None, traceparent: str | None = None) -> Message:
+    # A leap day with microseconds: what a transport might round or refuse.
     at = datetime(2024, 2, 29, 12, 30, 59, 123456, tzinfo=UTC)
     return Message(type="conformance.checked", body=body, subject=subject, time=at, traceparent=traceparent)
 
