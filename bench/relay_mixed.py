@@ -122,9 +122,9 @@ def _relay_under_kills(dsn: str, mix: Mix, log: Path) -> int:
     chance, peak_bytes, kills = random.Random(mix.seed + 1), 0, 0
     process = _start(dsn, mix, log)
     with psycopg.connect(dsn, autocommit=True) as conn:
-        while (left := _left(conn)) > 1:
+        while (waiting := _waiting(conn)) > 1:
             peak_bytes = max(peak_bytes, _peak_bytes(process.pid))
-            if kills < mix.kills and left < mix.rows * (1 - (kills + 0.5) / (mix.kills + 1)):
+            if kills < mix.kills and waiting < mix.rows * (1 - (kills + 0.5) / (mix.kills + 1)):
                 time.sleep(chance.uniform(0, 4 * mix.seconds))
                 process.send_signal(signal.SIGKILL)
                 process.wait()
@@ -139,11 +139,11 @@ def _relay_under_kills(dsn: str, mix: Mix, log: Path) -> int:
 
 
 def _start(dsn: str, mix: Mix, log: Path) -> subprocess.Popen[bytes]:
-    given = {"dsn": dsn, "log": str(log), "seconds": mix.seconds, "lanes": mix.lanes}
-    return subprocess.Popen([sys.executable, __file__, "--relay", json.dumps(given)])
+    options = {"dsn": dsn, "log": str(log), "seconds": mix.seconds, "lanes": mix.lanes}
+    return subprocess.Popen([sys.executable, __file__, "--relay", json.dumps(options)])
 
 
-def _left(conn: psycopg.Connection[Any]) -> int:
+def _waiting(conn: psycopg.Connection[Any]) -> int:
     row = conn.execute("SELECT count(*) FROM onceward.outbox").fetchone()
     return 0 if row is None else int(row[0])
 
@@ -177,8 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, default in Mix()._asdict().items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--relay", type=json.loads, help=argparse.SUPPRESS)
-    given = vars(parser.parse_args(arguments))
-    child = given.pop("relay")
+    options = vars(parser.parse_args(arguments))
+    child = options.pop("relay")
     if child is not None:
         relay(
             sink=lambda: LogSink(Path(child["log"]), child["seconds"]), database=child["dsn"], lanes=child["lanes"],
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )  # fmt: skip
         return 0
     with TemporaryDirectory() as folder:
-        verdict = run(Mix(**given), Path(folder))
+        verdict = run(Mix(**options), Path(folder))
     print(
         f"{verdict.sent:,} sent, {verdict.doubled:,} of them again; missing {verdict.missing}, overtaken "
         f"{verdict.overtaken}, poison sent: {verdict.poison_sent}; memory at most {verdict.peak_bytes / MB:.0f} MB; "

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Makes both distributions of this checkout importable by the Python that runs this, with metadata and entry points.
+"""Makes both distributions of this checkout importable by the Python that runs this.
+
+They have their metadata and their entry points.
 
 What `pip install --editable . ./proof` would do, but without a build backend, which would have to be downloaded: a .pth
 line each, and a dist-info folder, from which `importlib.metadata` (and so `onceward prove`) knows them.
@@ -23,7 +25,10 @@ def main() -> None:
 
 
 def link(project_folder: Path, site_packages: Path) -> None:
-    """The distribution in this folder is importable, and known by its name, its version and its entry points."""
+    """The distribution in this folder is importable.
+
+    It is known by its name, its version and its entry points.
+    """
     project = tomllib.loads((project_folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     name, version = project["name"], project["version"]
     stem = name.replace("-", "_")

@@ -1,4 +1,6 @@
-"""The `onceward` command. Standard library only until a command runs, so that a plain `pip install` gives a working one.
+"""The `onceward` command.
+
+It imports only the standard library until a command runs, so that a plain `pip install` gives a working one.
 
 Exit codes: 0 fine; 1 what was asked about is broken, or not there; 2 usage or environment; 130 interrupted.
 """
@@ -54,15 +56,19 @@ OWN_COMMANDS: Final = ("dev", "migrate", "upkeep", "run", "relay", "parked")
 
 
 class HelpFormatter(RawDescriptionHelpFormatter):
-    """Descriptions and examples as they are written; only a line that is wider than the terminal is broken."""
+    """Descriptions and examples as they are written.
+
+    Only a line that is wider than the terminal is broken.
+    """
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(_fit(indent + line, width) for line in text.splitlines())
 
 
 def _fit(line: str, width: int) -> str:
-    """The line, continued below its last column: what stands behind two spaces or more, as in a table.
+    """The line, continued below its last column.
 
+    That is what stands behind two spaces or more, as in a table.
     A command stays in one piece, so that it can be copied.
     """
     columns = re.match(r" *\S.* {2,}(?=\S)", line)
@@ -86,7 +92,9 @@ class Parser(ArgumentParser):
 
 
 def make_parser(command: str = "") -> Parser:
-    """The parser of the whole command line; of our own commands alone, when `command` is one of these.
+    """The parser of the whole command line.
+
+    It knows our own commands alone when `command` is one of these.
 
     Raises `UsageError` when `command` is one of the proof's, and no onceward-proof of our version is installed.
     """
@@ -103,7 +111,10 @@ def make_parser(command: str = "") -> Parser:
 
 
 def _add_installed_commands(commands: Any, command: str) -> None:
-    """The commands that installed distributions add, the proof's first; those that are missing, with what brings them."""
+    """The commands that installed distributions add, the proof's first.
+
+    Those of the proof that are missing are listed with what brings them.
+    """
     from importlib.metadata import entry_points  # noqa: PLC0415 - only where it is needed: see make_parser
 
     found = {point.name: point for point in entry_points(group="onceward.commands")}
@@ -130,8 +141,9 @@ def _check_proof(command: str, *, installed: bool) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code. Whatever goes wrong is one line on standard error, never a traceback.
+    """Run one command; returns the exit code.
 
+    Whatever goes wrong is one line on standard error, never a traceback.
     ONCEWARD_TRACEBACK=1 shows the traceback too.
     """
     words = sys.argv[1:] if argv is None else argv

@@ -1,4 +1,7 @@
-"""The loop around a consumer: receive, deliver, settle. A shell that tries again: it decides nothing."""
+"""The loop around a consumer: receive, deliver, settle.
+
+A shell that tries again: it decides nothing.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,10 @@ def _check_limits(threads: Any, prefetch: Any, drain_seconds: Any, stop: Any) ->
 
 
 class Loop:
-    """Receives on the thread that runs it; `Workers` deliver and settle on threads of their own."""
+    """Receives on the thread that runs it.
+
+    `Workers` deliver and settle on threads of their own.
+    """
 
     def __init__(
         self,
@@ -108,7 +114,10 @@ class Loop:
         self._log = named(opened)
 
     def stop(self) -> None:
-        """Receive nothing more; from any thread and more than once, but not from a signal handler (see `signals`)."""
+        """Receive nothing more.
+
+        It may be called from any thread and more than once, but not from a signal handler (see `signals`).
+        """
         self._stopping.set()
 
     def run(self) -> None:
@@ -130,7 +139,8 @@ class Loop:
                 self._pause(error, failures)
 
     def _ask_database(self) -> FailedCall | None:
-        """Stop receiving while the database is away: a delivery that cannot be taken only wears out its message."""
+        """Receiving waits while the database is away."""
+        # A delivery that cannot be taken would only wear out its message.
         try:
             if self._check.is_due():
                 self._check.ask()
@@ -205,7 +215,10 @@ class Room:
         self._health.progressed()
 
     def wait(self, poll_seconds_max: float | None, stopping: threading.Event) -> int:
-        """Room for a batch; 0 when there is none for so long that the source must be called anyway, or at the stop."""
+        """Wait until there is room for a batch; returns the room.
+
+        0 at the stop, or when there is none for so long that the source must be called anyway.
+        """
         # A third of what the source allows: a call may come late, and the one after it still in time.
         until = math.inf if poll_seconds_max is None else time.monotonic() + poll_seconds_max / 3
         with self._changed:
@@ -217,7 +230,10 @@ class Room:
 
 
 class DatabaseCheck:
-    """Whether the database answers: asked before a receive when a delivery found it away, or a probe wants to know."""
+    """Whether the database answers.
+
+    It is asked before a receive when a delivery found it away, or when a probe wants to know.
+    """
 
     def __init__(self, database: Database, health: Health, *, watched: bool) -> None:
         self._database = database
@@ -234,7 +250,10 @@ class DatabaseCheck:
         return self._suspected.is_set() or (self._watched and self._health.database_is_doubtful())
 
     def ask(self) -> None:
-        """The database answers. Raises what it, or the caller's `database`, raises when it does not."""
+        """The database answers.
+
+        Raises what it, or the caller's `database`, raises when it does not.
+        """
         with self._database.connection() as conn:
             conn.execute("SELECT 1")
         if self._suspected.is_set():
@@ -275,7 +294,10 @@ class Workers:
             self._waiting.put(delivery)
 
     def drain(self, seconds: float) -> None:
-        """Deliveries that wait are released at once; running handlers may finish, within `seconds`."""
+        """Deliveries that wait are released at once.
+
+        Running handlers may finish, within `seconds`.
+        """
         deadline = time.monotonic() + seconds
         waiting: list[Delivery] = []
         with suppress(queue.Empty):
@@ -325,7 +347,10 @@ class Workers:
 
 
 class Settler:
-    """Settles from any thread; entries that come while one call is under way go together in the next."""
+    """Settles from any thread.
+
+    Entries that come while one call is under way go together in the next.
+    """
 
     def __init__(self, opened: OpenConsumer, source: Source) -> None:
         self._opened = opened
@@ -348,7 +373,8 @@ class Settler:
             self._settle_or_log(entries)
 
     def _next_entries(self) -> list[Entry]:
-        """All that is pending; none: this thread's turn is over, in the same breath, so that no entry is overlooked."""
+        """All that is pending; if that is nothing, the turn of this thread is over."""
+        # Both under one hold of the lock: an entry that is handed over in between would be overlooked.
         with self._lock:
             entries, self._pending = self._pending, []
             self._settling = bool(entries)

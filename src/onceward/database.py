@@ -1,5 +1,6 @@
-"""Where connections come from: a DSN, a psycopg pool, or a callable that gives a psycopg connection.
+"""Where connections come from: a DSN, a psycopg pool, or a callable.
 
+The callable gives a psycopg connection.
 Every connection that the runtime uses is set up in the same way (see `onceward.session`): autocommit (each transaction is
 opened by us, on purpose), durable commits, a limit on every wait, and one thread that it is lent to.
 """
@@ -41,7 +42,10 @@ PREPARE_THRESHOLD: Final = 5  # psycopg's own
 
 
 class Database:
-    """Gives configured connections: from a pool of exactly `size` of its own for a DSN, or from the caller's source."""
+    """Gives configured connections.
+
+    For a DSN, from a pool of exactly `size` that it owns; else from the pool or callable of its caller.
+    """
 
     def __init__(
         self,
@@ -52,7 +56,7 @@ class Database:
         handler_seconds_max: float = HANDLER_SECONDS_MAX,
         application_name: str = "onceward",
     ) -> None:
-        """`handler_seconds_max` limits one statement, and idling inside one transaction, of a handler.
+        """`handler_seconds_max` limits a statement of a handler, and idling in its transaction.
 
         Raises `UsageError` for a pool that has fewer connections than `size`: threads would wait for each other.
         """
@@ -97,13 +101,17 @@ class Database:
         conn.lock = cast("threading.Lock", LentLock(back, user))
 
     def putting_back(self, conn: Connection) -> str:
-        """What undoes what a handler did to the session of `conn` (see `session`); '' for a borrowed one: its owner's."""
+        """What undoes what a handler did to the session of `conn` (see `session`).
+
+        '' for a borrowed one: its owner's.
+        """
         return cast("LentLock", conn.lock).putting_back if self._own else ""
 
     @contextmanager
     def connection(self, wait_seconds: float | None = None) -> Iterator[Connection]:
-        """A configured connection outside any transaction, this thread's alone; what is open at the end is rolled back.
+        """A configured connection outside any transaction, this thread's alone.
 
+        What is open at the end is rolled back.
         Raises `psycopg.OperationalError` when the pool has none for `wait_seconds` (None: as it is set).
         """
         if self._pool is None:
@@ -146,7 +154,10 @@ class Database:
             conn.close()
 
     def _connected(self) -> Connection:
-        """What the callable gives. Raises `psycopg.OperationalError` also for an error of a framework's own."""
+        """What the callable gives.
+
+        Raises `psycopg.OperationalError` also for an error of a framework's own.
+        """
         if self._factory is None:
             raise UsageError("this database is closed")
         try:
@@ -175,7 +186,7 @@ class Database:
                 conn.autocommit = autocommit
 
     def forget_broken(self) -> None:
-        """After an outage: connections that died with the server are replaced now, not at their next use."""
+        """Connections that died with the server are replaced now, not at their next use."""
         if self._pool is not None:
             with our_work():
                 self._pool.check()
@@ -186,8 +197,9 @@ class Database:
 
 
 def check_connection(conn: object) -> None:
-    """Raises `UsageError` unless `conn` is a synchronous psycopg 3 connection: on anything else a call may do nothing.
+    """Raises `UsageError` unless `conn` is a synchronous psycopg 3 connection.
 
+    On anything else a call may do nothing.
     An AsyncConnection would give a coroutine that nobody awaits, so the row would be missing without any error.
     """
     if isinstance(conn, Connection):
@@ -253,7 +265,10 @@ def _reset_client_side(conn: Connection) -> None:
 
 
 def _roll_back(conn: Connection) -> bool:
-    """Whatever is open on `conn` is rolled back. False: the connection is gone, and the server has done so by itself."""
+    """Whatever is open on `conn` is rolled back.
+
+    False: the connection is gone, and the server has done so by itself.
+    """
     # A pool would do the same for an open transaction, but with a warning in the log for each.
     if left_open(conn):
         # A stream, a COPY or a pipeline is still under way: no other statement can be sent on this connection.

@@ -1,4 +1,7 @@
-"""The two ends of a transport as a caller may give them: `source=` and `sink=` take an instance, or a factory of one."""
+"""The two ends of a transport, as a caller may give them.
+
+`source=` and `sink=` take an instance, or a factory of one.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,9 @@ _SINK_PARTS: Final = ("traits", "publish", "close")
 
 
 def opened_source(source: SourceOrFactory) -> AbstractContextManager[Source]:
-    """The Source itself, or one that the factory makes: only what the factory made is closed at the end.
+    """The Source itself, or one that the factory makes.
 
+    Only what the factory made is closed at the end.
     Raises `UsageError` for what is neither, or for a factory that makes something else.
     """
     return _opened(source, "Source", _SOURCE_PARTS)

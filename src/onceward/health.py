@@ -1,4 +1,4 @@
-"""Whether a loop is live and ready, for what watches the process: a file, or a tiny HTTP server.
+"""Whether a loop is live and ready, as a file or a tiny HTTP server shows it.
 
 live    the loop turns; a handler that takes long does not stop it, a call that never returns does. Else: restart it
 ready   the queue and the database have answered lately, and nothing drains. Else: look, but a restart would not help
@@ -34,12 +34,16 @@ CLIENT_SECONDS_MAX: Final = 5.0
 
 
 class Health:
-    """When a loop last did what; and from that, whether it is live and ready. Its times are of this process's clock."""
+    """When a loop last did what; and from that, whether it is live and ready.
+
+    Its times are of this process's clock.
+    """
 
     def __init__(self, *, live_seconds: float = LIVE_SECONDS, ready_seconds: float = READY_SECONDS) -> None:
         self._live_seconds = live_seconds
         self._ready_seconds = ready_seconds
         self._turn_due = time.monotonic() + live_seconds
+        # Never: a process is not ready before both have answered once.
         self._database_at = -math.inf
         self._queue_at = -math.inf
         self._progress_at = -math.inf
@@ -81,6 +85,7 @@ class Health:
 
     @property
     def ready(self) -> bool:
+        # The older of the two: a loop that has only one of them does nothing.
         answered = min(self._database_at, self._queue_at)
         return self.live and not self._draining and time.monotonic() - answered < self._ready_seconds
 
@@ -133,8 +138,9 @@ def of_relay(health: Health) -> Callable[[Event], None]:
 
 @contextmanager
 def shown(health: Health, target: str | None) -> Iterator[None]:
-    """`health` can be read at `target`: a file, `HOST:PORT` or `:PORT` (127.0.0.1 alone); None: nowhere.
+    """`health` can be read at `target`: a file, `HOST:PORT` or `:PORT` (127.0.0.1 alone).
 
+    None: nowhere.
     Raises `UsageError` when it cannot be shown at the start. Later failures are logged: showing it never stops the loop.
     """
     if target is None:
@@ -178,6 +184,7 @@ def _in_file(health: Health, file: Path) -> Iterator[None]:
 
 def _write(health: Health, file: Path) -> None:
     """The file holds the new report: a reader sees that or the one before, never half of one."""
+    # In the same folder, so that the rename below is atomic; with the pid, because two processes may name the same file.
     fresh = file.with_name(f".{file.name}.{os.getpid()}")
     fresh.write_text(json.dumps(health.report()) + "\n", encoding="utf-8")
     fresh.replace(file)
@@ -219,7 +226,7 @@ def _server(health: Health, host: str, port: int) -> ThreadingHTTPServer:
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer  # noqa: PLC0415 - likewise
 
     class Server(ThreadingHTTPServer):
-        daemon_threads = True
+        daemon_threads = True  # a probe that never reads its answer must not hold up the end of the process
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
         def handle_error(self, _request: Any, client_address: Any) -> None:

@@ -1,5 +1,6 @@
-"""A lane of a relay: locks a batch of outbox rows, publishes it chunk by chunk, deletes what the sink confirmed.
+"""A lane of a relay: one batch of outbox rows after the other is locked and sent.
 
+It publishes a batch chunk by chunk, and deletes what the sink confirmed.
 It carries out what `protocol.relay.step` says, and decides nothing itself.
 """
 
@@ -43,8 +44,9 @@ class Lane:
         self._failure = ""
 
     def run(self) -> None:
-        """Carry out the protocol until the stop, or (with `until_empty`) until there is nothing to lock.
+        """Carry out the protocol until the stop.
 
+        With `until_empty`, until there is nothing to lock.
         Crash anywhere: rows that were not deleted are sent again, under the same message id.
         """
         try:
@@ -115,7 +117,10 @@ class Lane:
         )
 
     def _publish(self, command: p.Publish) -> p.Event:
-        """Nothing is decided here: what is confirmed now and not deleted later is sent twice, under one id."""
+        """The sink was asked to send these rows; its answer.
+
+        What is confirmed now and not deleted later is sent twice, under one id.
+        """
         conn, batch = self._open(), self._locked()
         rows = [batch.rows[row.position] for row in command.rows]
         what = f"{len(rows)} outbox rows, from {described(rows[0])} on"
@@ -173,7 +178,10 @@ class Lane:
         return self._conn
 
     def _close(self) -> None:
-        """Roll back what is open, and give the connection back. Whatever fails here, the server rolls back by itself."""
+        """Roll back what is open, and give the connection back.
+
+        Whatever fails here, the server rolls back by itself.
+        """
         conn, self._conn = self._conn, None
         try:
             if conn is not None and not conn.closed and conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:

@@ -1,4 +1,6 @@
-"""The heartbeat: keeps the leases of every delivery that this process holds, from receive until it is settled.
+"""The heartbeat: keeps the leases of every delivery that this process holds.
+
+It does so from receive until the delivery is settled.
 
 A heartbeat makes it rare that two workers have one message; what makes two workers harmless is the fencing token. It goes
 by the database's clock, on a thread of its own: a handler that waits, computes or holds its transaction cannot block it,
@@ -43,7 +45,10 @@ class Claim:
 
 @dataclass(slots=True)
 class Held:
-    """One delivery in this process: whether the queue's lease on it is ours to extend, and the claim on its inbox row."""
+    """One delivery in this process.
+
+    `received`: the queue's lease on it is ours to extend. `claim`: so is that of its inbox row.
+    """
 
     delivery: Delivery
     received: bool = False
@@ -54,7 +59,10 @@ class Held:
 
 
 class LeaseKeeper:
-    """Extends, at least three times a lease, the queue's lease of all deliveries held and the inbox's of all claims."""
+    """Keeps the leases of all deliveries and claims that are held, by a heartbeat.
+
+    Each is extended at least three times a lease.
+    """
 
     def __init__(self, database: Database, inbox: InboxTable, source: Source | None, listeners: Listeners) -> None:
         self._consumer = inbox.consumer
@@ -87,8 +95,9 @@ class LeaseKeeper:
             self._ensure_thread()
 
     def done(self, delivery: Delivery) -> None:
-        """The claim is over (finished, failed, parked or lost); the queue's lease goes on until `drop`.
+        """The claim is over (finished, failed, parked or lost).
 
+        The queue's lease goes on until `drop`.
         May be called before the handler has returned, and more than once. Returns once no extension of the claim is in
         flight.
         """
@@ -104,22 +113,27 @@ class LeaseKeeper:
             self._changed.wait_for(lambda: not held.claim_extension_runs, timeout=self._every_seconds)
 
     def drop(self, deliveries: Sequence[Delivery]) -> None:
-        """These deliveries are about to be settled: returns once no extension of them is in flight at the queue."""
+        """These deliveries are about to be settled.
+
+        Returns once no extension of them is in flight at the queue.
+        """
         with self._changed:
             dropped = [held for delivery in deliveries if (held := self._held.pop(id(delivery), None)) is not None]
             # An extension that is carried out after a release would hide the message for another lease.
             self._changed.wait_for(lambda: not any(held.queue_extension_runs for held in dropped))
 
     def lost(self, deliveries: Sequence[Delivery]) -> None:
-        """The queue has taken these away, and says so with deliveries of its own making: they are known by their ids."""
+        """The queue has taken these away."""
+        # It says so with deliveries of its own making: they are known by their ids.
         ids = {delivery.id for delivery in deliveries}
         with self._changed:
             taken_away = [held.delivery for held in self._held.values() if held.received and held.delivery.id in ids]
         self._mark_lost(taken_away)
 
     def is_lost(self, delivery: Delivery) -> bool:
-        """Another worker has the message, or may have: no heartbeat reached the database for a whole lease.
+        """Another worker has the message, or may have.
 
+        It may when no heartbeat reached the database for a whole lease.
         This only spares a handler work that would be refused. What decides is the fencing token.
         """
         held = self._held.get(id(delivery))
@@ -129,7 +143,10 @@ class LeaseKeeper:
         return held.lost or (claim is not None and time.monotonic() > claim.good_until)
 
     def stop(self) -> None:
-        """The heartbeat ends, after the beat that is under way. Leases that are still held lapse by themselves."""
+        """The heartbeat ends, after the beat that is under way.
+
+        Leases that are still held lapse by themselves.
+        """
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -187,7 +204,10 @@ class LeaseKeeper:
         self._mark_lost(lost)
 
     def _mark_lost(self, deliveries: Sequence[Delivery]) -> None:
-        """Say once of each delivery that its lease is lost; its handler is refused at its next step."""
+        """Say once of each delivery that its lease is lost.
+
+        Its handler is refused at its next step.
+        """
         with self._changed:
             # The answer may be about a delivery that was settled, or whose claim has ended, while it was on its way: that
             # one is not lost. A delivery that was marked before (by the queue, then by the database) is not logged twice.
@@ -202,7 +222,10 @@ class LeaseKeeper:
 
 
 class QueueLeases:
-    """Extends the queue's leases; an answer that does not come is logged, and asked for again at the next beat."""
+    """Extends the queue's leases.
+
+    An answer that does not come is logged, and asked for again at the next beat.
+    """
 
     def __init__(self, source: Source | None, every_seconds: float) -> None:
         self._source = source
@@ -224,7 +247,10 @@ class QueueLeases:
 
 
 class ClaimLeases:
-    """Extends the leases of claims in the database; a failure is logged, and tried again at the next beat."""
+    """Extends the leases of claims in the database.
+
+    A failure is logged, and tried again at the next beat.
+    """
 
     def __init__(self, database: Database, inbox: InboxTable, every_seconds: float) -> None:
         self._database = database
@@ -232,7 +258,10 @@ class ClaimLeases:
         self._every_seconds = every_seconds
 
     def extend(self, claims: Sequence[Claim]) -> list[Delivery]:
-        """Each claim is ours for another lease; returns the deliveries whose claims are another worker's now."""
+        """Each claim is ours for another lease.
+
+        Returns the deliveries whose claims are another worker's now.
+        """
         # Taken before the statement: the lease that the database gives ends no sooner than this says.
         asked_at = time.monotonic()
         try:

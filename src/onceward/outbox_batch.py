@@ -1,4 +1,7 @@
-"""One batch of outbox rows: locked by a transaction, read in pieces, deleted or postponed with its commit."""
+"""One batch of outbox rows, from its locks to its commit.
+
+It is locked by one transaction, read in pieces, and deleted or postponed with its commit.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,9 @@ Statements = Mapping[str, LiteralString]
 
 
 class OutboxBatch:
-    """The rows that one transaction has locked on `conn`. It is over with `settle`, or with the session.
+    """The rows that one transaction has locked on `conn`.
 
+    It is over with `settle`, or with the session.
     Crash anywhere before `settle` has committed: every row is there as before, and free again.
     """
 
@@ -39,8 +43,12 @@ class OutboxBatch:
         self.locked_at = time.monotonic()
 
     def lock(self, *, rows_max: int, except_for: Sequence[int], delay_seconds_max: float) -> list[Row]:
-        """A transaction is open and holds these rows, without their payloads; with no row there is no transaction."""
+        """A transaction is open and holds these rows, without their payloads.
+
+        With no row there is no transaction.
+        """
         self._conn.execute("BEGIN")
+        # Two statements: a followers' row is safe without a lock only once its head is locked, which the first one does.
         heads = {"limit": rows_max, "except_for": list(except_for), "delay_seconds_max": delay_seconds_max}
         rows = self._fetch("outbox_lock_heads", heads)
         keys = [row["aggregateid"] for row in rows if row["aggregateid"] is not None]
@@ -62,6 +70,7 @@ class OutboxBatch:
         try:
             return self._read_whole(rows)
         except (psycopg.Error, UnicodeError) as error:
+            # With the session the locks are gone: there is nothing to read any more.
             if is_broken(self._conn, error):
                 raise
             self._conn.execute("ROLLBACK TO SAVEPOINT locked")
@@ -94,6 +103,7 @@ class OutboxBatch:
 
     def _completed(self, row: Row) -> Row:
         """The row with all of its payload, of which it has the first piece."""
+        # Until the length is reached or nothing comes: a row that was deleted meanwhile ends the loop, too.
         pieces = [row.get("payload", b"")]
         length = len(pieces[0])
         while pieces[-1] and length < row["payload_bytes"]:
@@ -110,7 +120,7 @@ class OutboxBatch:
 
 @contextmanager
 def kept_alive(conn: Connection[Any], beat_seconds: float, what: str) -> Iterator[None]:
-    """Inside, the session is not ended as idle, however slow the sink is, up to `PUBLISH_SECONDS_MAX`.
+    """The session of a slow sink is not ended as idle, up to `PUBLISH_SECONDS_MAX`.
 
     A session without any limit would hold its keys for as long as its process is frozen. The beat stops with the process,
     and after `PUBLISH_SECONDS_MAX`; then the server ends the session, and other relays lock the rows.

@@ -1,4 +1,6 @@
-"""Partitions of inbox and intents, one day each: made before they are needed, dropped when no duplicate can come back.
+"""Partitions of inbox and intents, one day each.
+
+They are made before they are needed, and dropped when no duplicate can come back.
 
 Names and bounds of partitions; making them; upkeep, which also retires the days that are past every window; and the thread
 that does upkeep beside a consumer. `onceward upkeep` does it once. Two at the same time do it once.
@@ -42,7 +44,8 @@ _EPOCH: Final = date(1970, 1, 1)  # no UUIDv7 is older
 
 
 def lock_key(schema: str, purpose: int) -> tuple[int, int]:
-    """The advisory lock of this schema for this purpose: upkeep of one schema does not wait for that of another."""
+    """The advisory lock of this schema for this purpose."""
+    # By schema: upkeep of one schema does not wait for that of another.
     digest = sha256(f"{purpose} {schema}".encode()).digest()
     return LOCK_CLASS, int.from_bytes(digest[:4], "big", signed=True)
 
@@ -70,7 +73,9 @@ def partition_bounds(day: date) -> tuple[UUID, UUID]:
 def make_partitions(
     conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT, days: Sequence[date] | None = None
 ) -> list[str]:
-    """Partitions of inbox and intents exist for `days` (default: yesterday to three days ahead); returns the new ones.
+    """Partitions of inbox and intents exist for `days`; returns the new ones.
+
+    The default is from yesterday to three days ahead.
 
     Not for a day at or before the youngest that was ever retired: what was finished there would be taken as new.
     Crash in it: nothing is made, or a whole partition.
@@ -88,7 +93,10 @@ def make_partitions(
 
 
 def make_partition_for(conn: Connection[Any], message_id: str, *, schema: str = SCHEMA_DEFAULT) -> list[str]:
-    """The partitions that this UUIDv7 falls into exist, unless its day was retired; returns the new ones."""
+    """The partitions that this UUIDv7 falls into exist, unless its day was retired.
+
+    Returns the new ones.
+    """
     return make_partitions(conn, schema=schema, days=[day_of(UUID(message_id))])
 
 
@@ -159,7 +167,9 @@ class UpkeepResult(NamedTuple):
 
 
 def upkeep(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> UpkeepResult:
-    """Partitions exist for the next days; those past the longest window of all consumers, and all done, are dropped.
+    """Partitions exist for the next days.
+
+    Those that are past the longest window of all consumers, and all done, are dropped.
 
     A partition with a pending or parked message, or an intent without an answer, is never dropped. A day counts as retired,
     for every process and for ever, from before its partitions are touched: they are never made again.
@@ -179,7 +189,10 @@ def upkeep(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> UpkeepResu
 
 @contextmanager
 def _retire_lock(conn: Connection[Any], schema: str) -> Iterator[bool]:
-    """One upkeep of a schema at a time retires days. False: another one is at it, and nothing is left to do."""
+    """One upkeep of a schema at a time retires days.
+
+    False: another one is at it, and nothing is left to do.
+    """
     key = lock_key(schema, LOCK_RETIRE)
     # A session's lock: DETACH ... CONCURRENTLY cannot run in a transaction. It goes with the session, however that ends.
     locked = bool(tuples(conn, "SELECT pg_try_advisory_lock(%s, %s)", key)[0][0])
@@ -204,7 +217,10 @@ def _clock_problem(conn: Connection[Any]) -> RetireSkipped | None:
 
 
 class Retirement:
-    """Retires the days of one schema that are due: on a connection in autocommit mode, under the lock of `upkeep`."""
+    """Retires the days of one schema that are due.
+
+    It needs a connection in autocommit mode, and the lock of `upkeep`.
+    """
 
     def __init__(self, conn: Connection[Any], schema: str) -> None:
         self._conn = conn
@@ -212,7 +228,10 @@ class Retirement:
         self._statements = statements(schema)
 
     def retire_due_days(self) -> tuple[list[str], dict[str, int]]:
-        """The tables that were dropped; and of each day that could not go, how many rows are not finished there."""
+        """Returns the tables that were dropped, and the days that had to stay.
+
+        Each of these days comes with the number of rows that are not finished there.
+        """
         first_kept_day = self._first_kept_day()
         dropped: list[str] = []
         unfinished: dict[str, int] = {}
@@ -249,7 +268,7 @@ class Retirement:
         return {day for day in days if day is not None and day < first_kept_day}
 
     def _half_done_days(self) -> set[date]:
-        """The days that an upkeep that died has left with a detached table, or with a detach half done."""
+        """The days that an upkeep that died has left detached, or half detached."""
         whole = {name for name, half_detached in self._attached() if not half_detached}
         days = {partition_day(name) for name in self._all_tables() if name not in whole}
         return {day for day in days if day is not None}
@@ -262,11 +281,16 @@ class Retirement:
         return [row[0] for row in rows]
 
     def _tables_of(self, day: date) -> list[str]:
-        """The tables of this day, the inbox's first, attached or not; only one, where an upkeep died between the two."""
+        """The tables of this day, the inbox's first, attached or not.
+
+        It is only one where an upkeep died between the two.
+        """
         return [name for name in self._all_tables() if partition_day(name) == day]
 
     def _retire(self, day: date, names: Sequence[str]) -> int:
-        """The tables of this day are dropped; or they are partitions as before, and so many rows are not finished there.
+        """The tables of this day are dropped; returns 0.
+
+        Or they are partitions as before; returns how many rows are not finished there.
 
         Crash after `retire`: the day is retired, and its partitions, where they are still attached, serve on as they did.
         """
@@ -286,14 +310,20 @@ class Retirement:
         return unfinished
 
     def _unfinished(self, names: Sequence[str]) -> int:
-        """How many rows of these tables are not done. Each by its own name: a detached one is seen through no other."""
+        """How many rows of these tables are not done.
+
+        Each is asked by its own name: a detached one cannot be seen through its parent.
+        """
         counts = sql.SQL(" + ").join(
             sql.SQL("(SELECT count(*) FROM {} WHERE state <> 'done')").format(self._identifier(name)) for name in names
         )
         return int(tuples(self._conn, sql.SQL("SELECT {}").format(counts))[0][0])
 
     def _detach(self, name: str) -> None:
-        """The table is not a partition any more, also where an earlier detach of it was left half done."""
+        """The table is not a partition any more.
+
+        That is so also where an earlier detach was left half done.
+        """
         parent, child = self._identifier(name.rpartition("_p")[0]), self._identifier(name)
         if name not in dict(self._attached()):
             return
@@ -333,7 +363,10 @@ class Retirement:
 
     @contextmanager
     def _short_lock_waits(self) -> Iterator[None]:
-        """Inside, the session waits for a lock for one second; afterwards as long as it did before."""
+        """Inside, the session waits for a lock for one second.
+
+        Afterwards it waits as long as it did before.
+        """
         before = tuples(self._conn, "SHOW lock_timeout")[0][0]
         # SET, not SET LOCAL: there is no transaction here in which it could be local.
         self._conn.execute(self._statements["lock_timeout_set"], {"lock_timeout": "1s"})
@@ -356,7 +389,9 @@ class Retirement:
 
 
 class UpkeepThread:
-    """Upkeep within the first half minute and then every hour, until stopped; a failure is logged, and tried again sooner.
+    """Upkeep within the first half minute and then every hour, until stopped.
+
+    A failure is logged, and tried again sooner.
 
     Not at once: consumers that are restarted again and again must not do upkeep again and again. (A partition that is
     missing meanwhile is made by the take that misses it, if its role has the right.)
@@ -371,7 +406,10 @@ class UpkeepThread:
         first_after_seconds: tuple[float, float] = FIRST_AFTER_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
-        """`seen` records each hour that the consumer is still here, with its window; without `upkeep` that is all."""
+        """`seen` records each hour that the consumer is still here, with its window.
+
+        Without `upkeep` the thread does nothing else.
+        """
         self._database = database
         self._seen = seen
         self._upkeep = upkeep
@@ -405,7 +443,10 @@ class UpkeepThread:
 
 
 def _with_remedy(error: Exception) -> str:
-    """The error; where it is a missing right, also what to do. Only the owner of a table may attach or drop partitions."""
+    """The error; where it is a missing right, also what to do.
+
+    Only the owner of a table may attach or drop partitions.
+    """
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if getattr(error, "sqlstate", None) != psycopg.errors.InsufficientPrivilege.sqlstate:
         return text

@@ -1,4 +1,7 @@
-"""The relay: sends the rows of the outbox, and deletes those that the sink confirmed. Any number may run at once."""
+"""The relay: sends the rows of the outbox, and deletes those that the sink confirmed.
+
+Any number may run at once.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,7 @@ def relay(
         made = opening.enter_context(opened_sink(sink))
         opened = Database(
             database,
-            size=lanes + 1,
+            size=lanes + 1,  # one for each lane, one to listen on
             schema=schema,
             handler_seconds_max=IDLE_SECONDS_MAX,
             application_name="onceward relay",
@@ -72,6 +75,7 @@ def relay(
         opening.callback(opened.close)
         rows_max = min(batch, made.traits.publish_max)
         runtime = RelayRuntime(opened, made, rows_max, poll_seconds, backoff, Listeners(listeners), until_empty)
+        # Before any thread starts: what waiting cannot mend is raised where relay() was called, not from a lane.
         with opened.connection() as conn:
             check_schema(conn, schema=schema)
             runtime.check_numbering(conn)
@@ -88,7 +92,10 @@ class RelayLoop:
         self._errors: list[BaseException] = []
 
     def stop(self) -> None:
-        """Lock and publish nothing more; what was confirmed is still deleted. From any thread and more than once."""
+        """Lock and publish nothing more; what was confirmed is still deleted.
+
+        From any thread and more than once.
+        """
         self._runtime.stopping.set()
 
     def run(self, lanes: int) -> None:
@@ -99,8 +106,10 @@ class RelayLoop:
         threads = [threading.Thread(target=self._run_lane, name=f"onceward-relay-{n}", daemon=True) for n in range(lanes)]
         for thread in threads:
             thread.start()
+        # A relay that ends with the outbox never sleeps, so it needs no wake-up.
         if not self._runtime.until_empty:
             threading.Thread(target=self._listen, name="onceward-relay-listener", daemon=True).start()
+        # In short joins: signal handlers run on this thread between them, and any lane may be the one that dies.
         while (alive := [thread for thread in threads if thread.is_alive()]) and not self._errors:
             alive[0].join(timeout=LOOK_SECONDS)
         if self._errors:
@@ -114,7 +123,10 @@ class RelayLoop:
             self.stop()
 
     def _raise_after(self, threads: Sequence[threading.Thread]) -> None:
-        """The error that ended a lane is raised, once the other lanes have had time to delete what was confirmed."""
+        """Raise the error that ended a lane, after the other lanes.
+
+        They first get the time to delete what was confirmed.
+        """
         deadline = time.monotonic() + LAST_SECONDS
         for thread in threads:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))

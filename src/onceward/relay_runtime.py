@@ -1,4 +1,7 @@
-"""What the lanes of one relay process share: where from, where to, the limits, the wake-ups and the stop."""
+"""What the lanes of one relay process share.
+
+That is where from, where to, the limits, the wake-ups and the stop.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,11 @@ class PayloadBudget:
 
     @contextmanager
     def share(self, payload_bytes: int) -> Iterator[None]:
-        """Inside, so many bytes are ours. A payload larger than the budget gets all of it: it is alone then."""
+        """Inside, so many bytes are ours.
+
+        A payload larger than the budget gets all of it: it is alone then.
+        """
+        # A turn is any object of its own: the deque is the order in which lanes asked.
         share, turn = min(payload_bytes, self._bytes_max), object()
         with self._changed:
             self._waiting.append(turn)
@@ -57,7 +64,10 @@ class PayloadBudget:
 
 
 class Nudges:
-    """How many NOTIFYs have come: a lane that read the count before it looked at the outbox can miss none."""
+    """How many NOTIFYs have come.
+
+    A lane reads the count before it looks at the outbox, so it misses none.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -70,7 +80,10 @@ class Nudges:
             self._changed.notify_all()
 
     def wait(self, seconds: float, seen: int | None, stopping: threading.Event) -> None:
-        """Until a nudge that came after the `seen`-th (None: for whatever nudges come), the time, or the stop."""
+        """Returns at a nudge after the `seen`-th, at the time, or at the stop.
+
+        `seen` None: no nudge ends the wait.
+        """
         with self._changed:
             waited = 0.0
             # In short waits: a stop is an event that wakes no one here.
@@ -106,12 +119,16 @@ class RelayRuntime:
 
     @property
     def delay_seconds_max(self) -> float:
-        """No row waits for longer: a retry that is further ahead was written by a clock that was ahead."""
+        """The longest that a row may wait.
+
+        A retry that is further ahead was written by a clock that was ahead.
+        """
         return min(self.backoff.seconds_max, DELAY_SECONDS_MAX)
 
     def check_numbering(self, conn: Connection[Any]) -> None:
-        """Raises `UsageError` when positions were reset: asked at the first call, and then once in a while.
+        """Raises `UsageError` when positions were reset.
 
+        Asked at the first call, and then once in a while.
         Not only at the start: a failover, which can reset them, may happen while the relay runs.
         """
         now = time.monotonic()

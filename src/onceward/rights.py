@@ -1,4 +1,7 @@
-"""What the role of a session may do with our tables: asked at the start, and answered with the GRANTs that are missing."""
+"""What the role of a session may do with our tables.
+
+It is asked at the start, and answered with the GRANTs that are missing.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,12 @@ _DML: Final = "SELECT, INSERT, UPDATE, DELETE"
 
 
 def check_rights(conn: Connection[Any], *, schema: str, upkeep: bool) -> None:
-    """Raises `UsageError` unless this role may do what a consumer does; with `upkeep`, also make and drop partitions.
+    """Raises `UsageError` unless this role may do what a consumer does.
 
+    With `upkeep`, also make and drop partitions.
     Without `upkeep` another role must do that: an ERROR line is logged when tomorrow's partition is missing.
     """
+    # Asked of the catalogue and not tried: a write that is tried may succeed, and then it is there.
     row = one_tuple(conn, statements(schema)["rights"], {"schema": schema, "written": [*WRITTEN], "read": [*READ]})
     if row is None:
         return  # no such schema: the check of its version has the better message

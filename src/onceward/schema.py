@@ -34,8 +34,9 @@ def migrations() -> list[Migration]:
 
 
 def migrate(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> list[Migration]:
-    """The schema is at this code's version, with partitions for today; returns what had to be applied.
+    """The schema is at this code's version, with partitions for today.
 
+    Returns what had to be applied.
     Safe to run twice, and by two at once.
     Crash anywhere in it: nothing happened; run it again.
     Raises `SchemaMismatch` when the database is newer than this code.
@@ -82,7 +83,7 @@ def _version(conn: Connection[Any], schema: str) -> int:
 
 
 def check_schema(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> None:
-    """Raises `SchemaMismatch` unless the database's schema is exactly the one that this code was written for."""
+    """Raises `SchemaMismatch` unless the schema is the one that this code was written for."""
     check_schema_name(schema)
     needed = migrations()[-1].version
     try:

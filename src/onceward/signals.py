@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT as a request to stop, heard without a lock that a signal could deadlock on."""
+"""SIGTERM and SIGINT as a request to stop.
+
+They are heard without a lock, on which a signal handler could deadlock.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ LOOK_SECONDS: Final = 0.1  # how soon a signal is seen
 
 @contextmanager
 def stop_on_signals(stop: Callable[[], None], event: threading.Event | None) -> Iterator[None]:
-    """Inside, SIGTERM, SIGINT and `event` call `stop`: from threads of our own, perhaps more than once.
+    """Inside, SIGTERM, SIGINT and `event` call `stop`.
+
+    It is called from threads of our own, perhaps more than once.
 
     Python hears signals on its main thread only: on any other thread, `event` alone is heard.
     """

@@ -28,9 +28,6 @@ COMMANDS = ("migrate", "upkeep", "run", "relay", "parked", *PARKED, "dev", "prov
 Connect = Callable[..., psycopg.Connection[Any]]
 
 
-# ---- help ------------------------------------------------------------------------------------------------------------
-
-
 def test_help_names_every_command_and_needs_no_driver() -> None:
     program = "import sys; from onceward.cli import main; main(['--help']); sys.exit('psycopg' in sys.modules)"
     done = subprocess.run(
@@ -93,9 +90,6 @@ def test_importing_the_package_needs_no_driver_and_its_parts_no_pool() -> None:
     assert done.stdout.split() == ["onceward"]
 
 
-# ---- usage -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
@@ -141,11 +135,11 @@ WRITING += ("bench local --json", "explore --json", "explore --planted all --jso
 
 @pytest.mark.parametrize("command", WRITING)
 def test_a_result_that_could_not_be_written_is_refused_before_the_run(command: str, tmp_path: Path) -> None:
-    there = tmp_path / "there"
-    there.write_text("what was there before")
-    there.chmod(0o444)
+    existing = tmp_path / "there"
+    existing.write_text("what was there before")
+    existing.chmod(0o444)
     tmp_path.chmod(0o555)
-    for file in (there, tmp_path / "new"):
+    for file in (existing, tmp_path / "new"):
         refused(onceward(*command.split(), str(file), prefix=without_privileges()), f"{file} cannot be written", "denied")
     tmp_path.chmod(0o755)
     assert [entry.name for entry in tmp_path.iterdir()] == ["there"]
@@ -161,9 +155,9 @@ def test_what_is_kept_in_a_folder_that_cannot_be_written_to_is_refused_by_name(t
 
 
 def test_to_see_whether_a_result_can_be_written_changes_nothing(tmp_path: Path) -> None:
-    there = tmp_path / "there"
-    there.write_text("what was there before")
-    for file in (there, tmp_path / "new"):
+    existing = tmp_path / "there"
+    existing.write_text("what was there before")
+    for file in (existing, tmp_path / "new"):
         refused(onceward("prove", "--json", str(file), "--rate", "3"), "--for")
     assert [entry.read_text() for entry in tmp_path.iterdir()] == ["what was there before"]
 
@@ -186,8 +180,8 @@ def test_an_empty_database_is_one_that_was_not_given() -> None:
     refused(
         onceward("migrate", "--database", "", ONCEWARD_DATABASE=NOBODY), "does not answer ($ONCEWARD_DATABASE)", "port 1"
     )
-    told = onceward("migrate", "--database", "", PGHOST="127.0.0.1", PGPORT="1")
-    refused(told, "neither --database nor $ONCEWARD_DATABASE")
+    done = onceward("migrate", "--database", "", PGHOST="127.0.0.1", PGPORT="1")
+    refused(done, "neither --database nor $ONCEWARD_DATABASE")
 
 
 def test_an_error_says_which_of_two_databases_it_means(dsn: str) -> None:
@@ -240,9 +234,6 @@ def test_provider_serves_until_it_is_told_to_end(tmp_path: Path) -> None:
         until(lambda: "http://127.0.0.1:" in provider.said, "the address being printed")
         assert provider.stop(signal.SIGINT) == 0
     assert (tmp_path / "provider.sqlite").is_file()
-
-
-# ---- migrate and upkeep ----------------------------------------------------------------------------------------------
 
 
 def test_migrate_twice_does_nothing_the_second_time(empty_dsn: str) -> None:

@@ -75,9 +75,6 @@ def queued(db: Db) -> int:
     return int(rows.scalar(db, "SELECT count(*) FROM pgmq.q_orders"))
 
 
-# ---- end to end ------------------------------------------------------------------------------------------------------
-
-
 def test_from_the_outbox_to_done_and_a_clean_end(dsn: str, db: Db, shop: Path) -> None:
     relay = running("relay", "--queues", "order.placed=orders", "order.noted=orders", "--poll", "0.05", "--database", dsn)
     run = running("run", "shop:orders", "--queue", "orders", "--threads", "2", "--database", dsn, cwd=shop)
@@ -162,9 +159,6 @@ def test_an_outbox_that_could_not_be_emptied_is_said(dsn: str, db: Db, shop: Pat
     assert len(rows.outbox(db)) == 1
 
 
-# ---- what it says while it runs --------------------------------------------------------------------------------------
-
-
 def events(shop: Path) -> list[str]:
     file = shop / "events"
     return file.read_text().splitlines() if file.exists() else []
@@ -243,9 +237,6 @@ def test_a_consumer_whose_standard_error_has_gone_goes_on(dsn: str, db: Db, shop
     finally:
         run.kill()
         run.wait()
-
-
-# ---- what is refused before anything starts --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -34,17 +34,17 @@ from onceward.testing.postgres.owners import Entry, Started, refuse_foreign
 @linux_only
 def test_leftovers_of_a_killed_owner_are_removed_at_the_next_start(temp: Path) -> None:
     # On another thread: the death signal is not set then, so that only the sweep can do it.
-    with owner("thread") as (process, told):
-        server = Started.of(told["pid"])
+    with owner("thread") as (process, facts):
+        server = Started.of(facts["pid"])
         assert server is not None
-        segment = segment_of(Path(told["folder"]))
+        segment = segment_of(Path(facts["folder"]))
         process.kill()
         process.wait()
-        assert rows(told["dsn"], "SELECT 1") == [1]
-        alive = [server, *backends(told["dsn"])]
+        assert rows(facts["dsn"], "SELECT 1") == [1]
+        alive = [server, *backends(facts["dsn"])]
         with Cluster.start() as cluster:
             assert not [one for one in alive if one.alive()]
-            assert not Path(told["folder"]).exists()
+            assert not Path(facts["folder"]).exists()
             assert rows(cluster.dsn, "SELECT 1") == [1]
             assert len(entries()) == 1
         assert segment not in shared_memory()
@@ -52,24 +52,24 @@ def test_leftovers_of_a_killed_owner_are_removed_at_the_next_start(temp: Path) -
 
 @linux_only
 def test_a_server_ends_as_soon_as_its_owner_is_killed(temp: Path) -> None:
-    with owner() as (process, told), watched(told["pid"]) as watch:
+    with owner() as (process, facts), watched(facts["pid"]) as watch:
         process.kill()
         assert select.select([watch], [], [], 10)[0], "the server outlives its owner"
         process.wait()
-        assert sweep_leftovers() == [told["folder"]]
+        assert sweep_leftovers() == [facts["folder"]]
         assert sweep_leftovers() == []
-        assert not Path(told["folder"]).exists()
+        assert not Path(facts["folder"]).exists()
 
 
 def test_two_owners_do_not_disturb_each_other(temp: Path, made: Path) -> None:
-    with owner() as (process, told), Cluster.start(made) as cluster:
+    with owner() as (process, facts), Cluster.start(made) as cluster:
         assert sweep_leftovers() == []
-        assert rows(told["dsn"], "SELECT 1") == [1]
+        assert rows(facts["dsn"], "SELECT 1") == [1]
         cluster.kill()
-        assert rows(told["dsn"], "SELECT 1") == [1]
+        assert rows(facts["dsn"], "SELECT 1") == [1]
         process.communicate("")  # its input ends: so does it, and what it started, without a `stop`
         assert process.returncode == 0
-        assert not Path(told["folder"]).exists()
+        assert not Path(facts["folder"]).exists()
         cluster.restart()
         assert rows(cluster.dsn, "SELECT 1") == [1]
 
@@ -80,11 +80,11 @@ def test_an_owner_is_recognised_by_its_start_as_well_as_by_its_pid(temp: Path) -
     folder.mkdir()
     stranger = Entry.add(folder, temporary=True)
     # The same pid, another start: the pid came again. Its server likewise is not the one on record, and is left alone.
-    gone = Started(os.getpid(), "1")
+    ended = Started(os.getpid(), "1")
     for path in entries():
         if path == Path(stranger.path):
-            told = json.loads(path.read_text())
-            path.write_text(json.dumps(told | {"owner": vars(gone), "server": vars(gone)}))
+            facts = json.loads(path.read_text())
+            path.write_text(json.dumps(facts | {"owner": vars(ended), "server": vars(ended)}))
     assert sweep_leftovers() == [str(folder)]
     assert not folder.exists()
     assert entries() == [Path(ours.path)]
@@ -140,10 +140,10 @@ def test_dev_serves_until_it_is_told_to_stop_and_a_second_one_names_the_first(te
         assert "already" in second.stdout
         assert rows(dsn, "SELECT 1") == [1]
         process.send_signal(signal.SIGTERM)
-        said = process.stdout.read()
+        output = process.stdout.read()
     assert process.returncode == 0
-    assert dsn in said
-    assert said.endswith("stopped\n")
+    assert dsn in output
+    assert output.endswith("stopped\n")
     assert server is not None
     assert not server.alive()
     assert (temp / ".onceward" / ".gitignore").read_text() == "*\n"

@@ -88,9 +88,9 @@ def test_a_user_without_a_name_starts_one(temp: Path) -> None:
     command = (*LAUNCH, "namespace", "54321", "54321", "0", "0", sys.executable)
     ended = run(script(OWNER), command=command, input="+", env=os.environ | {"TMPDIR": str(temp)})
     assert (ended.returncode, ended.stderr) == (0, "")
-    told = json.loads(ended.stdout)
-    assert told["as"] == "namespace"
-    assert not Path(told["folder"]).exists()
+    facts = json.loads(ended.stdout)
+    assert facts["as"] == "namespace"
+    assert not Path(facts["folder"]).exists()
 
 
 @root_only
@@ -110,6 +110,6 @@ def test_an_ordinary_user_starts_one(temp: Path) -> None:
         extra_groups=[],
     )
     assert (ended.returncode, ended.stderr) == (0, "")
-    told = json.loads(ended.stdout)
-    assert told["as"] == "plain"
-    assert not Path(told["folder"]).exists()
+    facts = json.loads(ended.stdout)
+    assert facts["as"] == "plain"
+    assert not Path(facts["folder"]).exists()

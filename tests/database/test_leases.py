@@ -92,7 +92,7 @@ def test_a_failed_attempt_gives_its_lease_back_although_its_handler_still_runs(
 def test_a_row_that_is_locked_does_not_stall_the_others(
     opened: Opened, db: Db, connect: Callable[..., Db], background: Background
 ) -> None:
-    """One is being finished, slowly: the other's lease goes on, and nobody is told that it is lost."""
+    """One is being finished, slowly: the other's lease goes on, and no one is told that it is lost."""
     slow, other, lock = order(), order(), connect(autocommit=False)
     seen = Recorder()
     with Gate("consumer.claimed", holds=2) as gate:
@@ -112,12 +112,12 @@ def test_a_handler_is_told_that_another_has_taken_its_message(opened: Opened, db
         assert not once.lease_lost
         rows.claim_by_another(db, message)
         until(lambda: once.lease_lost)
-        told.append(True)
+        is_lost.append(True)
 
-    told: list[bool] = []
+    is_lost: list[bool] = []
     seen = Recorder()
     assert opened(effectful(handle, lease_seconds=0.3), seen).deliver(delivery(order())).action == "leave"
-    assert (told, seen.count("consumer.lease_lost")) == ([True], 2)
+    assert (is_lost, seen.count("consumer.lease_lost")) == ([True], 2)
 
 
 def test_a_handler_is_told_when_no_heartbeat_reaches_the_database(opened: Opened, db: Db, dsn: str) -> None:
@@ -126,19 +126,19 @@ def test_a_handler_is_told_when_no_heartbeat_reaches_the_database(opened: Opened
     def handle(message: Message, once: Once) -> None:
         proxy.cut()
         until(lambda: once.lease_lost)
-        told.append(True)
+        is_lost.append(True)
         rows.claim_by_another(db, message)
         proxy.heal()
         consumer.database.forget_broken()
         once.effect("charge", lambda *_: called.append(True), request=1, provider=STRIPE_V1)
 
-    told: list[bool] = []
+    is_lost: list[bool] = []
     called: list[bool] = []
     message = order()
     with Proxy(dsn) as proxy:
         consumer = opened(effectful(handle, lease_seconds=0.4), database=proxy.dsn)
         assert consumer.deliver(delivery(message)).action == "leave"
-    assert (told, called, rows.inbox_row(db, message).token) == ([True], [], 2)
+    assert (is_lost, called, rows.inbox_row(db, message).token) == ([True], [], 2)
 
 
 def test_a_database_that_is_away_does_not_keep_the_heartbeat_from_the_queue(dsn: str, background: Background) -> None:
@@ -162,7 +162,7 @@ def test_a_database_that_is_away_does_not_keep_the_heartbeat_from_the_queue(dsn:
 def test_a_handler_is_told_that_the_queue_took_its_delivery_away(how: str, dsn: str, background: Background) -> None:
     def handle(_: Message, once: Once) -> None:
         if how == "extend":
-            source.gone.add(arrived.id)
+            source.taken_away.add(arrived.id)
         else:
             source.lost.append(arrived)
         until(lambda: once.lease_lost)

@@ -106,7 +106,7 @@ class Odd(ListSource):
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "text"),
     [
         (None, "gave None for 1 deliveries"),
         ([], "gave 0 outcomes for 1 deliveries"),
@@ -120,17 +120,17 @@ class Odd(ListSource):
     ids=str,
 )
 def test_a_bad_answer_of_settle_is_said_and_settling_goes_on(
-    answer: Any, said: str, dsn: str, db: Db, background: Background, caplog: pytest.LogCaptureFixture
+    answer: Any, text: str, dsn: str, db: Db, background: Background, caplog: pytest.LogCaptureFixture
 ) -> None:
     source, messages = Odd(answer), [order() for _ in range(8)]
     source.waiting.append(delivery(messages[0]))
     with consuming(background, run, consumer=transactional(), source=lambda: source, database=dsn, threads=3):
-        until(lambda: said in caplog.text)
+        until(lambda: text in caplog.text)
         source.waiting.extend(delivery(message) for message in messages[1:])
         source.wait_for_settled(8)
     assert [rows.effects(db, message) for message in messages] == [1] * 8
-    (told,) = [record for record in caplog.records if "settl" in record.getMessage()]
-    assert told.__dict__["onceward"] == {"consumer": rows.CONSUMER}
+    (record,) = [record for record in caplog.records if "settl" in record.getMessage()]
+    assert record.__dict__["onceward"] == {"consumer": rows.CONSUMER}
 
 
 def test_ctrl_c_while_settling_passes_and_settling_goes_on(dsn: str, db: Db) -> None:
@@ -158,10 +158,10 @@ def test_a_listener_that_always_raises_stops_no_worker_and_fills_no_log(
     with consuming(background, run, consumer=transactional(), **options):
         source.wait_for_settled(20)
     assert seen.count("consumer.settled") == 20
-    (told,) = [record for record in caplog.records if "broken" in record.getMessage()]
-    assert told.levelno == logging.ERROR
-    assert told.exc_info
-    assert "it is called again at the next event" in told.getMessage()
+    (record,) = [record for record in caplog.records if "broken" in record.getMessage()]
+    assert record.levelno == logging.ERROR
+    assert record.exc_info
+    assert "it is called again at the next event" in record.getMessage()
 
 
 @pytest.mark.parametrize("where", ["receive", "answer"])
@@ -184,9 +184,9 @@ def test_whatever_a_source_raises_it_is_asked_again(
     with consuming(background, run, consumer=transactional(), source=lambda: source, database=dsn, threads=1):
         source.wait_for_settled(1)
     assert rows.effects(db, message) == 1
-    told = [record for record in caplog.records if "receive failed; retrying" in record.getMessage()]
-    assert [bool(record.exc_info) for record in told] == [True, False, False]
-    assert "retrying in 0.1 s" in told[0].getMessage()
+    records = [record for record in caplog.records if "receive failed; retrying" in record.getMessage()]
+    assert [bool(record.exc_info) for record in records] == [True, False, False]
+    assert "retrying in 0.1 s" in records[0].getMessage()
 
 
 def test_a_usage_error_of_a_source_ends_the_run(dsn: str) -> None:
@@ -338,7 +338,7 @@ def test_many_threads_share_one_source(dsn: str, db: Db, background: Background)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "text"),
     [
         ({"threads": 0}, "threads is a whole number of at least 1, not 0"),
         ({"threads": 1.5}, "threads is a whole number of at least 1, not 1.5"),
@@ -359,8 +359,8 @@ def test_many_threads_share_one_source(dsn: str, db: Db, background: Background)
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_loop_that_cannot_work_is_refused(options: dict[str, Any], said: str, dsn: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(said)):
+def test_a_loop_that_cannot_work_is_refused(options: dict[str, Any], text: str, dsn: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(text)):
         run(transactional(), **{"source": ListSource, "database": dsn, **options})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,8 +18,10 @@ from tests.support.shop import transactional
 from tests.support.waiting import Background, until
 
 from onceward.consumer import OpenConsumer
+from onceward.errors import UsageError
 from onceward.message import Message
 from onceward.outbox import publish
+from onceward.relay_loop import relay
 from onceward.retry import Backoff
 
 Db = psycopg.Connection[Any]
@@ -284,3 +287,35 @@ def test_the_events_of_the_relay_name_each_message(dsn: str, db: Db) -> None:
         ("relay.deleted", good.id),
         ("relay.postponed", bad.id),
     ]
+
+
+class ClosingSink(ListSink):
+    """Says how often it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.parametrize("by_factory", [True, False])
+def test_a_sink_is_closed_by_whoever_made_it(by_factory: bool, dsn: str, db: Db) -> None:
+    sink, message = ClosingSink(), order()
+    put(db, message)
+    relay(sink=(lambda: sink) if by_factory else sink, database=dsn, until_empty=True)
+    assert (sink.ids, sink.closed) == ([message.id], by_factory)
+
+
+@pytest.mark.parametrize(
+    ("sink", "text"),
+    [
+        ("orders", "sink: pass a Sink or a function that makes one, not a str (it has no traits, publish, close)"),
+        (lambda: None, "sink: the function gave None, which is not a Sink: it has no traits, publish, close"),
+        (object, "sink: the function gave a object, which is not a Sink"),
+    ],
+)
+def test_what_is_not_a_sink_is_refused(sink: Any, text: str, dsn: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(text)):
+        relay(sink=sink, database=dsn)

@@ -65,9 +65,6 @@ class CutSink(ListSink):
         return super().publish(messages)
 
 
-# ---- time ----------------------------------------------------------------------------------------------------------------
-
-
 def test_what_is_confirmed_is_marked_before_the_whole_batch_is_through(dsn: str, db: Db, background: Background) -> None:
     class Stuck(ListSink):
         def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
@@ -117,9 +114,6 @@ def test_a_relay_that_is_stopped_marks_what_was_confirmed_and_publishes_nothing_
     assert (sink.calls, len(sink.messages), len(rows.outbox(db))) == (1, 1, 19)
 
 
-# ---- bytes ---------------------------------------------------------------------------------------------------------------
-
-
 def test_large_payloads_are_sent_whole(dsn: str, db: Db) -> None:
     sizes = [0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES + 7, 9 * PIECE_BYTES]
     messages, sink = [large(bytes([n]) * size) for n, size in enumerate(sizes)], ListSink()
@@ -152,9 +146,6 @@ def test_the_payloads_in_the_process_are_bounded_whatever_the_number_of_lanes(
     assert {together for size, together in seen if size > 10_000} == {1}, "what is larger than all there is goes alone"
 
 
-# ---- a row that ends the sink's connection -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("batch", [1, 100])
 def test_a_row_that_ends_the_sinks_connection_is_postponed_with_its_error_and_the_rest_flow(
     batch: int, dsn: str, db: Db
@@ -165,13 +156,11 @@ def test_a_row_that_ends_the_sinks_connection_is_postponed_with_its_error_and_th
     put(db, *others[:20], poison, behind, *others[20:])
     drain(dsn, sink, lanes=1, batch=batch, backoff=Backoff(first_seconds=60))
     assert set(sink.ids) == {message.id for message in others}
-    left = {row.id: row for row in rows.outbox(db)}
-    assert set(left) == {poison.id, behind.id}
-    assert (left[poison.id].attempts, left[behind.id].attempts) == (1, 0)
-    assert left[poison.id].error == "TransportError: the connection was cut"
+    waiting = {row.id: row for row in rows.outbox(db)}
+    assert set(waiting) == {poison.id, behind.id}
+    assert (waiting[poison.id].attempts, waiting[behind.id].attempts) == (1, 0)
+    assert waiting[poison.id].error == "TransportError: the connection was cut"
 
-
-# ---- a row that cannot be read, or is no message ------------------------------------------------------------------------
 
 TIMES = {
     "west": ("0001-01-01T00:00:00Z", "America/New_York"),
@@ -223,9 +212,6 @@ def test_a_retry_that_a_clock_ahead_of_time_put_off_is_due(dsn: str, db: Db) -> 
     assert sink.ids == [far.id]
 
 
-# ---- what is said ------------------------------------------------------------------------------------------------------
-
-
 def test_a_row_that_waits_is_named_with_its_error_its_tries_and_its_next_try(
     dsn: str, db: Db, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -237,15 +223,12 @@ def test_a_row_that_waits_is_named_with_its_error_its_tries_and_its_next_try(
         db.execute("UPDATE onceward.outbox SET attempts = %s, retry_at = NULL", (attempts,))
         drain(dsn, sink, backoff=Backoff(first_seconds=60))
         [line] = [record for record in caplog.records if record.levelno >= logging.WARNING]
-        said = line.getMessage()
+        text = line.getMessage()
         assert line.levelno == level
         assert all(
-            part in said
+            part in text
             for part in ("'order.placed'", message.id, "'o-1'", f"attempt {attempts + 1}", "refused", "retrying in")
         )
-
-
-# ---- outages and ends ----------------------------------------------------------------------------------------------------
 
 
 LISTENERS = "FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'"
@@ -302,9 +285,6 @@ def test_a_lane_that_dies_of_a_bug_ends_the_relay_with_its_error(dsn: str, db: D
     with pytest.raises(LookupError, match="no delay for 1"):
         relay(sink=lambda: sink, database=dsn, lanes=3, backoff=Broken())
     assert len(rows.outbox(db)) == 1
-
-
-# ---- the order of positions ----------------------------------------------------------------------------------------------
 
 
 def test_a_sequence_that_was_reset_is_refused_with_what_mends_it(dsn: str, db: Db, connect: Callable[..., Db]) -> None:

@@ -49,9 +49,9 @@ def let_write(db: Db, role: str) -> None:
 
 def obey(db: Db, error: UsageError) -> None:
     """Runs the statements that an error names, as the owner."""
-    said = [line.strip() for line in str(error).splitlines() if line.startswith("  GRANT ")]
-    assert said, error
-    for statement in said:
+    grants = [line.strip() for line in str(error).splitlines() if line.startswith("  GRANT ")]
+    assert grants, error
+    for statement in grants:
         db.execute(statement.encode())
 
 
@@ -101,9 +101,9 @@ def test_without_upkeep_a_partition_that_is_missing_for_tomorrow_is_said(
     tomorrow = partition_name("inbox", database_now(db).date() + timedelta(days=1))
     db.execute(f"DROP TABLE onceward.{tomorrow}".encode())
     opened(transactional(), database=as_role(dsn, role), upkeep=False)
-    [said] = [record.message for record in caplog.records if record.levelname == "ERROR"]
-    assert tomorrow in said
-    assert "onceward upkeep" in said
+    [line] = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert tomorrow in line
+    assert "onceward upkeep" in line
 
 
 def test_without_upkeep_a_partition_that_is_missing_today_leaves_the_message_and_says_what_to_run(

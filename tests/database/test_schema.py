@@ -110,9 +110,6 @@ def test_in_a_new_database_nothing_was_retired(db: Db) -> None:
     assert len(make_partition_for(db, order_aged(db, 20 * 86_400).id)) == 2
 
 
-# ---- a schema that is not this code's --------------------------------------------------------------------------------
-
-
 def _missing(db: Db) -> str:
     db.execute("DROP SCHEMA onceward CASCADE")
     return "onceward migrate"
@@ -132,10 +129,10 @@ def _newer(db: Db) -> str:
 def test_consumer_and_relay_refuse_a_schema_that_is_not_theirs(
     change: Callable[[Db], str], db: Db, dsn: str, opened: Opened
 ) -> None:
-    said = change(db)
-    with pytest.raises(SchemaMismatch, match=said):
+    text = change(db)
+    with pytest.raises(SchemaMismatch, match=text):
         opened(transactional())
-    with pytest.raises(SchemaMismatch, match=said):
+    with pytest.raises(SchemaMismatch, match=text):
         drain(dsn, ListSink())
 
 
@@ -143,9 +140,6 @@ def test_migrate_refuses_a_database_that_is_newer(db: Db) -> None:
     _newer(db)
     with pytest.raises(SchemaMismatch, match="newer"):
         migrate(db)
-
-
-# ---- what a consumer refuses at its start ----------------------------------------------------------------------------
 
 
 def test_a_window_shorter_than_the_queues_retention_is_refused(opened: Opened) -> None:
@@ -177,9 +171,6 @@ def test_a_pool_that_is_too_small_is_refused(opened: Opened, dsn: str) -> None:
 def test_a_consumer_without_handlers_is_refused(opened: Opened) -> None:
     with pytest.raises(UsageError, match="no handler"):
         opened(Consumer("c"))
-
-
-# ---- where connections come from -------------------------------------------------------------------------------------
 
 
 def test_a_callable_may_give_the_connections(opened: Opened, dsn: str, db: Db) -> None:

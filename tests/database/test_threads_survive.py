@@ -120,9 +120,9 @@ def test_a_failed_upkeep_is_an_error_and_is_tried_again_soon(
     dropped = drop_tomorrow(db)
     keep_up(connect)
     until(lambda: dropped in {name for name, _ in attached(db, schema="onceward")}, "upkeep having made the partitions")
-    told = [record for record in caplog.records if "upkeep failed" in record.getMessage()]
-    assert [record.levelno for record in told] == [logging.ERROR] * 2
-    assert "raised OperationalErrorOfAnORM: connection refused" in told[0].getMessage()
+    records = [record for record in caplog.records if "upkeep failed" in record.getMessage()]
+    assert [record.levelno for record in records] == [logging.ERROR] * 2
+    assert "raised OperationalErrorOfAnORM: connection refused" in records[0].getMessage()
 
 
 def test_an_upkeep_without_the_right_to_it_names_the_remedy(

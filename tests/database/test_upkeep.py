@@ -94,9 +94,6 @@ def test_attempts_of_retired_days_go_too_and_the_others_stay(db: Db) -> None:
     assert rows.scalar(db, "SELECT count(*) FROM onceward.attempts") == 2
 
 
-# ---- crashes, and two at once ----------------------------------------------------------------------------------------
-
-
 def test_a_detached_table_that_a_dead_upkeep_left_is_dropped(db: Db) -> None:
     old_message(db)
     name = partition_name("inbox", old_day(db))

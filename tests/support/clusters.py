@@ -40,8 +40,8 @@ OWNER = """
         thread.join()
     else:
         start()
-    told = {"dsn": cluster.dsn, "folder": str(cluster.folder), "pid": cluster.pid, "as": server_identity().kind}
-    print(json.dumps(told), flush=True)
+    facts = {"dsn": cluster.dsn, "folder": str(cluster.folder), "pid": cluster.pid, "as": server_identity().kind}
+    print(json.dumps(facts), flush=True)
     sys.stdin.read()
 """
 

@@ -68,7 +68,7 @@ class ListSource:
         self.waiting: deque[Delivery] = deque()
         self.settled: list[tuple[str, Settlement]] = []
         self.extended: list[str] = []
-        self.gone: set[str] = set()
+        self.taken_away: set[str] = set()
         self.lost: list[Delivery] = []
         self.receives = 0
 
@@ -86,7 +86,7 @@ class ListSource:
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:  # noqa: ARG002
         self.extended.extend(delivery.id for delivery in deliveries)
-        return [Outcome.LOST if delivery.id in self.gone else Outcome.SETTLED for delivery in deliveries]
+        return [Outcome.LOST if delivery.id in self.taken_away else Outcome.SETTLED for delivery in deliveries]
 
     def close(self) -> None:
         pass

@@ -79,27 +79,24 @@ def test_a_report_is_seconds_since_and_null_for_never() -> None:
     json.dumps(report)
 
 
-# ---- a relay, by its events ----------------------------------------------------------------------------------------------
-
-
-def told(mark: Any, point: str, **fields: Any) -> None:
+def announce(mark: Any, point: str, **fields: Any) -> None:
     mark(Event(point, "", "", fields))
 
 
 def test_a_relay_is_ready_once_it_has_looked_and_until_its_sink_fails() -> None:
     health = Health()
     mark = of_relay(health)
-    told(mark, "relay.looked", failing=False)
+    announce(mark, "relay.looked", failing=False)
     assert ready(health)
-    told(mark, "relay.taken")
-    told(mark, "relay.looked", failing=True)
+    announce(mark, "relay.taken")
+    announce(mark, "relay.looked", failing=True)
     report = health.report()
     assert (report["ready"], report["queue_answered_seconds"]) == (False, None)
     assert report["database_answered_seconds"] is not None
-    told(mark, "relay.taken")
+    announce(mark, "relay.taken")
     assert not ready(health)
-    told(mark, "relay.published")
-    told(mark, "relay.deleted")
+    announce(mark, "relay.published")
+    announce(mark, "relay.deleted")
     assert ready(health)
     assert health.report()["last_progress_seconds"] is not None
 
@@ -107,13 +104,10 @@ def test_a_relay_is_ready_once_it_has_looked_and_until_its_sink_fails() -> None:
 def test_a_relay_whose_database_fails_is_not_ready() -> None:
     health = Health()
     mark = of_relay(health)
-    told(mark, "relay.looked", failing=False)
-    told(mark, "relay.looked", failing=True)
+    announce(mark, "relay.looked", failing=False)
+    announce(mark, "relay.looked", failing=True)
     assert (health.live, health.ready) == (True, False)
     assert health.report()["database_answered_seconds"] is None
-
-
-# ---- as a file -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_file_is_there_at_once_written_again_and_gone_at_the_end(tmp_path: Path) -> None:
@@ -137,9 +131,6 @@ def test_a_file_that_can_no_longer_be_written_is_said_once_and_ends_nothing(
         folder.mkdir()
         until((folder / "health").exists)
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
-
-
-# ---- as a port -----------------------------------------------------------------------------------------------------------
 
 
 def get(port: int, path: str) -> tuple[int, str]:
@@ -194,7 +185,7 @@ def test_what_cannot_be_shown_is_refused_at_the_start(tmp_path: Path) -> None:
             ":99999": "there is no port 99999",
             "no.such.host.invalid:80": "cannot listen at",
         }
-        for target, said in targets.items():
-            with pytest.raises(UsageError, match=said), shown(Health(), target):
+        for target, text in targets.items():
+            with pytest.raises(UsageError, match=text), shown(Health(), target):
                 pass
     assert list(tmp_path.iterdir()) == []

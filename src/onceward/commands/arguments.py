@@ -1,4 +1,7 @@
-"""What every command needs: the database it was pointed at, the user's own objects, and lines for people."""
+"""What every command needs from its arguments.
+
+The database that it was pointed at, the user's own objects, and lines for people.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ def add_json(parser: ArgumentParser) -> None:
 
 
 def dsn_of(value: str | None, *, option: str = "--database") -> str:
-    """The DSN that `value` names, or the environment does, with a limit on how long its answer may take.
+    """The DSN that `value` or the environment names, with a limit on waiting for it.
 
     An empty `value` counts as none: `--database "$DSN"` with a variable that is not set must not reach another database
     than no flag at all.
@@ -68,8 +71,9 @@ def named_by(value: str | None, option: str) -> str:
 
 @contextmanager
 def connected(value: str | None, *, schema: str | None = None, option: str = "--database") -> Iterator[Connection[Any]]:
-    """A connection in autocommit mode, with a limit on every wait; with `schema`, only if that is as this code needs it.
+    """A connection in autocommit mode, with a limit on every wait.
 
+    With `schema`, only if that is as this code needs it.
     Where a command knows two databases, `option` is what this one was named by; psycopg's error carries it as a note.
     """
     import psycopg  # noqa: PLC0415
@@ -93,13 +97,17 @@ def connected(value: str | None, *, schema: str | None = None, option: str = "--
 
 
 def answering(value: str | None, *, schema: str | None = None, option: str = "--database") -> str:
-    """The DSN, once a database has answered on it: a pool would wait and log where one line is enough."""
+    """The DSN, once a database has answered on it."""
+    # A pool would wait, and log again and again, where one line is enough.
     with connected(value, schema=schema, option=option):
         return dsn_of(value, option=option)
 
 
 def find(target: str, what: str) -> Any:
-    """The object that `MODULE:NAME` means, the current folder first. Raises `UsageError` when there is none."""
+    """The object that `MODULE:NAME` means, the current folder first.
+
+    Raises `UsageError` when there is none.
+    """
     module_name, colon, name = target.partition(":")
     if not (module_name and colon and name):
         raise UsageError(f"{target!r}: name {what} as MODULE:NAME, for example payments.consumers:charges")
@@ -113,12 +121,14 @@ def find(target: str, what: str) -> Any:
 
 
 def _module(name: str) -> Any:
+    # As `python -m` does, and an installed command does not: the user's module is most often in this folder.
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
+        # The named module itself is missing, or one that it imports: the user mends these in different places.
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             raise UsageError(f"there is no module {name!r} (looked in {here} and where Python looks)") from error
         raise UsageError(f"the module {name!r} needs {error.name!r}, which is not installed") from error
@@ -130,7 +140,7 @@ def _module(name: str) -> Any:
 
 
 def need(extra: str, *modules: str) -> None:
-    """Raises `UsageError`, naming all that is missing at once, when the extra is not installed."""
+    """Raises `UsageError`, with all that is missing, when the extra is not installed."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"this command needs {', '.join(missing)}: pip install 'onceward[{extra}]'")
@@ -152,8 +162,9 @@ def whole(minimum: int, maximum: int = 1_000_000_000) -> Callable[[str], int]:
 
 
 def written_file(text: str) -> Path:
-    """An argument type: a file that can be written, tried before the run whose result goes into it.
+    """An argument type: a file that can be written.
 
+    It is tried before the run whose result goes into it.
     A file that exists stays as it is; one that did not exist is removed again.
     """
     path = Path(text)
@@ -171,12 +182,16 @@ def written_file(text: str) -> Path:
 
 
 def _try_to_write(path: Path) -> None:
-    """Raises `OSError` as the writing would. Permissions are not looked up but tried: disks and mounts refuse as well."""
+    """Raises `OSError` as the writing would.
+
+    Permissions are not looked up but tried: disks and mounts refuse as well.
+    """
     try:
         made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
         return
+    # This try made the file: a run that is refused for another reason must not leave an empty one.
     os.close(made)
     path.unlink()
 
@@ -193,7 +208,8 @@ def seconds(text: str) -> float:
 
 
 def duration(text: str) -> float:
-    """An argument type: seconds, from a number with its unit: a bare 90 may be meant as minutes."""
+    """An argument type: seconds, from a number with its unit."""
+    # A bare 90 may be meant as minutes.
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", text.strip())
     if match is None or not float(match[1]):
         raise ArgumentTypeError(f"{text!r}: a number with its unit, for example 90s, 30m or 2h")

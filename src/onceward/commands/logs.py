@@ -1,4 +1,7 @@
-"""The log of a loop on standard error: lines for people, or one JSON object a line for programs."""
+"""The log of a loop on standard error, for people or for programs.
+
+It is lines of text, or one JSON object a line.
+"""
 
 from __future__ import annotations
 
@@ -54,14 +57,20 @@ def announce(text: str) -> None:
 
 
 def log_dead_thread(died: ExceptHookArgs) -> None:
-    """A thread that dies, ours or a handler's, is logged like everything else, and not as a bare traceback."""
+    """A thread that dies, ours or a handler's, is logged like everything else.
+
+    Python's own hook would write a bare traceback.
+    """
     error = died.exc_value or died.exc_type()
     name = died.thread.name if died.thread is not None else "a thread"
     logging.getLogger("onceward").error("the thread %s died: %s: %s", name, type(error).__name__, error, exc_info=error)
 
 
 class Tolerant(logging.StreamHandler[Any]):
-    """Standard error, which may be closed, or a pipe whose reader has gone: a lost line must not end a consumer."""
+    """Standard error, which may be closed, or a pipe whose reader has gone.
+
+    A lost line must not end a consumer.
+    """
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
@@ -80,7 +89,10 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, the record's own fields, and `traceback` where there is one."""
+    """One JSON object a line.
+
+    Time, level, logger, message, the record's own fields, and `traceback` where there is one.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {

@@ -101,6 +101,7 @@ def run_command(arguments: Namespace) -> int:
     dsn = answering(arguments.database, schema=consumer.schema)
     source = _source(arguments, dsn)
     listeners = _listeners(arguments.listeners)
+    # After the user's module was imported: if that has configured logging, it stands.
     log_to_stderr(arguments.log_level, arguments.log_format)
     health = Health()
     with shown(health, arguments.health):
@@ -127,7 +128,7 @@ def _source(arguments: Namespace, dsn: str) -> SourceOrFactory:
 
 
 def _queue_dsn(arguments: Namespace, dsn: str) -> str:
-    """Where the pgmq queues are: in the same database as our tables, unless another one is named."""
+    """Where the pgmq queues are: the same database, unless another one is named."""
     return answering(arguments.queue_database, option="--queue-database") if arguments.queue_database else dsn
 
 
@@ -159,7 +160,10 @@ def relay_command(arguments: Namespace) -> int:
 
 
 def _warn_of_what_waits(arguments: Namespace) -> int:
-    """The exit code after `--until-empty`: 0, or 1 with a line about what is still in the outbox."""
+    """The exit code after `--until-empty`.
+
+    0, or 1 with a line about what is still in the outbox.
+    """
     from onceward.statements import statements  # noqa: PLC0415
 
     with connected(arguments.database) as conn:
@@ -198,7 +202,7 @@ def _function(target: str, what: str) -> Callable[..., Any]:
 
 
 def _endpoint(target: str, method: str, what: str) -> Any:
-    """The user's Source or Sink, or the function that makes one: `run` and `relay` take either."""
+    """The user's Source or Sink, or the function that makes one."""
     found = find(target, what)
     if not callable(found) and not hasattr(found, method):
         raise UsageError(f"{target} is a {type(found).__name__}, not {what}")

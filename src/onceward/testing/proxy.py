@@ -1,5 +1,6 @@
-"""A TCP proxy before Postgres that can be cut: at will, or around one statement, before it or before its reply.
+"""A TCP proxy before Postgres that can be cut.
 
+It is cut at will, or around one statement: before it, or before its reply.
 What a cut connection leaves behind cannot be tested with a mock: was the COMMIT carried out whose reply is missing?
 
     with Proxy(dsn) as proxy:
@@ -28,8 +29,9 @@ CHUNK_BYTES: Final = 65_536
 
 
 class Proxy:
-    """Carries connections to the Postgres at the DSN that it is given; `dsn` is the way through it.
+    """Carries connections to the Postgres at the DSN that it is given.
 
+    `dsn` is the way through it.
     A context manager. `hits` counts the requests that were lost, or whose replies were. The server must listen on TCP, and
     the connection must not be encrypted where a request is to be recognised (`sslmode=disable`).
     """
@@ -47,10 +49,14 @@ class Proxy:
         self.hits = 0
         self._marker: bytes | None = None
         self._forwards = True  # whether the request with the marker still reaches the server
+        # Daemons, here and below: a test that fails must not keep its process alive.
         threading.Thread(target=self._accept, daemon=True).start()
 
     def lose_reply_to(self, marker: bytes) -> None:
-        """The next request that holds `marker` reaches the server, which answers; the connection is cut instead."""
+        """The next request that holds `marker` reaches the server, which answers.
+
+        The connection is cut instead.
+        """
         self._marker, self._forwards = marker, True
 
     def lose_request(self, marker: bytes) -> None:
@@ -61,6 +67,7 @@ class Proxy:
         """Every connection breaks now, and new ones are refused until `heal`."""
         with self._lock:
             self._refusing = True
+            # A copy, closed outside the lock: each link that ends takes the lock to be forgotten.
             links = list(self._links)
         for link in links:
             link.close()
@@ -70,7 +77,10 @@ class Proxy:
         self._refusing = False
 
     def lose_now(self, request: bytes) -> Literal["request", "reply"] | None:
-        """What is to be lost of this request; only of the first that holds the marker is anything lost."""
+        """What is to be lost of this request.
+
+        Only of the first that holds the marker is anything lost.
+        """
         with self._lock:
             if self._marker is None or self._marker not in request:
                 return None
@@ -138,5 +148,6 @@ class _Link:
     def close(self) -> None:
         for end in (self._client, self._server):
             with suppress(OSError):
+                # close() alone would not wake the other thread out of its recv().
                 end.shutdown(socket.SHUT_RDWR)
             end.close()

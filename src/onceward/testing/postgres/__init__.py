@@ -1,4 +1,6 @@
-"""A Postgres of a test's own, without an installed server: from the system's programs or from a wheel's.
+"""A Postgres of a test's own, without an installed server.
+
+It runs the programs of the system, or of a wheel.
 
     from onceward import migrate
     from onceward.testing.postgres import Cluster

@@ -1,4 +1,7 @@
-"""Where Postgres's programs are: in PGBIN, else the system's, else a wheel's. Nothing is started but `--version`."""
+"""Where Postgres's programs are: in PGBIN, else the system's, else a wheel's.
+
+Nothing is started but `--version`.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +44,9 @@ class Binaries(NamedTuple):
 
 
 def find_binaries(major: int | None = None) -> Binaries:
-    """The first installation of PostgreSQL 14 or newer; of exactly `major`, where a folder was made by that one.
+    """The first installation of PostgreSQL 14 or newer.
 
+    It is of exactly `major` where a folder was made by that one.
     The environment's PGBIN names a folder; ONCEWARD_POSTGRES forces `system` (PGBIN is one of these) or `wheel`.
     Raises `UsageError` when there is none, and says what was looked at.
     """
@@ -60,8 +64,9 @@ def find_binaries(major: int | None = None) -> Binaries:
 
 
 def copy_for_others(binaries: Binaries, target: Path) -> Binaries:
-    """The same programs, where every user of the machine may run them: where they are, or copied below `target`.
+    """The same programs, where every user of the machine may run them.
 
+    They are used where they are, or copied below `target`.
     Only a wheel can be copied. Crash: `target` is left, and goes with the cluster's folder or at its next start.
     """
     if reachable_by_others(binaries.postgres):

@@ -1,5 +1,6 @@
-"""A Postgres cluster of your own, over `initdb` and `postgres` only: started, killed and restarted at will.
+"""A Postgres cluster of your own: started, killed and restarted at will.
 
+It needs `initdb` and `postgres`, and nothing else of an installation.
 It is as durable as a production server (fsync on), so that a kill tests what a crash would do. It listens on 127.0.0.1
 and trusts every connection, as its superuser: any user of this machine may connect, and act as the one who runs it.
 So it is for development and tests; not for a machine that you share with people whom you do not trust.
@@ -67,8 +68,9 @@ class AlreadyRunning(UsageError):
 
 
 class Cluster:
-    """One server with its folder: made by `start`, and ended by `stop` or at the end of its `with` block.
+    """One server with its folder.
 
+    It is made by `start`, and ended by `stop` or at the end of its `with` block.
         with Cluster.start() as cluster, psycopg.connect(cluster.dsn) as conn:
             ...
 
@@ -97,8 +99,9 @@ class Cluster:
         port: int | None = None,
         settings: Mapping[str, str] | None = None,
     ) -> Self:
-        """A server answers on `dsn`: over `folder`, which is kept, or over a temporary one, which goes with the server.
+        """A server answers on `dsn`.
 
+        Its data is in `folder`, which is kept, or in a temporary one, which goes with the server.
         An empty or new folder gets a cluster by `initdb`; one that holds something else is refused, and left as it is.
         Without `port`, a free one is chosen. `settings` overrule the durable ones, but not where it listens. What
         owners that were killed have left is swept first. Raises `UsageError` (no programs, `port` is taken, `folder` is not
@@ -144,23 +147,28 @@ class Cluster:
         return _dsn(self.port, dbname)
 
     def create_database(self, name: str, template: str | None = None) -> str:
-        """The database `name` exists, a copy of `template` if one is given (which no session may use). Returns its DSN."""
+        """The database `name` exists; returns its DSN.
+
+        A copy of `template`, if one is given: no session may be connected to that.
+        """
         copied = sql.SQL("TEMPLATE {}").format(sql.Identifier(template)) if template else sql.SQL("")
         with psycopg.connect(self.dsn, autocommit=True) as conn:
             conn.execute(sql.SQL("CREATE DATABASE {} {}").format(sql.Identifier(name), copied))
         return self.dsn_for(name)
 
     def kill(self) -> None:
-        """The postmaster and all its backends are killed, by SIGKILL: what was not on disk or with the kernel is lost.
+        """The postmaster and all its backends are killed, by SIGKILL.
 
+        What was not on disk or with the kernel is lost.
         Crash: as `start`; there is no server left to end.
         """
         self._refuse_others()
         self._end(gracefully=False)
 
     def restart(self) -> None:
-        """A server answers again over the same folder and port: recovered if it was killed, stopped first if it runs.
+        """A server answers again over the same folder and port.
 
+        It has recovered if it was killed; one that runs is stopped first.
         Crash: as `start`.
         """
         self._refuse_others()
@@ -168,20 +176,25 @@ class Cluster:
         self._serve()
 
     def stop(self) -> None:
-        """The server has ended: asked to (SIGINT), and killed after 5 s; a temporary folder is removed with it.
+        """The server has ended: asked to (SIGINT), and killed after 5 s.
 
+        A temporary folder is removed with it.
         Does nothing the second time, and nothing in a forked child.
         Crash: the next sweep does the rest.
         """
         if self._stopped or not self._is_mine():
             return
+        # First: after a stop that was interrupted, the one at exit does nothing, and the next sweep does the rest.
         self._stopped = True
         self._end(gracefully=True)
         self._entry.remove()
         _live.discard(self)
 
     def wait(self) -> None:
-        """Returns once the server has ended, for whatever reason; signal handlers run while this waits."""
+        """Returns once the server has ended, for whatever reason.
+
+        Signal handlers run while this waits.
+        """
         self._refuse_others()
         with suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
@@ -217,7 +230,8 @@ class Cluster:
         return copy_for_others(found, self.folder / "programs")
 
     def _make_data(self) -> None:
-        """The data folder is whole: `initdb` works on a draft, and the rename that follows is atomic."""
+        """The data folder is whole."""
+        # `initdb` works on a draft, and the rename that follows is atomic: a crash leaves no half of a cluster.
         if self._data.exists():
             self._identity.own(self.folder)
             return
@@ -225,6 +239,7 @@ class Cluster:
         if draft.exists():
             shutil.rmtree(draft)
         self._identity.own(self.folder)
+        # Without sync: a crash of the machine while the draft is made leaves a draft, which is made again.
         options = ["--no-sync", "-E", "UTF8", "--locale=C", "-U", "postgres", "-A", "trust", "-D", str(draft)]
         command = self._launched(signal.SIGTERM, [str(self._binaries.initdb), *options])
         with self._log.open("ab") as log:
@@ -234,7 +249,10 @@ class Cluster:
         draft.rename(self._data)
 
     def _serve(self) -> None:
-        """A server answers: on another port, where we chose the port and another program has taken it meanwhile."""
+        """A server answers.
+
+        It is on another port where we chose the port and another program has taken it meanwhile.
+        """
         deadline = time.monotonic() + READY_SECONDS_MAX
         try:
             while not self._answers(deadline):
@@ -260,7 +278,10 @@ class Cluster:
         return False
 
     def _prepare_another_try(self, log: str) -> None:
-        """Another start may work: the reason for which the server ended is known, and passes. Else `ClusterFailed`."""
+        """Another start may work: the reason for which the server ended is known, and passes.
+
+        Raises `ClusterFailed` for any other reason.
+        """
         if "Address already in use" in log and not self._port_fixed:
             self.port = _free_port()
         elif "pre-existing shared memory block" in log:
@@ -269,7 +290,8 @@ class Cluster:
             raise ClusterFailed(f"the server on {self._data} ended:\n{log}")
 
     def _spawn(self) -> Started:
-        """The server starts, and is on record before it does: its launcher waits for `GO`, and ends if we do."""
+        """The server starts, and is on record before it does."""
+        # Its launcher waits for `GO`, and ends if we do: a server that no sweep knows of never runs.
         self._log_start = self._log.stat().st_size
         command = self._launched(signal.SIGQUIT, [str(self._binaries.postgres), "-D", str(self._data), *self._options()])
         gate, hand = os.pipe()
@@ -297,7 +319,10 @@ class Cluster:
         return server
 
     def _launched(self, death_signal: int, command: list[str]) -> list[str]:
-        """`command` behind the launcher. The death signal follows a thread, and only the main one lasts as we do."""
+        """`command` behind the launcher.
+
+        The death signal follows a thread, and only the main one lasts as we do.
+        """
         follows = sys.platform == "linux" and threading.current_thread() is threading.main_thread()
         owner = [str(int(death_signal)) if follows else "0", str(os.getpid())]
         return [*LAUNCH, *self._identity.arguments(), *owner, *command]
@@ -316,6 +341,7 @@ class Cluster:
         if server is None:
             return
         if gracefully and server.alive():
+            # SIGINT ends sessions and checkpoints ("fast"); SIGTERM would wait for clients, perhaps for ever.
             os.kill(server.pid, signal.SIGINT)
             deadline = time.monotonic() + STOP_SECONDS_MAX
             while server.alive() and time.monotonic() < deadline:
@@ -332,14 +358,18 @@ class Cluster:
 
 
 def _refuse_running(home: Path) -> None:
-    """Raises `AlreadyRunning` if the folder's server answers. If it does not, Postgres's own lock judges."""
+    """Raises `AlreadyRunning` if the folder's server answers.
+
+    If it does not, Postgres's own lock judges.
+    """
     file = PidFile.read(home / "data")
     if file is not None and Started.of(file.pid) is not None and _serves(file.port, home / "data"):
         raise AlreadyRunning(home, _dsn(file.port, "postgres"), file.pid)
 
 
 def _serves(port: int, data: Path) -> bool:
-    """The server that answers on `port`, if any, is that of `data`, not another one that has taken the port."""
+    """The server that answers on `port`, if any, is that of `data`."""
+    # Another one may have taken the port.
     try:
         with psycopg.connect(_dsn(port, "postgres"), autocommit=True, connect_timeout=5) as conn:
             row = conn.execute("SELECT current_setting('data_directory')").fetchone()
@@ -353,12 +383,18 @@ def _dsn(port: int, dbname: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, less what would steer Postgres (PGDATA, ...), and with messages that a program can read."""
+    """Our environment, less what would steer Postgres (PGDATA, ...).
+
+    Its language is one that a program can read.
+    """
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
 
 
 def _socket_folder(folder: Path) -> Path | None:
-    """The cluster's folder, if the path of a socket in it is short enough for the system; else no socket is made."""
+    """The cluster's folder, if the path of a socket in it is short enough for the system.
+
+    If it is not, no socket is made.
+    """
     longest = folder / f".s.PGSQL.{_PORTS.stop}"
     return folder if len(os.fsencode(longest)) <= _SOCKET_PATH_BYTES_MAX and '"' not in str(folder) else None
 

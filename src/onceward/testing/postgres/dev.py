@@ -1,4 +1,7 @@
-"""`onceward dev`: a Postgres to develop against, kept in the project's folder, for as long as this runs."""
+"""`onceward dev`: a Postgres to develop against, for as long as this runs.
+
+Its data is kept in the project's folder.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,9 @@ from onceward.testing.postgres.cluster import AlreadyRunning, Cluster
 
 
 def dev(port: int | None = None, folder: Path | None = None, prepare: Callable[[str], None] | None = None) -> int:
-    """A server answers until Ctrl-C or SIGTERM; then it is stopped and its folder kept. The exit code.
+    """A server answers until Ctrl-C or SIGTERM; then it is stopped and its folder kept.
 
+    The exit code.
     0: stopped on request. 1: the server ended by itself. 2: one runs on this folder already; its DSN is printed.
     `folder` is `./.onceward/pg` unless given. `prepare` gets the DSN before it is printed (to bring the schema up).
     Call it from the main thread.

@@ -1,4 +1,7 @@
-"""As whom the server runs: Postgres refuses root, and a user that the machine does not know by name."""
+"""As which user the server runs.
+
+Postgres refuses root, and a user that the machine does not know by name.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ class Identity(NamedTuple):
         return [self.kind, str(self.uid), str(self.gid)]
 
     def own(self, folder: Path) -> None:
-        """`folder` and all in it belong to the server's user. It changes last: after a crash, this is done again."""
+        """`folder` and all in it belong to the server's user.
+
+        It changes last: after a crash, this is done again.
+        """
         if os.geteuid() == 0 and folder.stat().st_uid != self.file_uid:
             for place in (*folder.rglob("*"), folder):
                 os.chown(place, self.file_uid, self.file_gid, follow_symlinks=False)

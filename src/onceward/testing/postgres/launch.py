@@ -1,4 +1,6 @@
-"""Becomes one of Postgres's programs: gives root up, follows its owner into death, waits until it is on record.
+"""Becomes one of Postgres's programs.
+
+It gives root up, follows its owner into death, and waits until it is on record.
 
 Run as a script (`python -I -S launch.py ...`) and alone: it imports the standard library only. A `preexec_fn` would do
 the same, but is not safe in a process with threads; this is, and it ends in `exec`, so its pid is the program's.
@@ -18,7 +20,10 @@ GO = b"+"
 
 
 def main(command: list[str], *, identity: str, uid: int, gid: int, death_signal: int, owner: int) -> None:
-    """This process is `command`, under `identity`; it never starts if its owner died or does not say `GO` on stdin."""
+    """This process is `command`, under `identity`.
+
+    It never starts if its owner died or does not say `GO` on stdin.
+    """
     os.setsid()
     os.umask(0o077)
     os.closerange(3, 4096)
@@ -43,8 +48,9 @@ def main(command: list[str], *, identity: str, uid: int, gid: int, death_signal:
 
 
 def enter_namespace(libc: ctypes.CDLL, uid: int, gid: int) -> None:
-    """This process is `uid` in a user namespace of its own, and for all outside still the user who started it.
+    """This process is `uid` in a user namespace of its own.
 
+    For all outside it is still the user who started it.
     user_namespaces(7): who has just made a namespace may map the one id that it has itself.
     """
     outside_uid, outside_gid = os.geteuid(), os.getegid()

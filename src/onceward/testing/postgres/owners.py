@@ -1,5 +1,6 @@
-"""Who owns which cluster: a registry on disk, read by the next start, so that nothing outlives an owner that was killed.
+"""Who owns which cluster: a registry on disk, read by the next start.
 
+So nothing outlives an owner that was killed.
 A process is known by its pid *and* the moment that it started, never by its name, and never by a pid alone: pids are used
 again. One JSON file per cluster in a folder per user, `<temp>/onceward-<uid>/` (0700).
 """
@@ -45,7 +46,10 @@ class Started:
 
     @classmethod
     def of(cls, pid: int) -> Self | None:
-        """The process that has this pid now; None if none has, or it is dead and only waits to be reaped."""
+        """The process that has this pid now.
+
+        None if none has, or it is dead and only waits to be reaped.
+        """
         moment = _moment_linux(pid) if sys.platform == "linux" else _moment_elsewhere(pid)
         return None if moment is None else cls(pid, moment)
 
@@ -54,15 +58,16 @@ class Started:
         return Started.of(self.pid) == self
 
     def end(self) -> None:
-        """It and everything that it started are killed at once, without a chance to tidy up: as in a crash of the machine.
+        """It and everything that it started are killed at once, without a chance to tidy up.
 
-        Postgres's backends each lead a session of their own, so a signal to a group would miss them: it is stopped
-        first, so that it starts no more, and then they are killed together.
+        That is what a crash of the machine would do.
         """
         if not self.alive():
             return
         with suppress(psutil.NoSuchProcess):
             first = psutil.Process(self.pid)
+            # Postgres's backends each lead a session of their own, so a signal to a group would miss them. The postmaster
+            # is stopped first, so that it starts no more children between the look at them and their kill.
             first.suspend()
             _until(lambda: not self.alive() or first.status() == psutil.STATUS_STOPPED, f"process {self.pid} to stop")
             family = [first, *first.children(recursive=True)]
@@ -73,7 +78,10 @@ class Started:
 
 
 class PidFile(NamedTuple):
-    """What a server says of itself in its data folder's postmaster.pid (miscadmin.h, LOCK_FILE_LINE_*)."""
+    """What a server writes about itself into its data folder's postmaster.pid.
+
+    Its lines are those of miscadmin.h, LOCK_FILE_LINE_*.
+    """
 
     pid: int
     port: int
@@ -94,7 +102,7 @@ class PidFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """One cluster in the registry: who owns it, which server serves it, which folder goes with it."""
+    """One cluster in the registry: its owner, its server, and the folder that goes with it."""
 
     path: str
     place: str
@@ -105,7 +113,10 @@ class Entry:
 
     @classmethod
     def add(cls, folder: Path, *, temporary: bool) -> Self:
-        """`folder` belongs to this process. Crash: the next sweep removes it if it is temporary, made or not."""
+        """`folder` belongs to this process.
+
+        Crash: the next sweep removes it if it is temporary, made or not.
+        """
         owner = Started.of(os.getpid())
         if owner is None:
             raise OncewardError("this process does not find itself in the process table: is /proc mounted?")
@@ -115,7 +126,10 @@ class Entry:
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """The entry, or None when its owner has just removed it, or a power cut has left it empty (it goes then)."""
+        """The entry, or None when its owner has just removed it.
+
+        Also None where a power cut has left it empty: it is removed then.
+        """
         try:
             text = path.read_text()
         except FileNotFoundError:
@@ -128,13 +142,19 @@ class Entry:
         return cls(**fields | {"owner": Started(**fields["owner"]), "server": server and Started(**server)})
 
     def with_server(self, server: Started | None) -> Self:
-        """The registry names `server` as the one to end should this owner die. One atomic rename: old or new, whole."""
+        """The registry names `server` as the one to end should this owner die.
+
+        One atomic rename: old or new, whole.
+        """
         entry = replace(self, server=server)
         entry.store()
         return entry
 
     def remove(self) -> None:
-        """The cluster is over: its temporary folder and then its entry are removed. Crash between: the next sweep."""
+        """The cluster is over: its temporary folder and then its entry are removed.
+
+        Crash between: the next sweep.
+        """
         data = Path(self.folder) / "data"
         if self.server is not None and not self.server.alive():
             release_shared_memory(data)
@@ -145,7 +165,10 @@ class Entry:
         Path(self.path).unlink(missing_ok=True)
 
     def orphaned(self) -> bool:
-        """Its owner has ended for certain. An owner in another container that shares this folder is not ours to judge."""
+        """Its owner has ended for certain.
+
+        An owner in another container that shares this folder is not ours to judge.
+        """
         boot, _, namespace = self.place.partition(" ")
         boot_now, _, namespace_now = _place().partition(" ")
         if boot != boot_now:
@@ -157,7 +180,7 @@ class Entry:
         path = Path(self.path)
         draft = path.with_suffix(".draft")
         draft.write_text(json.dumps(asdict(self)))
-        draft.replace(path)
+        draft.replace(path)  # atomic: a reader, or a crash, sees the whole old entry or the whole new one
 
 
 def _folder_is_gone(folder: Path) -> bool:
@@ -186,8 +209,9 @@ def registry() -> Path:
 
 
 def refuse_foreign(home: Path) -> None:
-    """Raises `UsageError` if the folder holds something that we have not made: nothing is ever written beside it.
+    """Raises `UsageError` if the folder holds something that we have not made.
 
+    Nothing is ever written beside that.
     Ours is a folder that holds our lock and a cluster; or, where we were killed before `initdb` was done, our lock and
     nothing but what is written before that.
     """
@@ -202,8 +226,9 @@ def refuse_foreign(home: Path) -> None:
 
 
 def sweep_leftovers() -> list[str]:
-    """No cluster whose owner has ended runs or, if temporary, exists; returns the folders of those that were ended now.
+    """No cluster whose owner has ended runs or, if temporary, exists.
 
+    Returns the folders of those that were ended now.
     Crash: the entry goes last, so that another sweep does the rest. Sweeps take turns.
     """
     folder = registry()
@@ -214,6 +239,7 @@ def sweep_leftovers() -> list[str]:
             if entry is not None and entry.orphaned():
                 if entry.server is not None:
                     entry.server.end()
+                # Last: a sweep that is killed before it leaves an entry, which the next sweep finds.
                 entry.remove()
                 swept.append(entry.folder)
     return swept
@@ -221,7 +247,10 @@ def sweep_leftovers() -> list[str]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time is in this block; the lock goes with its holder, however that one ends."""
+    """One process at a time is in this block.
+
+    The lock goes with its holder, however that one ends.
+    """
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
@@ -231,8 +260,9 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def release_shared_memory(data: Path) -> None:
-    """The segment that a killed server left behind is removed (some 50 bytes, but their number is limited).
+    """The segment that a killed server left behind is removed.
 
+    It has some 50 bytes only, but the number of segments is limited.
     A server that ends in order has removed it, and one that is started on `data` again does so.
     """
     file = PidFile.read(data)
@@ -251,7 +281,10 @@ def _place() -> str:
 
 
 def _moment_linux(pid: int) -> str | None:
-    """Field 22 of /proc/<pid>/stat: ticks since boot. Unlike a time of day, no change of the clock moves it."""
+    """Field 22 of /proc/<pid>/stat: ticks since boot.
+
+    Unlike a time of day, no change of the clock moves it.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
