@@ -152,7 +152,7 @@ class Pair:
         with self.runtime.database.connection() as conn:
             try:
                 event: p.Event = self.runtime.intents.intend(
-                    conn, self.messages[holder.payload], holder.context.taken, n=1, name="charge", request={},
+                    conn, self.messages[holder.payload], holder.context.take, n=1, name="charge", request={},
                     provider=STRIPE_V1,
                 )  # fmt: skip
             except psycopg.Error:
