@@ -24,10 +24,10 @@ def say(
 
     `fields`, and which message it is, travel as `record.onceward`.
     """
-    known = {"consumer": consumer, "message_type": message.type, "message_id": message.id} | fields
+    record = {"consumer": consumer, "message_type": message.type, "message_id": message.id} | fields
     logger.log(
         level, f"%s: %s %s: {text}", consumer, message.type, message.id, *args, exc_info=traced(failure),
-        extra={"onceward": known},
+        extra={"onceward": record},
     )  # fmt: skip
 
 
@@ -35,9 +35,9 @@ def say_failed(tell: Callable[..., None], command: Fail, attempts: int, attempts
     """One line about a failed attempt, or a lost session, that is retried."""
     reason = command.error[:REASON_CHARS_MAX]
     what = "the database session was lost" if command.session_lost else f"attempt {attempts} of {attempts_max} failed"
-    known = {"attempt": attempts, "attempts_max": attempts_max, "retry_seconds": retry_seconds, "reason": reason}
+    counts = {"attempt": attempts, "attempts_max": attempts_max, "retry_seconds": retry_seconds, "reason": reason}
     text = "%s; retrying in %.1f s: %s"
-    tell(logging.WARNING, text, what, retry_seconds, reason, failed=True, next="retry", **known)
+    tell(logging.WARNING, text, what, retry_seconds, reason, failed=True, next="retry", **counts)
 
 
 def say_parked(tell: Callable[..., None], command: Park) -> None:

@@ -155,7 +155,7 @@ class Performer:
                 command = self._run_handler()
         finally:
             self._session.close()
-        # Only now that the queue's answer is known and the connection is returned: an exit in between would leak both.
+        # Only here, where the outcome is written and the connection is returned.
         if self._told_to_end is not None:
             raise self._told_to_end
         if not isinstance(command, p.Settle):
@@ -192,7 +192,7 @@ class Performer:
         """What the handler's exception means: the first of these that holds."""
         self._context.failure = error
         # An effectful handler's transaction was looked at when its block raised, by `break_transaction`.
-        if self._state.shape == "transactional" and not self._transactions.finishing.is_ours():
+        if self._state.shape == "transactional" and not self._transactions.handler.is_ours():
             self._ended_by_handler = True
         if self._ended_by_handler:
             # Before anything else: what it wrote may stand with the row as done, so a retry would be turned away.
@@ -216,7 +216,7 @@ class Performer:
         # While it unwinds, the delivery has another outcome already, and a line about a retry would be wrong.
         if self._state.at is not Place.UNWINDING:
             self._context.say(logging.INFO, "deferred for %g s", error.delay_seconds, next="retry")
-        self._transactions.taking.excuse(self._state, str(error))
+        self._transactions.take.excuse(self._state, str(error))
         return p.Raised(RaisedKind.DEFERRED, str(error), error.delay_seconds)
 
     def _lost_its_session(self) -> bool:
@@ -256,7 +256,7 @@ class Performer:
     def break_transaction(self) -> None:
         """The body raised: what it wrote is rolled back."""
         # Asked first: once it is rolled back, nothing tells any more whether the handler had ended it by itself.
-        self._ended_by_handler = not self._transactions.finishing.is_ours()
+        self._ended_by_handler = not self._transactions.handler.is_ours()
         self._session.roll_back()
         self._advance(p.BlockRaised())
 
@@ -337,7 +337,7 @@ class EffectSteps:
         try:
             with self.runtime.database.connection() as conn:
                 intent = self.runtime.intents.intend(
-                    conn, self.message, token=self._context.taken.token, n=n, name=effect.name,
+                    conn, self.message, token=self._context.take.token, n=n, name=effect.name,
                     fingerprint=effect.fingerprint, provider=effect.provider,
                 )  # fmt: skip
         except psycopg.Error as error:

@@ -39,7 +39,7 @@ class Context:
         self.runtime = runtime
         self.message = message
         self.delivery = delivery
-        self.taken = Take(TakeResult.IN_FLIGHT)  # the fence; nothing is taken yet
+        self.take = Take(TakeResult.IN_FLIGHT)  # the fence; nothing is taken yet
         self.failure: BaseException | None = None  # what the handler, or its call, raised
 
     @property
@@ -141,7 +141,7 @@ class HandlerSession:
             return one_tuple(conn, statement, params)
 
 
-class Taking:
+class TakeTransactions:
     """The take, and what makes a delivery that ended well count as no crash."""
 
     def __init__(self, context: Context, session: HandlerSession) -> None:
@@ -162,16 +162,16 @@ class Taking:
         if params is None:
             return p.OutsideWindow(untimed(context.message).detail)
         try:
-            taken = self._take_on_a_live_session(params, in_transaction=transactional)
+            take = self._take_on_a_live_session(params, in_transaction=transactional)
             excused = self._excused(state)
         except psycopg.Error as error:
             self._session.close()
             context.say_redelivery("the message was not taken", error)
             return p.DatabaseLost()
-        context.taken = taken
-        self._session.transaction = taken.transaction if transactional else ""
-        self._session.cleaning = taken.cleaning
-        return self._event(state, taken, excused)
+        context.take = take
+        self._session.transaction = take.transaction if transactional else ""
+        self._session.cleaning = take.cleaning
+        return self._event(state, take, excused)
 
     def _take_on_a_live_session(self, params: dict[str, Any], *, in_transaction: bool) -> Take:
         """The take; once more when its connection turned out to be gone."""
@@ -194,53 +194,53 @@ class Taking:
         """
         try:
             conn = self._session.open(begin_transaction=in_transaction)
-            taken = self._inbox.take_with(conn, params)
+            take = self._inbox.take_with(conn, params)
         except psycopg.errors.LockNotAvailable:
-            taken = locked_out()
+            take = locked_out()
         except psycopg.errors.CheckViolation as error:
             # A constraint has a name; only the missing partition has none.
             if error.diag.constraint_name is not None:
                 raise
-            taken = self._take_without_partition(params)
-        if taken.result is not TakeResult.TAKEN or not in_transaction:
+            take = self._take_without_partition(params)
+        if take.result is not TakeResult.TAKEN or not in_transaction:
             self._session.close()
-        return taken
+        return take
 
     def _take_without_partition(self, params: dict[str, Any]) -> Take:
         context = self._context
         self._session.close()
         with context.runtime.database.connection() as conn:
-            taken = self._inbox.without_partition(conn, params)
-        if taken is not None:
-            return taken
+            take = self._inbox.without_partition(conn, params)
+        if take is not None:
+            return take
         context.say(logging.ERROR, "its partition is missing because upkeep is late; creating it now")
         context.emit("upkeep.partition_late")
         context.runtime.partition_late(context.message)
         return Take(TakeResult.IN_FLIGHT, retry_after_seconds=0.0)
 
-    def _event(self, state: State, taken: Take, excused: int) -> p.Event:
+    def _event(self, state: State, take: Take, excused: int) -> p.Event:
         context = self._context
-        match taken.result:
+        match take.result:
             case TakeResult.TAKEN:
                 if state.shape == "effectful":
-                    context.runtime.keeper.claimed(context.delivery, context.message, taken.token)
-                    context.emit("consumer.claimed", token=taken.token)
+                    context.runtime.keeper.claimed(context.delivery, context.message, take.token)
+                    context.emit("consumer.claimed", token=take.token)
                 else:
-                    context.emit("consumer.taken", token=taken.token)
-                return p.Taken(taken.token, taken.fresh, taken.takes, excused)
+                    context.emit("consumer.taken", token=take.token)
+                return p.Taken(take.token, take.fresh, take.takes, excused)
             case TakeResult.DUPLICATE:
-                context.emit("consumer.duplicate", state=taken.detail)
+                context.emit("consumer.duplicate", state=take.detail)
                 return p.Duplicate()
             case TakeResult.IN_FLIGHT:
-                context.emit("consumer.in_flight", seconds=taken.retry_after_seconds)
+                context.emit("consumer.in_flight", seconds=take.retry_after_seconds)
                 self.excuse(state, "it was in another worker's hands")
-                return p.InFlight(taken.retry_after_seconds)
+                return p.InFlight(take.retry_after_seconds)
             case TakeResult.CONFLICT:
-                return p.Conflict(taken.detail)
+                return p.Conflict(take.detail)
             case TakeResult.OUTSIDE_WINDOW:
-                return p.OutsideWindow(taken.detail)
+                return p.OutsideWindow(take.detail)
             case _:
-                assert_never(taken.result)
+                assert_never(take.result)
 
     def _excused(self, state: State) -> int:
         """How many of the queue's deliveries were no crash."""
@@ -264,7 +264,7 @@ class Taking:
             context.say_redelivery("this delivery counts as a crash", error)
 
 
-class Finishing:
+class HandlerTransaction:
     """The handler's transaction: how it begins and ends, and whether it is still ours."""
 
     def __init__(self, context: Context, session: HandlerSession) -> None:
@@ -277,7 +277,7 @@ class Finishing:
         Crash: it is rolled back, the claim lapses, and the redelivery runs the handler again.
         """
         context, session = self._context, self._session
-        fence = {"token": context.taken.token, "lock_timeout": context.runtime.database.lock_timeout}
+        fence = {"token": context.take.token, "lock_timeout": context.runtime.database.lock_timeout}
         try:
             conn = session.open(begin_transaction=True)
             row = one_tuple(conn, context.statements["inbox_finish"], context.key | fence)
@@ -290,7 +290,7 @@ class Finishing:
             context.emit("consumer.lease_lost")
             return p.FencedOff()
         intents, intents_open, session.transaction, session.cleaning = row[:4]
-        context.emit("consumer.finishing", token=context.taken.token)
+        context.emit("consumer.finishing", token=context.take.token)
         return p.Finishing(intents, intents_open)
 
     def commit(self) -> p.Event:
@@ -351,7 +351,7 @@ class Finishing:
         if session.lost:
             session.close()
         inbox = context.runtime.inbox
-        whose = {"token": context.taken.token, "worker": inbox.worker, "transaction": session.transaction}
+        whose = {"token": context.take.token, "worker": inbox.worker, "transaction": session.transaction}
         try:
             row = session.ask(context.statements["inbox_committed"], context.key | whose)
         except psycopg.Error as error:
@@ -361,7 +361,7 @@ class Finishing:
         return row is not None and row[0] is True
 
 
-class Ending:
+class OutcomeTransactions:
     """How a delivery ends that does not commit: failed, parked or given back.
 
     Each is one transaction of ours.
@@ -423,7 +423,7 @@ class Ending:
         context = self._context
 
         def write(conn: Connection[Any]) -> p.Event:
-            params = context.key | {"token": context.taken.token}
+            params = context.key | {"token": context.take.token}
             row = one_tuple(conn, context.statements["inbox_give_back"], params)
             return p.GivenBack() if row is not None else p.FencedOff()
 
@@ -453,7 +453,7 @@ class Ending:
                 row = self._park_as_holder(conn, state, params)
                 return row if row is not None else one_tuple(conn, statements["park_beside"], params)
             case Fence.FOREIGN_COMMIT:
-                token = {"token": self._context.taken.token}
+                token = {"token": self._context.take.token}
                 return one_tuple(conn, statements["park_foreign_commit"], params | token)
             case _:
                 assert_never(fence)
@@ -467,7 +467,7 @@ class Ending:
     def _park_absent(self, conn: Connection[Any], params: dict[str, Any]) -> Row | None:
         """Outside the window: parked without an inbox row, for it may be a duplicate."""
         statements = self._context.statements
-        if self._context.taken.early:
+        if self._context.take.early:
             # Its time is still to come, so it gets its row, as parked: else a copy that comes later would be inside the
             # window, and be done beside the parked one. Days ahead there is no partition yet for such a row.
             try:
@@ -527,23 +527,23 @@ class Transactions:
 
     def __init__(self, context: Context) -> None:
         self.session = HandlerSession(context)
-        self.taking = Taking(context, self.session)
-        self.finishing = Finishing(context, self.session)
-        self._ending = Ending(context, self.session)
+        self.take = TakeTransactions(context, self.session)
+        self.handler = HandlerTransaction(context, self.session)
+        self._outcome = OutcomeTransactions(context, self.session)
 
     def carry_out(self, state: State, command: p.Transaction) -> p.Event:
         match command:
             case p.Take():
-                return self.taking.take(state)
+                return self.take.take(state)
             case p.Finish():
-                return self.finishing.finish()
+                return self.handler.finish()
             case p.Commit():
-                return self.finishing.commit()
+                return self.handler.commit()
             case p.Fail():
-                return self._ending.fail(state, command)
+                return self._outcome.fail(state, command)
             case p.Park():
-                return self._ending.park(state, command)
+                return self._outcome.park(state, command)
             case p.GiveBack():
-                return self._ending.give_back()
+                return self._outcome.give_back()
             case _:
                 assert_never(command)

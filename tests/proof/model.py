@@ -153,7 +153,7 @@ class Pair:
         with self.runtime.database.connection() as conn:
             try:
                 intent = self.runtime.intents.intend(
-                    conn, self.messages[holder.payload], token=holder.context.taken.token, n=1, name="charge",
+                    conn, self.messages[holder.payload], token=holder.context.take.token, n=1, name="charge",
                     fingerprint=request_fingerprint({}), provider=STRIPE_V1,
                 )  # fmt: skip
                 event: p.Event = _intent_event(intent)
