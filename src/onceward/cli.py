@@ -44,7 +44,6 @@ EXTRA_OF: Final = {
     "starlette": "prove",
     "uvicorn": "prove",
     "stripe": "prove",
-    "matplotlib": "prove",
     "jinja2": "prove",
 }
 

@@ -17,10 +17,11 @@ from tests.support.browser import show_on_a_phone
 from onceward.errors import UsageError
 from onceward.statements import statements
 from onceward_proof.ablation import BY_NAME, ROWS, Trial, choose_rows, make_ablation_schedule, trial_json
-from onceward_proof.control import Counts, Moment
+from onceward_proof.control import Counts
 from onceward_proof.layers import LAYERS, STATEMENTS
+from onceward_proof.moments import Kind, Moment
 from onceward_proof.pages.ablation import render
-from onceward_proof.pages.tiles import outcomes
+from onceward_proof.pages.pictures import outcomes
 from onceward_proof.run import Result
 from onceward_proof.schedule import Aimed, Schedule, make_schedule, write_schedule
 from onceward_proof.workload import make_orders
@@ -30,8 +31,8 @@ SCHEDULE = make_ablation_schedule(make_orders(120, 1), 1, "pgmq")
 
 def a_trial(without: str, *, finished: bool = True, struck: bool = True, **harm: Any) -> Trial:
     planned = SCHEDULE.planned()
-    moments = {"O-0001": [Moment(1.0, "c", "has committed the payment, acknowledges order.placed"),
-                          Moment(1.25, "relay-0", "publishes order.paid")]}  # fmt: skip
+    moments = {"O-0001": [Moment(1.0, Kind.FINISHED, "c", "order.placed"),
+                          Moment(1.25, Kind.PUBLISHED, "relay-0", "order.paid")]}  # fmt: skip
     result = Result(
         variant=f"without-{without}", verdict=a_verdict(**harm), counts=Counts(fired=Counter(planned if struck else {})),
         planned=planned, predicted_parked=frozenset(), finished=finished, wall_seconds=1.0, moments=moments,

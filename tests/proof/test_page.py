@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,24 +14,29 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from tests.proof.prove_run import ROOT
 from tests.support.browser import show_on_a_phone
 
+from onceward_proof import moments
+from onceward_proof.ablation import publish_wait_ms
 from onceward_proof.checker import Verdict
-from onceward_proof.control import Counts, Moment
+from onceward_proof.control import Counts
 from onceward_proof.faults import LEG_OF
-from onceward_proof.pages import canvas
+from onceward_proof.moments import Kind, Moment
+from onceward_proof.pages import picture
 from onceward_proof.pages.legs import LEGS, anchor
 from onceward_proof.pages.page import breakable, money
+from onceward_proof.pages.picture import ticks
 from onceward_proof.pages.pictures import OUTCOMES
 from onceward_proof.pages.proof import heat_rows, leg_rows, render, run_again, tell_account
-from onceward_proof.pages.story import choose_story, tell
+from onceward_proof.pages.story import choose_story, follow
 from onceward_proof.run import Result
 from onceward_proof.schedule import Aimed, Schedule, Timed, make_schedule
 from onceward_proof.workload import Order, make_orders
 
 HOSTILE: Final = """<script>alert("1")</script>'&$x_1$"""
 FIRST, SECOND, ONLY = "ch_first0000000000000000000", "ch_second000000000000000000", "ch_only00000000000000000000"
-CSS: Final = Path(canvas.__file__).parent / "templates" / "page.css"
+CSS: Final = Path(picture.__file__).parent / "templates" / "page.css"
 VOID: Final = {"meta", "link", "br", "hr", "img", "input"}
 
 ORDERS: Final = (Order("O-1", 1_250), Order("O-2", 99), Order("O-3", 500_000), Order(HOSTILE, 700))
@@ -45,28 +53,30 @@ SCHEDULE: Final = Schedule(
     timed=(Timed("kill-random", 1), Timed("kill-postgres-app", 2)),
 )
 
+PLACED, PAID = "order.placed", "order.paid"
 NAIVE_MOMENTS: Final = [
-    Moment(1.0, "producer-0", "publishes order.placed"),
-    Moment(3.0, "charge-4", "receives order.placed"),
-    Moment(3.002, "charge-4", "asks the provider for the charge"),
-    Moment(3.003, "provider", f"charges the card: {FIRST}"),
-    Moment(3.004, "fault", "slow-charge: the card is charged, the answer comes after the visibility timeout (charge-4)"),
-    Moment(5.0, "charge-7", "receives order.placed again"),
-    Moment(5.003, "provider", f"charges the card: {SECOND}"),
-    Moment(5.1, "charge-7", "has committed the payment, acknowledges order.placed"),
-    Moment(5.2, "ledger-0", "receives order.paid"),
-    Moment(5.3, "ledger-0", "has committed the booking, acknowledges order.paid"),
-    Moment(6.0, "charge-4", "has committed the payment, acknowledges order.placed"),
+    Moment(1.0, Kind.PUBLISHED, "producer-0", PLACED),
+    Moment(3.0, Kind.RECEIVED, "charge-4", PLACED),
+    Moment(3.002, Kind.REQUESTED, "charge-4", PLACED),
+    Moment(3.003, Kind.CHARGED, "provider", PLACED, charge=FIRST),
+    Moment(3.004, Kind.STRUCK, "charge-4", fault="slow-charge"),
+    Moment(5.0, Kind.RECEIVED, "charge-7", PLACED, again=True),
+    Moment(5.003, Kind.CHARGED, "provider", PLACED, charge=SECOND),
+    Moment(5.1, Kind.FINISHED, "charge-7", PLACED),
+    Moment(5.2, Kind.RECEIVED, "ledger-0", PAID),
+    Moment(5.3, Kind.FINISHED, "ledger-0", PAID),
+    Moment(6.0, Kind.FINISHED, "charge-4", PLACED),
 ]
 HARDENED_MOMENTS: Final = [
-    Moment(2.0, "relay-0", "publishes order.placed"),
-    Moment(3.0, "charge-1", "receives order.placed"),
-    Moment(3.1, "provider", f"charges the card: {ONLY}"),
-    Moment(3.2, "fault", "kill-after-charge: the consumer is killed when the card is charged, before it knows (charge-1)"),
-    Moment(5.0, "charge-2", "receives order.placed again"),
-    Moment(5.1, "provider", "replays its saved answer"),
-    Moment(5.2, "charge-2", "has committed the payment, acknowledges order.placed"),
+    Moment(2.0, Kind.PUBLISHED, "relay-0", PLACED),
+    Moment(3.0, Kind.RECEIVED, "charge-1", PLACED),
+    Moment(3.1, Kind.CHARGED, "provider", PLACED, charge=ONLY),
+    Moment(3.2, Kind.STRUCK, "charge-1", fault="kill-after-charge"),
+    Moment(5.0, Kind.RECEIVED, "charge-2", PLACED, again=True),
+    Moment(5.1, Kind.REPLAYED, "provider", PLACED),
+    Moment(5.2, Kind.FINISHED, "charge-2", PLACED),
 ]
+UNTOUCHED_MOMENTS: Final = [Moment(1.0, Kind.FINISHED, "charge-2", PLACED), Moment(1.25, Kind.PUBLISHED, "relay-0", PAID)]
 
 
 def a_verdict(**changed: Any) -> Verdict:
@@ -214,20 +224,69 @@ def test_a_double_charge_of_hardened_is_what_is_told() -> None:
 
 
 def test_times_count_from_the_first_moment_and_holds_end_where_they_ended() -> None:
-    told = tell(hardened(), "O-1")
-    assert told.steps[0].seconds == 0
-    assert [(hold.worker, hold.ending) for hold in told.holds] == [("charge-1", "killed"), ("charge-2", "acked")]
-    assert told.outcome == "Charged once; delivered to a consumer twice."
-    assert [step.kind for step in told.steps].count("kept") == 1
-    assert tell(naive(), "O-1").loose_ends == 0
+    course = follow(hardened(), "O-1")
+    assert course.steps[0].seconds == 0
+    assert [(hold.worker, hold.ending) for hold in course.holds] == [("charge-1", "killed"), ("charge-2", "acked")]
+    assert course.outcome == "Charged once; delivered to a consumer twice."
+    assert [step.meaning for step in course.steps].count("kept") == 1
+    assert follow(naive(), "O-1").loose_ends == 0
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_every_moment_has_words(kind: Kind) -> None:
+    text = moments.words(Moment(1.0, kind, "charge-1", PLACED, again=True, charge=ONLY, status=500, fault="slow-charge"))
+    assert text
+    assert "{" not in text
+
+
+def test_a_moment_says_what_happened_to_which_message() -> None:
+    assert moments.words(NAIVE_MOMENTS[5]) == "receives order.placed again"
+    assert moments.words(NAIVE_MOMENTS[9]) == "has committed the booking and acknowledges order.paid"
+    assert moments.words(Moment(1.0, Kind.REFUSED, "provider", PLACED, status=402)) == "answers 402 and charges nothing"
+    assert moments.words(HARDENED_MOMENTS[3]).startswith(
+        "kill-after-charge: the consumer is killed when the card is charged"
+    )
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "at"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0, 33, [0, 10, 20, 30]),
+        (12.8, 15.9, [13, 14, 15]),
+        (0, 5e9, [0, 1e9, 2e9, 3e9, 4e9, 5e9]),
+    ],
+)
+def test_an_axis_has_a_few_round_numbers(least: float, most: float, at: list[float]) -> None:
+    assert ticks(least, most, 5) == pytest.approx(at)
+
+
+def findings() -> str:
+    """All that is read from moments: the story, what its steps mean, its holds, and the latency."""
+    results = [naive(), replace(hardened(), moments={HOSTILE: HARDENED_MOMENTS, "O-4": UNTOUCHED_MOMENTS})]
+    story = choose_story(SCHEDULE, results)
+    assert story is not None
+    return repr((story, [course.outcome for course in story.courses], publish_wait_ms(results[1])))
+
+
+def test_no_figure_and_no_meaning_hangs_on_a_wording() -> None:
+    """In a process of its own, where every moment has the same words."""
+    code = "from onceward_proof import moments as m; m._WORDS.update(dict.fromkeys(m.Kind, 'does something'))"
+    code += "; from tests.proof.test_page import *; assert m.words(NAIVE_MOMENTS[0]) == 'does something'; print(findings())"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
+    )
+    assert done.stdout.strip() == findings(), done.stderr
+    assert findings().endswith(", 250)")
 
 
 def test_harm_is_told_in_words_and_money() -> None:
     account = tell_account(SCHEDULE, naive())
-    said = " ".join(sentence for sentence, _ in account.sentences)
-    assert "Customers were charged $19.50 too much" in said
-    assert "2 orders were charged twice or more." in said
-    assert "2 orders worth $5,000.99 were lost: placed, never paid." in said
+    text = " ".join(sentence for sentence, _ in account.sentences)
+    assert "Customers were charged $19.50 too much" in text
+    assert "2 orders were charged twice or more." in text
+    assert "2 orders worth $5,000.99 were lost: placed, never paid." in text
     assert not account.clean
     assert tell_account(SCHEDULE, hardened()).clean
     assert [money(cents) for cents in (0, 5, 123_456, -150)] == ["$0.00", "$0.05", "$1,234.56", "-$1.50"]
@@ -261,7 +320,7 @@ def test_an_unreached_fault_is_named() -> None:
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda outcome: outcome[0])
 def test_the_colour_of_every_outcome_stands_out_from_the_paper(outcome: tuple[str, str]) -> None:
     """3:1, as WCAG 2 asks of graphics (1.4.11): on a screen, in the dark and in print."""
-    name = canvas._VARIABLES[outcome[1]].removeprefix("var(--").removesuffix(")")
+    name = outcome[1]
     css = CSS.read_text(encoding="utf-8")
     schemes = [
         dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\n *\}", css, re.DOTALL)
@@ -281,7 +340,8 @@ def _luminance(colour: str) -> float:
 
 def test_held_is_one_colour_in_bars_and_tables() -> None:
     css = CSS.read_text(encoding="utf-8")
-    assert canvas._VARIABLES[dict(OUTCOMES)["held"]] == "var(--held)"
+    assert dict(OUTCOMES)["held"] == "held"
+    assert "i.held { background: var(--held); }" in css
     assert re.search(r"td\.held \{[^}]*--held-rgb", css)
 
 

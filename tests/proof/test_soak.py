@@ -18,6 +18,7 @@ from tests.proof.prove_run import ROOT, alive, family, prove, sabotaged, start
 
 from onceward.commands.arguments import duration
 from onceward_proof.faults import AIMED
+from onceward_proof.moments import Kind, Moment
 from onceward_proof.pages.soak import render
 from onceward_proof.passage import armed_places
 from onceward_proof.soak.endless import BATCH, EndlessController, make_batch
@@ -141,7 +142,7 @@ def test_nothing_is_kept_of_a_finished_order() -> None:
     for order in taken:
         controller._passed.add(("ack.before", "order.paid", order))
         controller._seen.add(("order.paid", "id", order))
-        controller._add_moment(order, "charge-0", "receives order.placed")
+        controller._add_moment(order, Moment(1.0, Kind.RECEIVED, "charge-0", "order.placed"))
     last = next(reversed(taken))
     controller.forget(set(taken) - {last})
     assert set(controller.moments) == set(controller.given_at) == {last}
@@ -202,8 +203,8 @@ def test_the_page_says_held_of_the_soak_and_parked_of_an_order() -> None:
     assert f"{SLOPE_FACTOR_MAX:g} times the first half's and {SLOPE_BYTES_MIN:g} bytes more" in text
 
 
-def test_what_the_nursery_is_stands_beside_its_name() -> None:
-    assert LEVEL.title == "memory of the nursery (starts the workers)"
+def test_what_the_supervisor_is_stands_beside_its_name() -> None:
+    assert LEVEL.title == "memory of the supervisor (starts the workers)"
 
 
 def test_a_slope_is_bytes_per_order() -> None:

@@ -16,7 +16,7 @@ from onceward_proof.control import Controller
 from onceward_proof.demos import DEMOS
 from onceward_proof.demos.narrator import Narrator
 from onceward_proof.lines import print_beside
-from onceward_proof.outcome import judge, saying
+from onceward_proof.outcome import judge, summary
 from onceward_proof.report import Live, print_report
 from onceward_proof.run import Result
 from onceward_proof.variants import CREWS
@@ -46,7 +46,7 @@ def test_the_verdict_is_broken_between_words(width: int) -> None:
     results = [naive(), hardened()]
     verdict, reasons = judge(results)
     lines = lines_of(lambda console: print_report(console, SCHEDULE, results), width)
-    assert_whole(lines, width, saying(verdict, SCHEDULE, results), *reasons)
+    assert_whole(lines, width, summary(verdict, SCHEDULE, results), *reasons)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

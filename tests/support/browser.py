@@ -46,7 +46,7 @@ def show_on_a_phone(page: str, folder: Path, scheme: Literal["light", "dark"] = 
         tab.on("console", lambda message: shown.complaints.append(message.text))
         tab.goto(file.as_uri())
         shown.fits = tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        shown.pictures = tab.locator("svg:visible").count()
+        shown.pictures = tab.locator("[role=img]:visible").count()
         shown.dead_links = tab.evaluate(
             "[...document.querySelectorAll('a')].map(a => a.getAttribute('href'))"
             ".filter(to => !to.startsWith('#') || !document.getElementById(to.slice(1)))"

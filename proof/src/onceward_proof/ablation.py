@@ -1,28 +1,32 @@
-"""The ablation: hardened less one layer at a time, all under one schedule. Which layer holds what, by taking each away.
+"""The ablation: hardened less one layer at a time, all under one schedule.
 
-A row names its layer, the leg that the layer closes, the faults aimed at it, and what must show. Where the measurement
-disagreed with what was expected of a layer, the row says what is true, and `why`.
+It shows which layer holds what. A row names its layer, the leg that the layer closes, the faults aimed at it, and what
+must show. Where the measurement disagreed with what was expected of a layer, the row says what is true, and `why`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from onceward.errors import UsageError
 from onceward_proof.crew import Changed
+from onceward_proof.moments import FAULTS, Kind
+from onceward_proof.outcome import BY_KEY, document
 from onceward_proof.place import Place
 from onceward_proof.run import Progress, Result, run_variant
 from onceward_proof.schedule import Aimed, Schedule, make_schedule
+from onceward_proof.tables import Cell, Figure
+from onceward_proof.tables import Row as TableRow
 from onceward_proof.workload import Order
 
 Expected = Literal["breaks", "holds"]
-Counter = Literal["double_charged_orders", "lost_events", "doubled_writes"]
-COUNTERS: Final[tuple[Counter, ...]] = ("double_charged_orders", "lost_events", "doubled_writes")
-WORDS: Final[dict[Counter, str]] = {
+Harm = Literal["double_charged_orders", "lost_events", "doubled_writes"]
+HARMS: Final[dict[Harm, str]] = {
     "double_charged_orders": "double charges",
     "lost_events": "lost events",
     "doubled_writes": "doubled writes",
@@ -36,13 +40,16 @@ FAULTS_MIN: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table. `late`: a redelivery comes when the provider has forgotten the key."""
+    """One line of the table.
+
+    `late`: a redelivery comes only when the provider has forgotten the key.
+    """
 
     without: str
     leg: str
     faults: tuple[str, ...]
     expected: Expected
-    must_show: tuple[Counter, ...]
+    must_show: tuple[Harm, ...]
     why: str
     late: bool = False
     layers: tuple[str, ...] | None = None  # None: the one that `without` names
@@ -59,7 +66,7 @@ ROWS: Final = (
         layers=()),
     Row("nothing-late", "all", (), "holds", (),
         "the same when keys expire before a redelivery: a pending intent is looked up, never called again; what the"
-        " provider never saw is held for a person",
+        " provider never saw waits for a decision",
         late=True, layers=()),
     Row("inbox", "leg 3", ("lose-ack-charge", "lose-ack-ledger"), "breaks", ("doubled_writes",),
         "each delivery is taken as new, so the booking is done again. The card is not charged again: the intent is a row of"
@@ -101,22 +108,13 @@ class Trial:
     result: Result
 
     @property
-    def counted(self) -> dict[Counter, int]:
-        verdict = self.result.verdict
-        return {
-            "double_charged_orders": len(verdict.double_charged),
-            "lost_events": len(verdict.lost_first_hop) + len(verdict.lost_second_hop),
-            "doubled_writes": len(verdict.doubled_writes),
-        }
-
-    @property
-    def leg_shown(self) -> tuple[Counter, ...]:
-        return tuple(counter for counter, count in self.counted.items() if count)
+    def counted(self) -> dict[Harm, int]:
+        return {harm: BY_KEY[harm].read(self.result) for harm in HARMS}
 
     def problems(self) -> list[str]:
         """Every way in which this row is not as expected; empty when it is."""
         row, result = self.row, self.result
-        what = "with nothing taken away" if row.layers == () else f"without {row.without}"
+        what = "with nothing removed" if row.layers == () else f"without {row.without}"
         problems = [
             f"{what}: {fault} never struck, of {result.planned.get(fault, 0)} planned"
             for fault in row.faults
@@ -125,14 +123,19 @@ class Trial:
         if not result.finished:
             problems.append(f"{what}: no progress for 20 s ({result.why_stalled})")
         if row.expected == "breaks":
-            return problems + [f"{what}: no {WORDS[c]}, but it should break" for c in row.must_show if not self.counted[c]]
-        harm = [f"{count} {WORDS[counter]}" for counter, count in self.counted.items() if count]
-        harm += [f"{len(result.verdict.phantom)} charges without an order"] if result.verdict.phantom else []
-        return problems + ([f"{what}: {', '.join(harm)}, but it should hold"] if harm else [])
+            return problems + [
+                f"{what}: no {HARMS[harm]}, but it should break" for harm in row.must_show if not self.counted[harm]
+            ]
+        harms = [f"{count} {HARMS[harm]}" for harm, count in self.counted.items() if count]
+        harms += [f"{len(result.verdict.phantom)} charges without an order"] if result.verdict.phantom else []
+        return problems + ([f"{what}: {', '.join(harms)}, but it should hold"] if harms else [])
 
 
 def choose_rows(names: Sequence[str]) -> tuple[Row, ...]:
-    """The rows of these names, in the table's order; all of them for no names. Raises `UsageError` with the list."""
+    """The rows of these names, in the table's order; all of them for no names.
+
+    Raises `UsageError`, which lists the names that there are.
+    """
     unknown = [name for name in names if name not in BY_NAME]
     if unknown:
         raise UsageError(f"--ablate: unknown {', '.join(unknown)}; there are: {', '.join(BY_NAME)}")
@@ -154,7 +157,8 @@ def make_ablation_schedule(orders: Sequence[Order], seed: int, queue: str) -> Sc
 
 
 def _orders_min(kinds: int) -> int:
-    """Most schedules leave more than half of the orders free; one that is as small as can be strikes one per fault kind."""
+    """So many orders that the rows' own faults find enough that are free of others."""
+    # Most schedules leave more than half of the orders free; the smallest of all strike one order per kind of fault (21).
     return 10 * -(-(kinds * FAULTS_MIN + 21) // 10)
 
 
@@ -169,15 +173,8 @@ def why_not_as_expected(trials: Sequence[Trial]) -> list[str]:
 def ablation_json(schedule: Schedule, schedule_file: str, trials: Sequence[Trial]) -> dict[str, Any]:
     """The public form."""
     problems = why_not_as_expected(trials)
-    return {
-        "seed": schedule.seed,
-        "orders": len(schedule.orders),
-        "queue": schedule.queue,
-        "schedule": schedule_file,
-        "verdict": "not as expected" if problems else "as expected",
-        "reasons": problems,
-        "ablation": [trial_json(trial) for trial in trials],
-    }
+    verdict = "not as expected" if problems else "as expected"
+    return document(schedule, schedule_file, verdict, problems) | {"ablation": [trial_json(trial) for trial in trials]}
 
 
 def trial_json(trial: Trial) -> dict[str, Any]:
@@ -190,7 +187,7 @@ def trial_json(trial: Trial) -> dict[str, Any]:
             name: {"planned": result.planned.get(name, 0), "fired": result.counts.fired[name]} for name in row.faults
         },
         "provider_window_seconds": row.changed.window_seconds,
-        **{str(counter): count for counter, count in trial.counted.items()},
+        **{str(harm): count for harm, count in trial.counted.items()},
         "redeliveries": result.counts.redeliveries,
         "parked": len(result.verdict.parked),
         "publish_wait_ms": publish_wait_ms(result),
@@ -204,13 +201,43 @@ def trial_json(trial: Trial) -> dict[str, Any]:
 
 
 def publish_wait_ms(result: Result) -> int | None:
-    """From the ack of a payment, just after its commit, to its event in the queue: the median of orders without a fault."""
+    """The median time from a payment's ack to its event in the queue; None when it was never seen."""
     waits = []
     for moments in result.moments.values():
-        if any(moment.who == "fault" for moment in moments):
+        # A fault adds leases and restarts to the wait, and the question is how long the relay takes by itself.
+        if any(moment.kind in FAULTS for moment in moments):
             continue
-        acked = [m.seconds for m in moments if m.what.endswith("acknowledges order.placed")]
-        sent = [m.seconds for m in moments if m.what == "publishes order.paid"]
+        # The ack comes just after the commit, and every variant reports it at the same boundary.
+        acked = [m.seconds for m in moments if m.kind is Kind.FINISHED and m.message_type == "order.placed"]
+        sent = [m.seconds for m in moments if m.kind is Kind.PUBLISHED and m.message_type == "order.paid"]
         if acked and sent:
             waits.append(sent[0] - acked[0])
     return round(1000 * sorted(waits)[len(waits) // 2]) if waits else None
+
+
+def _expected(row: Mapping[str, Any]) -> Cell:
+    return Cell(f"{row['expected']} {'✓' if row['ok'] else '✗'}", "" if row["ok"] else "bad")
+
+
+def _harm_figure(harm: Harm) -> Figure[Mapping[str, Any]]:
+    return Figure(HARMS[harm], itemgetter(harm), is_harm=True)
+
+
+LEG: Final[Figure[Mapping[str, Any]]] = Figure("leg", itemgetter("leg"))
+PARKED: Final[Figure[Mapping[str, Any]]] = Figure("parked", itemgetter("parked"))
+# The columns of every table of rows, read from the JSON of a row: of this run, or of one that is kept as evidence.
+FIGURES: Final[tuple[Figure[Mapping[str, Any]], ...]] = (
+    LEG,
+    *(_harm_figure(harm) for harm in HARMS),
+    PARKED,
+    Figure("redelivered", itemgetter("redeliveries")),
+    Figure("publish wait", itemgetter("publish_wait_ms"), unit=" ms"),
+    Figure("expected", _expected),
+)
+
+
+def ablation_table(rows: Sequence[Mapping[str, Any]], *, wide: bool = True) -> tuple[list[str], list[TableRow]]:
+    """Titles and rows, of the rows' JSON. A narrow one fits 80 characters."""
+    figures = [figure for figure in FIGURES if wide or figure not in {LEG, PARKED}]
+    head = ["without", *(figure.title for figure in figures)]
+    return head, [TableRow(row["without"], tuple(figure.cell(row) for figure in figures)) for row in rows]

@@ -1,7 +1,8 @@
-"""The judge: counts, from the provider's ledger, the database and the list of what was ordered, what went wrong.
+"""The checker: counts what went wrong.
 
-It shares no code with the accused: it imports nothing of Onceward (a test enforces that), and it believes no consumer's own
-account of what happened.
+Its witnesses are the provider's ledger, the database and the list of what was ordered. It shares no code with what it
+checks: it imports nothing of Onceward (a test enforces that), and it believes no consumer's own account of what
+happened.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import psycopg
 class Evidence:
     """What the three witnesses say, raw. Amounts are in the currency's smallest unit."""
 
-    ordered: Mapping[str, int]  # order id -> amount, as given to the producer
+    ordered: Mapping[str, int]  # order id -> amount, as the producer got it
     charges: tuple[tuple[str, str, int], ...]  # (charge id, order id, amount) in the provider's ledger
     placed: Mapping[str, tuple[int, str, str | None]]  # order id -> (amount, status, charge id) in the database
     balances: Mapping[str, int]  # order id -> balance in the database
@@ -65,6 +66,7 @@ def gather(ordered: Mapping[str, int], ledger: Path, database: str) -> Evidence:
 
 
 def _charges(ledger: Path) -> Iterable[tuple[str, str, int]]:
+    # Read-only: the provider may still be writing, and the checker must leave no trace in the evidence.
     with sqlite3.connect(f"file:{ledger}?mode=ro", uri=True) as connection:
         yield from _charge_rows(connection)
 
@@ -79,6 +81,7 @@ def _charge_rows(connection: sqlite3.Connection) -> Iterable[tuple[str, str, int
 
 
 def _parked(conn: psycopg.Connection[Any]) -> Iterable[str]:
+    # The variants without Onceward have no such table, and park nothing.
     row = conn.execute("SELECT to_regclass('onceward.parked') IS NOT NULL").fetchone()
     if row and row[0]:
         for (subject,) in conn.execute("SELECT headers->>'subject' FROM onceward.parked"):

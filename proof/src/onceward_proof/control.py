@@ -14,22 +14,15 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from onceward_proof.faults import BY_NAME, FREEZE_SECONDS, FREEZE_SECONDS_MAX, GLOBAL, KILL_RANDOM, STORIES
+from onceward_proof.faults import BY_NAME, FREEZE_SECONDS, FREEZE_SECONDS_MAX, GLOBAL, KILL_RANDOM
+from onceward_proof.moments import Kind, Moment, of_passage, of_point
 from onceward_proof.passage import Place, armed_places
 from onceward_proof.schedule import Schedule, Timed
 
 RESTART_SECONDS: Final = 0.05
 NEEDS_VICTIM: Final = frozenset({"kill", "freeze"})
-
-
-class Moment(NamedTuple):
-    """One line of an order's story: seconds since the start, who, what."""
-
-    seconds: float
-    who: str
-    what: str
 
 
 @dataclass(slots=True)
@@ -171,7 +164,8 @@ class Controller:
     def _pass_by(self, told: dict[str, Any], member: Member | None, writer: asyncio.StreamWriter) -> None:
         place = (told["at"], told["type"], told["order"])
         asker = member or self._named(told.get("worker"))
-        self._tell_story(told, asker)
+        worker, point = (asker.name, asker.outcome) if asker else ("?", "")
+        self._add_moment(place[2], of_passage(self._seconds(), told, worker, point))
         fault = None if place in self._passed else self._armed.get(place)
         if fault is not None and BY_NAME[fault].action in NEEDS_VICTIM and not self._is_alive(asker):
             fault = None  # its victim died by another hand: the next passage is the first that can be struck
@@ -205,7 +199,7 @@ class Controller:
         """Do it; returns what the one who asked is to do."""
         action = BY_NAME[fault].action
         who = member.name if member else "?"
-        self._add_moment(order, "fault", f"{fault}: {BY_NAME[fault].story} ({who})")
+        self._add_moment(order, Moment(self._seconds(), Kind.STRUCK, who, fault=fault))
         if action == "kill":
             self._kill(member)
             return "cut" if BY_NAME[fault].boundary == "response" else "drop"
@@ -240,7 +234,7 @@ class Controller:
             await asyncio.sleep(0.02)
         if member.pid in self._members:
             os.kill(member.pid, signal.SIGCONT)
-            self._add_moment(order, "fault", f"{member.name} is woken")
+            self._add_moment(order, Moment(self._seconds(), Kind.WOKEN, member.name))
         member.frozen = False
 
     # ---- random kills and servers, keyed to progress -----------------------------------------------------------------
@@ -264,7 +258,7 @@ class Controller:
             await asyncio.sleep(0.005)
         victim = victims[entry.slot % len(victims)]
         self.counts.fired[KILL_RANDOM] += 1
-        self._add_moment(victim.order, "fault", f"{KILL_RANDOM}: {STORIES[KILL_RANDOM]} ({victim.name})")
+        self._add_moment(victim.order, Moment(self._seconds(), Kind.STRUCK, victim.name, fault=KILL_RANDOM))
         self._kill(victim)
 
     def _has_last_passage(self, member: Member) -> bool:
@@ -279,7 +273,7 @@ class Controller:
         self.counts.fired[fault] += 1
         for member in self._members.values():
             if member.busy:
-                self._add_moment(member.order, "fault", f"{fault}: {STORIES[fault]} ({member.name})")
+                self._add_moment(member.order, Moment(self._seconds(), Kind.STRUCK, member.name, fault=fault))
         self._servers[fault]()
 
     # ---- notes -------------------------------------------------------------------------------------------------------
@@ -292,9 +286,9 @@ class Controller:
             member.busy, member.order = False, ""
         elif "outcome" in told:
             member.outcome = told["outcome"]
-            self._tell_outcome(member)
+            self._add_moment(member.order, of_point(self._seconds(), member.name, member.outcome))
         elif "extended" in told:
-            self._add_moment(told["order"], member.name, "keeps its lease (heartbeat)")
+            self._add_moment(told["order"], Moment(self._seconds(), Kind.EXTENDED, member.name))
         elif "dedup" in told:
             self.counts.dedup_checks += 1
             self.counts.dedup_hits += told["dedup"]
@@ -304,12 +298,7 @@ class Controller:
         elif "done" in told:
             self._everything_placed()
         elif "settled" in told:
-            self._add_moment(told["order"], member.name, f"gives {told['type']} back to the queue")
-
-    def _tell_outcome(self, member: Member) -> None:
-        text = _OUTCOMES.get(member.outcome)
-        if text is not None:
-            self._add_moment(member.order, member.name, text)
+            self._add_moment(told["order"], Moment(self._seconds(), Kind.GIVEN_BACK, member.name, told["type"]))
 
     def _everything_placed(self) -> None:
         self.all_placed = True
@@ -322,7 +311,7 @@ class Controller:
         again = delivered in self._seen
         self._seen.add(delivered)
         self.counts.redeliveries += again
-        self._add_moment(told["order"], member.name, f"receives {told['type']}{' again' if again else ''}")
+        self._add_moment(told["order"], Moment(self._seconds(), Kind.RECEIVED, member.name, told["type"], again=again))
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 
@@ -333,26 +322,12 @@ class Controller:
         calm = all(m.heard and not m.busy and not m.frozen for m in members)
         return self.all_placed and len(members) == wanted and calm
 
-    # ---- stories -----------------------------------------------------------------------------------------------------
+    def _add_moment(self, order: str, moment: Moment | None) -> None:
+        if order and moment is not None:
+            self.moments[order].append(moment)
 
-    def _tell_story(self, told: dict[str, Any], member: Member | None) -> None:
-        text = _STORY.get((told["at"], told["type"]))
-        if text is None:
-            return
-        if told["at"] == "response":
-            text = _answer_story(told)
-        elif told["at"] == "ack.before" and member is not None:
-            text = {
-                "consumer.duplicate": f"acknowledges the duplicate of {told['type']}",
-                "consumer.parked": f"has parked it, acknowledges {told['type']}",
-            }.get(member.outcome, text)
-        who = "provider" if told["at"] == "response" else member.name if member else "?"
-        self._add_moment(told["order"], who, text)
-
-    def _add_moment(self, order: str, who: str, what: str) -> None:
-        if not order:
-            return
-        self.moments[order].append(Moment(time.monotonic() - self._started, who, what))
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started
 
     def _spawn_task(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -360,24 +335,4 @@ class Controller:
         task.add_done_callback(self._tasks.discard)
 
 
-def _answer_story(told: dict[str, Any]) -> str:
-    if told.get("charge"):
-        return f"charges the card: {told['charge']}"
-    if told.get("replayed"):
-        return "replays its saved answer"
-    return f"answers {told.get('status')}, charges nothing"
-
-
-_OUTCOMES: Final = {
-    "consumer.duplicate": "is turned away by the inbox: already done",
-    "consumer.in_flight": "finds another worker's lease",
-}
-_STORY: Final = {
-    ("publish.after", "order.placed"): "publishes order.placed",
-    ("request", "order.placed"): "asks the provider for the charge",
-    ("response", "order.placed"): "answers",
-    ("publish.after", "order.paid"): "publishes order.paid",
-    ("ack.before", "order.placed"): "has committed the payment, acknowledges order.placed",
-    ("ack.before", "order.paid"): "has committed the booking, acknowledges order.paid",
-}
 assert set(GLOBAL) <= {"kill-postgres-app", "kill-postgres-queue"}  # noqa: S101 - each needs its server

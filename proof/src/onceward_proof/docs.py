@@ -1,7 +1,7 @@
-"""The tables of docs/guarantees.md, written from evidence: JSON that the tools wrote, kept beside the text.
+"""The tables of docs/guarantees.md, written from the evidence that is kept beside the text.
 
-`onceward docs refresh` puts each table between its markers; `--check` only says whether they are what they should be. The
-figures are those of the runs in docs/evidence, not of this machine at this moment.
+The evidence is JSON that the tools wrote. `onceward docs refresh` puts each table between its markers; `--check` only says
+whether the tables match. The figures are those of the runs in docs/evidence, not of this machine at this moment.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from onceward.errors import UsageError
-from onceward_proof.faults import GLOBAL
-from onceward_proof.soak.measure import KINDS, Finding, in_words
+from onceward_proof.ablation import ablation_table
+from onceward_proof.outcome import FIGURES, kills
+from onceward_proof.soak.figures import figure_rows, finding_rows
+from onceward_proof.tables import row_of, to_markdown
 
 Document = Mapping[str, Any]
 CUTS: Final = {"before": "before the server had COMMIT", "after": "after it, before the answer"}
@@ -22,7 +24,7 @@ BOUNDS: Final = ("workers", "messages", "faults", "redrives", "lanes")
 
 
 def refresh(text: str, evidence: Path) -> str:
-    """`text` with every marked table written anew from the evidence that there is.
+    """`text` with every marked table rewritten from the evidence that there is.
 
     Raises `UsageError` for a marker that no table is known for, or evidence that cannot be read.
     """
@@ -48,111 +50,61 @@ def _table(name: str, evidence: Path) -> str:
 
 
 def prove_table(document: Document) -> str:
-    rows = (
-        ("orders", "orders"),
-        ("charges at the provider", "charges"),
-        ("**orders charged twice or more**", "double_charged_orders"),
-        ("**events lost**", "lost_events"),
-        ("**accounts booked twice or more**", "doubled_writes"),
-        ("charges without an order", "phantom_charges"),
-        ("held for a person, as predicted", "parked"),
-        ("redeliveries", "redeliveries"),
-        ("turned away by the inbox", "dedup_hits"),
-    )
     variants = document["variants"]
-    lines = _grid([""] + [v["name"] for v in variants], [[title, *(v[key] for v in variants)] for title, key in rows])
-    kills = [sum(f["fired"] for name, f in v["faults"].items() if name.startswith("kill")) for v in variants]
-    lines.append(_row(["SIGKILLs", *kills]))
-    said = f"`onceward prove --orders {document['orders']} --seed {document['seed']}`: {document['verdict']}."
-    return "\n".join([*lines, "", said, ""])
+    rows = [figure.row_of(figure.show(v[figure.key]) for v in variants) for figure in FIGURES if figure.key]
+    fired = [{name: fault["fired"] for name, fault in variant["faults"].items()} for variant in variants]
+    rows.append(row_of("SIGKILLs", *map(kills, fired)))
+    command = f"`onceward prove --orders {document['orders']} --seed {document['seed']}`: {document['verdict']}."
+    return _with_command(to_markdown(["", *(variant["name"] for variant in variants)], rows), command)
 
 
-def ablation_table(document: Document) -> str:
-    head = [
-        "without",
-        "leg",
-        "double-charged",
-        "lost",
-        "doubled writes",
-        "held",
-        "delivered again",
-        "expected",
-        "as expected",
-    ]
-    keys = [
-        "without", "leg", "double_charged_orders", "lost_events", "doubled_writes", "parked", "redeliveries", "expected",
-    ]  # fmt: skip
-    rows = [[*(row[key] for key in keys), "yes" if row.get("ok", True) else "**no**"] for row in document["ablation"]]
-    said = f"`onceward prove --ablate --orders {document['orders']} --seed {document['seed']}`: {document['verdict']}."
-    return "\n".join([*_grid(head, rows), "", said, ""])
+def layers_table(document: Document) -> str:
+    command = f"`onceward prove --ablate --orders {document['orders']} --seed {document['seed']}`: {document['verdict']}."
+    return _with_command(to_markdown(*ablation_table(document["ablation"])), command)
 
 
 def explore_table(document: Document) -> str:
-    """Each passage is exhaustive within its own bound; no bound is claimed for all of them together."""
-    head = ["passage", *BOUNDS, "states", "exhausted"]
+    """Each passage is exhaustive within its own bound; together they have none."""
     rows = [
-        [p["name"], *(p["bound"].get(name, 0) for name in BOUNDS), p["states"], "yes" if p["exhausted"] else "no"]
+        row_of(p["name"], *(p["bound"].get(name, 0) for name in BOUNDS), p["states"], "yes" if p["exhausted"] else "no")
         for p in document["passages"]
     ]
     total = f"`onceward explore`: {document['states']:,} distinct states; violations: {len(document['violations'])}."
-    return "\n".join([*_grid(head, rows), "", total, ""])
+    return _with_command(to_markdown(["passage", *BOUNDS, "states", "exhausted"], rows), total)
 
 
 def syscalls_table(document: Document) -> str:
-    rows = [
-        [who, d["calls"], d["kills"], d["doubled"], d["lost"]]
+    swept = [
+        row_of(who, d["calls"], d["kills"], d["doubled"], d["lost"])
         for who, d in document["syscalls"].items()
         if isinstance(d, Mapping)
     ]
     cuts = [
-        [f"{shape}, {CUTS[cut]}", "yes" if met["committed"] else "no", met["redelivery"], met["doubled"], met["lost"]]
+        row_of(f"{shape}, {CUTS[cut]}", "yes" if d["committed"] else "no", d["redelivery"], d["doubled"], d["lost"])
         for shape, each in document["ambiguous"].items()
-        for cut, met in each.items()
+        for cut, d in each.items()
     ]
-    swept = _grid(["process", "system calls", "SIGKILLs", "doubled", "lost"], rows)
-    cut_off = _grid(["connection cut", "committed", "the redelivery was", "doubled", "lost"], cuts)
-    said = f"`onceward prove --every-syscall`: {'held' if document['ok'] else 'broken'}."
-    return "\n".join([*swept, "", *cut_off, "", said, ""])
+    table = to_markdown(["process", "system calls", "SIGKILLs", "doubled", "lost"], swept)
+    table += "\n" + to_markdown(["connection cut", "committed", "the redelivery was", "doubled", "lost"], cuts)
+    return _with_command(table, f"`onceward prove --every-syscall`: {'held' if document['ok'] else 'broken'}.")
 
 
 def soak_table(document: Document) -> str:
     """What was counted, and of everything that was measured whether it grew."""
     soak = document["soak"]
-    servers = sum(fault["fired"] for name, fault in soak["faults"].items() if name in GLOBAL)
-    rows = [
-        ["orders", soak["orders"]],
-        ["SIGKILLs of workers and relays", soak["kills"]],
-        ["SIGKILLs of database servers", servers],
-        ["redeliveries", soak["redeliveries"]],
-        ["**doubled**", soak["doubled"]],
-        ["**lost**", soak["lost"]],
-        ["parked for a person, as predicted", f"{soak['parked']} of {soak['predicted_parked']}"],
-    ]
-    rows += [_grown(found) for found in soak["drift"]]
     ended = "held" if document["ok"] else "broken: " + "; ".join(document["reasons"])
-    said = f"`onceward prove --for {soak['asked_seconds']:g}s --seed {soak['seed']}`: {ended}."
-    return "\n".join([*_grid(["", f"{soak['seconds']:,.0f} s"], rows), "", said, ""])
+    command = f"`onceward prove --for {soak['asked_seconds']:g}s --seed {soak['seed']}`: {ended}."
+    return _with_command(to_markdown(["", f"{soak['seconds']:,.0f} s"], [*figure_rows(soak), *finding_rows(soak)]), command)
 
 
-def _grown(found: Mapping[str, Any]) -> list[str]:
-    kind = next(kind for kind in KINDS if kind.name == found["name"])
-    words = in_words(Finding(kind, found["first"], found["last"], found["drifts"]))
-    title, _, values = words.partition(": ")
-    return [title, values + (" (**grows**)" if found["drifts"] else "")]
-
-
-def _grid(head: list[Any], rows: list[list[Any]]) -> list[str]:
-    return [_row(head), "|" + "---|" * len(head), *(_row(row) for row in rows)]
-
-
-def _row(cells: list[Any]) -> str:
-    return "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells) + " |"
+def _with_command(table: str, command: str) -> str:
+    return f"{table}\n{command}\n"
 
 
 _MARKED: Final = re.compile(r"<!-- begin: (?P<name>[\w-]+) -->\n.*?<!-- end: (?P=name) -->", re.DOTALL)
 TABLES: Final[dict[str, Callable[[Document], str]]] = {
     "prove": prove_table,
-    "ablation": ablation_table,
+    "ablation": layers_table,
     "explore": explore_table,
     "syscalls": syscalls_table,
     "soak": soak_table,

@@ -1,4 +1,4 @@
-"""Where the schedule of a run is kept, so that it can be replayed: a folder that only this user can write to."""
+"""Where schedules are kept for a replay: a folder that only this user can write to."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ KEPT_MAX: Final = 100
 
 
 def keep_schedule(schedule: Schedule, folder: Path | None = None) -> Path:
-    """The schedule is in a file, in `folder` or in this user's own; there, only the latest are kept.
+    """The schedule is in a file, in `folder` or in this user's own.
 
-    Its name is made of what is in it: two runs at once never write over each other's file with something else.
-    Crash: a draft is left, and goes when it is no longer among the latest.
+    Only the latest are kept in the user's own. Crash: a draft is left there until it is no longer among the latest.
     """
     text = schedule_text(schedule)
+    # The name is made of the content, so that two runs at once never overwrite each other's file with something else.
     digest = sha256(text.encode()).hexdigest()[:8]
     where = folder or _folder_of_this_user()
     path = where / f"onceward-schedule-{schedule.seed}-{len(schedule.orders)}-{digest}.json"
     draft = where / f"{path.name}.{uuid4().hex}"
+    # Renamed when it is whole: a worker that starts at this moment must not read half of it.
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
     if folder is None:
-        _forget_oldest(where)
+        _delete_oldest(where)
     return path
 
 
@@ -40,10 +41,10 @@ def _folder_of_this_user() -> Path:
     return folder
 
 
-def _forget_oldest(folder: Path) -> None:
-    written: list[tuple[float, str]] = []
+def _delete_oldest(folder: Path) -> None:
+    files: list[tuple[float, str]] = []
     for entry in os.scandir(folder):
-        with suppress(FileNotFoundError):  # another run has forgotten it meanwhile
-            written.append((entry.stat().st_mtime, entry.path))
-    for _, path in sorted(written, reverse=True)[KEPT_MAX:]:
+        with suppress(FileNotFoundError):  # another run has deleted it meanwhile
+            files.append((entry.stat().st_mtime, entry.path))
+    for _, path in sorted(files, reverse=True)[KEPT_MAX:]:
         Path(path).unlink(missing_ok=True)

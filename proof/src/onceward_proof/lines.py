@@ -1,7 +1,8 @@
-"""Lines that fit the terminal: broken between words, and what goes on stands below what it continues."""
+"""Lines that fit the terminal, broken between words."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from rich.console import Console
@@ -11,7 +12,10 @@ ROOM_MIN: Final = 20
 
 
 def print_beside(console: Console, head: str | Text, body: str | Text) -> None:
-    """`head`, and beside it `body` in as many lines as it takes. Only a word that is wider than all the room is cut."""
+    """`head`, and beside it `body` in as many lines as it takes.
+
+    Only a word that is wider than all the room is cut.
+    """
     head, body = _text(head), _text(body)
     room = max(console.width - head.cell_len, ROOM_MIN)
     for number, line in enumerate(body.wrap(console, room)):
@@ -20,9 +24,10 @@ def print_beside(console: Console, head: str | Text, body: str | Text) -> None:
         console.print(Text.assemble(start, line), highlight=False, soft_wrap=True)
 
 
-def print_verdict(console: Console, word: str, style: str, said: str) -> None:
-    """The line that everybody reads, as one text: printed in two parts, the second would not know where the first ended."""
-    console.print(Text.assemble((word, f"bold {style}"), " ", said), highlight=False)
+def print_verdict(console: Console, word: str, style: str, sentence: str) -> None:
+    """The line that everybody reads."""
+    # One text: of two prints, the second would not know where in the line the first ended, and break in a word.
+    console.print(Text.assemble((word, f"bold {style}"), " ", sentence), highlight=False)
 
 
 def count_of(number: int, one: str) -> str:
@@ -30,5 +35,11 @@ def count_of(number: int, one: str) -> str:
     return f"{number:,} {one}" if number == 1 else f"{number:,} {one}s"
 
 
-def _text(given: str | Text) -> Text:
-    return Text(given) if isinstance(given, str) else given
+def some_of(names: Collection[str], most: int = 5) -> str:
+    """The first of the names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(sorted(names)[:most]) + more
+
+
+def _text(text: str | Text) -> Text:
+    return Text(text) if isinstance(text, str) else text

@@ -1,21 +1,82 @@
-"""What a whole proof came to: the verdict over all variants, and the JSON that is a public contract."""
+"""What a whole proof comes to: figures, verdict, and the JSON that is a public contract."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, assert_never
 
+from onceward_proof.faults import LEG_OF, STORIES
+from onceward_proof.lines import some_of
 from onceward_proof.run import Result
 from onceward_proof.schedule import Schedule
+from onceward_proof.tables import Cell, Figure, Row
 
 Verdict = Literal["proven", "broken", "inconclusive"]
 EXIT_CODES: Final[dict[Verdict, int]] = {"proven": 0, "broken": 1, "inconclusive": 3}
+
+
+def is_kill(fault: str) -> bool:
+    """A fault whose name begins with `kill` is a SIGKILL of a worker or of a server."""
+    return fault.startswith("kill")
+
+
+def kills(fired: Mapping[str, int]) -> int:
+    return sum(count for fault, count in fired.items() if is_kill(fault))
+
+
+def _hit_rate(result: Result) -> float:
+    counts = result.counts
+    return round(counts.dedup_hits / counts.dedup_checks, 4) if counts.dedup_checks else 0.0
+
+
+# What a variant comes to, in the order of every table and of the JSON.
+FIGURES: Final[tuple[Figure[Result], ...]] = (
+    Figure("orders", lambda r: r.verdict.orders, "orders"),
+    Figure("charges at the provider", lambda r: r.verdict.charges, "charges"),
+    Figure("orders charged twice or more", lambda r: len(r.verdict.double_charged), "double_charged_orders", is_harm=True),
+    Figure("charges without an order", lambda r: len(r.verdict.phantom), "phantom_charges", is_harm=True),
+    Figure("events lost", lambda r: len(r.verdict.lost_first_hop) + len(r.verdict.lost_second_hop), "lost_events",
+           is_harm=True, shown=False),
+    Figure("events lost: never paid", lambda r: len(r.verdict.lost_first_hop), is_harm=True),
+    Figure("events lost: paid, never booked", lambda r: len(r.verdict.lost_second_hop), is_harm=True),
+    Figure("accounts booked twice or more", lambda r: len(r.verdict.doubled_writes), "doubled_writes", is_harm=True),
+    Figure("waiting for a decision (parked)", lambda r: len(r.verdict.parked), "parked"),
+    Figure("predicted to be parked", lambda r: len(r.predicted_parked), "predicted_parked", shown=False),
+    Figure("deliveries", lambda r: r.counts.deliveries, "deliveries"),
+    Figure("redelivered", lambda r: r.counts.redeliveries, "redeliveries", part_of_above=True),
+    Figure("looked up in the inbox", lambda r: r.counts.dedup_checks, "dedup_checks", shown=False),
+    Figure("turned away by the inbox", lambda r: r.counts.dedup_hits, "dedup_hits", part_of_above=True),
+    Figure("share of them turned away", _hit_rate, "dedup_hit_rate", shown=False),
+    Figure("SIGKILLs", lambda r: kills(r.counts.fired)),
+    Figure("seconds", lambda r: round(r.wall_seconds, 1)),
+)  # fmt: skip
+BY_KEY: Final = {figure.key: figure for figure in FIGURES}
+
+
+def counted(results: Sequence[Result]) -> list[Row]:
+    """The table of before and after: a row per figure, a cell per variant."""
+    return [figure.row(results) for figure in FIGURES if figure.shown]
+
+
+def faults(results: Sequence[Result]) -> list[Row]:
+    """A row per fault: how many were planned, and how many fired in each variant."""
+    planned = results[0].planned if results else {}
+    return [
+        Row(name, (Cell(f"{count:,}"), *(_fired(result, name, count) for result in results)), STORIES[name], LEG_OF[name])
+        for name, count in planned.items()
+    ]
+
+
+def _fired(result: Result, fault: str, planned: int) -> Cell:
+    fired = result.counts.fired[fault]
+    return Cell(f"{fired:,} ({planned - fired:,} unreached)", "warn") if fired < planned else Cell(f"{fired:,}")
 
 
 def judge(results: Sequence[Result]) -> tuple[Verdict, list[str]]:
     """The verdict, and each reason in a sentence (none when it is proven)."""
     by_name = {result.variant: result for result in results}
     hardened, naive = by_name.get("hardened"), by_name.get("naive")
+    # First of all: harm to the hardened variant is a fact, however little the rest of the run may prove.
     broken = why_broken(hardened) if hardened is not None else []
     if broken:
         return "broken", broken
@@ -23,23 +84,26 @@ def judge(results: Sequence[Result]) -> tuple[Verdict, list[str]]:
     if hardened is None:
         reasons.append("the hardened variant was not run")
     if naive is None:
-        reasons.append("the naive variant was not run: that nothing broke proves nothing unless something else breaks")
+        reasons.append("the naive variant was not run: that hardened held proves nothing unless something else breaks")
     else:
         reasons += _why_naive_proves_nothing(naive)
     reasons += [reason for result in (naive, hardened) if result is not None for reason in _why_not_all_fired(result)]
     return ("inconclusive", reasons) if reasons else ("proven", [])
 
 
-def saying(verdict: Verdict, schedule: Schedule, results: Sequence[Result]) -> str:
+def summary(verdict: Verdict, schedule: Schedule, results: Sequence[Result]) -> str:
     """The verdict in a sentence; where it is not proven, the reasons follow."""
-    if verdict == "inconclusive":
-        return "This run proves nothing, either way:"
-    if verdict == "broken":
-        return "The hardened consumer broke its guarantee:"
-    parked = next(len(result.verdict.parked) for result in results if result.variant == "hardened")
-    held = f" Held for a person, as the schedule predicts: {parked:,}." if parked else ""
-    faults = f"Under the same {sum(schedule.planned().values()):,} faults"
-    return f"{faults}, the naive service charged twice and lost orders; the hardened one did neither.{held}"
+    match verdict:
+        case "inconclusive":
+            return "This run proves nothing, either way:"
+        case "broken":
+            return "The hardened consumer broke its guarantee:"
+        case "proven":
+            parked = next(len(result.verdict.parked) for result in results if result.variant == "hardened")
+            waiting = f" Orders that wait for a decision, as the schedule predicts: {parked:,}." if parked else ""
+            begin = f"Under the same {sum(schedule.planned().values()):,} faults"
+            return f"{begin}, the naive service charged twice and lost orders; the hardened one did neither.{waiting}"
+    assert_never(verdict)
 
 
 def why_broken(result: Result) -> list[str]:
@@ -53,7 +117,7 @@ def why_broken(result: Result) -> list[str]:
         (verdict.doubled_writes, "accounts hold more than was paid"),
         (verdict.wrong_charge, "paid orders name a charge that the provider does not have"),
     )
-    reasons = [f"{result.variant}: {len(names)} {what} ({_some(names)})" for names, what in counted if names]
+    reasons = [f"{result.variant}: {len(names)} {what} ({some_of(names)})" for names, what in counted if names]
     reasons += _why_parked_differs(result)
     money = verdict.money
     if len(set(money.values())) > 1:
@@ -70,10 +134,10 @@ def _why_parked_differs(result: Result) -> list[str]:
     reasons = []
     if more:
         reasons.append(
-            f"{result.variant}: {len(more)} orders are parked that the schedule does not predict ({_some(more)})"
+            f"{result.variant}: {len(more)} orders are parked that the schedule does not predict ({some_of(more)})"
         )
     if fewer:
-        reasons.append(f"{result.variant}: {len(fewer)} orders should be parked and are not ({_some(fewer)})")
+        reasons.append(f"{result.variant}: {len(fewer)} orders should be parked and are not ({some_of(fewer)})")
     return reasons
 
 
@@ -92,14 +156,17 @@ def _why_not_all_fired(result: Result) -> list[str]:
     return [f"{result.variant}: {count} of {name} never struck" for name, count in result.unreached().items()]
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def to_json(schedule: Schedule, schedule_file: str, results: Sequence[Result]) -> dict[str, Any]:
-    """The public form. `lost_events` counts both hops; `deliveries` come from the wrapped source."""
+    """The public form.
+
+    `lost_events` counts both hops; `deliveries` are counted by the wrapped source.
+    """
     verdict, reasons = judge(results)
+    return document(schedule, schedule_file, verdict, reasons) | {"variants": [variant_json(result) for result in results]}
+
+
+def document(schedule: Schedule, schedule_file: str, verdict: str, reasons: list[str]) -> dict[str, Any]:
+    """What the JSON of every run under a schedule begins with."""
     return {
         "seed": schedule.seed,
         "orders": len(schedule.orders),
@@ -107,30 +174,16 @@ def to_json(schedule: Schedule, schedule_file: str, results: Sequence[Result]) -
         "schedule": schedule_file,
         "verdict": verdict,
         "reasons": reasons,
-        "variants": [variant_json(result) for result in results],
     }
 
 
 def variant_json(result: Result) -> dict[str, Any]:
-    verdict, counts = result.verdict, result.counts
     return {
         "name": result.variant,
-        "orders": verdict.orders,
-        "charges": verdict.charges,
-        "double_charged_orders": len(verdict.double_charged),
-        "phantom_charges": len(verdict.phantom),
-        "lost_events": len(verdict.lost_first_hop) + len(verdict.lost_second_hop),
-        "doubled_writes": len(verdict.doubled_writes),
-        "parked": len(verdict.parked),
-        "predicted_parked": len(result.predicted_parked),
-        "deliveries": counts.deliveries,
-        "redeliveries": counts.redeliveries,
-        "dedup_checks": counts.dedup_checks,
-        "dedup_hits": counts.dedup_hits,
-        "dedup_hit_rate": round(counts.dedup_hits / counts.dedup_checks, 4) if counts.dedup_checks else 0.0,
+        **{figure.key: figure.read(result) for figure in FIGURES if figure.key},
         "faults": {name: _fault_json(result, name, planned) for name, planned in result.planned.items()},
         "wall_seconds": round(result.wall_seconds, 2),
-        "money": dict(verdict.money),
+        "money": dict(result.verdict.money),
     }
 
 

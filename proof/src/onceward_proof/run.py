@@ -11,8 +11,9 @@ from typing import Final
 
 from onceward.errors import OncewardError
 from onceward_proof import checker
-from onceward_proof.control import Controller, Counts, Moment
+from onceward_proof.control import Controller, Counts
 from onceward_proof.crew import Changed, Crew
+from onceward_proof.moments import Moment
 from onceward_proof.place import Place
 from onceward_proof.schedule import Schedule
 from onceward_proof.variants import CREWS

@@ -87,7 +87,7 @@ def prove(given: Any) -> int:
         raise UsageError("--ablate runs hardened, less one layer at a time: leave out --variants")
 
     _check_modes(given)
-    need("prove", "psutil", "pgmq", "rich", "starlette", "uvicorn", "stripe", "matplotlib", "jinja2", "markdown_it")
+    need("prove", "psutil", "pgmq", "rich", "starlette", "uvicorn", "stripe", "jinja2", "markdown_it")
     from onceward_proof.command import prove as perform  # noqa: PLC0415
     from onceward_proof.options import ProveOptions  # noqa: PLC0415
 

@@ -3,6 +3,6 @@
 proof.py, ablation.py, soak.py   one report each: what is in it
 page.py, templates/              what all of them are
 legs.py, sequence.py             docs/guarantees.md, leg by leg, with its diagrams drawn
-story.py, tiles.py               one order's way, told; what became of the orders, per fault
-pictures.py, canvas.py           the drawings, and what they are drawn with
+story.py, lanes.py               one order's way: which, step by step, and as a picture
+pictures.py, picture.py          the other pictures, and how each of them gets into a page
 """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
-from onceward_proof.ablation import COUNTERS, ROWS, WORDS, Trial, publish_wait_ms, why_not_as_expected
+from onceward_proof.ablation import FIGURES, LEG, ROWS, Trial, trial_json, why_not_as_expected
 from onceward_proof.pages.page import render_template
-from onceward_proof.pages.tiles import draw_layers
+from onceward_proof.pages.pictures import draw_layers
 from onceward_proof.schedule import Schedule
+
+SHOWN: Final = [figure for figure in FIGURES if figure is not LEG]  # the leg stands below each row, and leads to its text
 
 
 def render(schedule: Schedule, trials: Sequence[Trial]) -> str:
@@ -23,7 +25,7 @@ def _content(schedule: Schedule, trials: Sequence[Trial]) -> dict[str, Any]:
         "what": "ablation",
         "mood": "broken" if problems else "proven",
         "headline": "not as expected" if problems else "as expected",
-        "saying": f"Rows that break the guarantee: {breaks}. Rows that hold: {len(trials) - breaks}.",
+        "summary": f"Rows that break the guarantee: {breaks}. Rows that hold: {len(trials) - breaks}.",
         "reasons": problems,
         "seed": schedule.seed,
         "orders": f"{len(schedule.orders):,}",
@@ -34,7 +36,7 @@ def _content(schedule: Schedule, trials: Sequence[Trial]) -> dict[str, Any]:
             ("seed", str(schedule.seed)),
             ("queue", schedule.queue),
         ],
-        "counters": [WORDS[counter] for counter in COUNTERS],
+        "figures": SHOWN,
         "rows": [_row(trial) for trial in trials],
         "picture": draw_layers(schedule, trials) if trials else None,
         "command": f"onceward prove --ablate{_rows_named(trials)} --seed {schedule.seed} --orders {len(schedule.orders)}",
@@ -48,17 +50,13 @@ def _rows_named(trials: Sequence[Trial]) -> str:
 
 
 def _row(trial: Trial) -> dict[str, Any]:
-    row, orders = trial.row, max(len(trial.result.planned), trial.result.verdict.orders, 1)
-    wait = publish_wait_ms(trial.result)
+    """The row, its cells with their heat (the share of harmed orders, in per cent), and whether it is as expected."""
+    orders = max(len(trial.result.planned), trial.result.verdict.orders, 1)
+    found = trial_json(trial)
     return {
-        "without": row.without,
-        "leg": row.leg,
-        "late": row.late,
-        "faults": row.faults,
-        "cells": [(f"{count:,}", "hit" if count else "", round(100 * count / orders)) for count in trial.counted.values()],
-        "redeliveries": f"{trial.result.counts.redeliveries:,}",
-        "wait": "" if wait is None else f"{wait:,} ms",
-        "expected": row.expected,
-        "ok": not trial.problems(),
-        "why": row.why,
+        "row": trial.row,
+        "cells": [
+            (figure.cell(found), round(100 * figure.read(found) / orders) if figure.is_harm else 0) for figure in SHOWN
+        ],
+        "ok": found["ok"],
     }

@@ -1,15 +1,15 @@
-"""The legs of a message's way, as docs/guarantees.md tells them; a report links each fault to the leg that it strikes.
+"""The legs of a message's way, as docs/guarantees.md explains them.
 
-The text has one source: the file in the checkout, which travels with the wheel.
+A report links each fault to the leg that it strikes. The text has one source: the file in the checkout, which travels
+with the wheel.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -17,10 +17,10 @@ from markupsafe import Markup
 
 from onceward_proof.alongside import alongside
 from onceward_proof.faults import Leg
-from onceward_proof.pages.sequence import draw_sequence, parse, tell
+from onceward_proof.pages.sequence import draw_sequence, parse
 from onceward_proof.run import ProofError
 
-# The section of docs/guarantees.md that a leg is told in.
+# The heading in docs/guarantees.md under which a leg is explained.
 HEADINGS: Final[dict[Leg, str]] = {
     "dual write": "Dual write",
     "leg 1": "Leg 1: the producer and the queue",
@@ -35,7 +35,7 @@ LEGS: Final[tuple[Leg, ...]] = get_args(Leg)
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One leg: its name in reports, its anchor (here and in the file), its heading and its text."""
+    """One leg: its name in reports, its anchor (here and in the file), heading and text."""
 
     leg: Leg
     anchor: str
@@ -44,7 +44,7 @@ class Section:
 
 
 def anchor(leg: str) -> str:
-    """The id of the leg's section; the same as a code forge gives to its heading. Empty for what is no leg."""
+    """The id of the leg's section, as code forges make it; empty for what is not a leg."""
     heading = HEADINGS.get(leg, "")  # type: ignore[call-overload]
     return re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-"))
 
@@ -57,23 +57,15 @@ def read_sections(file: Path | None = None) -> list[Section]:
     missing = [heading for heading in HEADINGS.values() if heading not in parts]
     if missing:
         raise ProofError(f"docs/guarantees.md has no section {', '.join(missing)}")
-    return [Section(leg, anchor(leg), heading, _render(parts[heading], anchor(leg))) for leg, heading in HEADINGS.items()]
+    return [Section(leg, anchor(leg), heading, _render(parts[heading])) for leg, heading in HEADINGS.items()]
 
 
-def _render(text: str, name: str) -> Markup:
+def _render(text: str) -> Markup:
     """The section as HTML: its diagrams drawn, no HTML of its own let through."""
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-    tokens = list(_with_drawings(markdown.parse(text), name))
+    tokens = [_drawn(token) if token.info == "mermaid" else token for token in markdown.parse(text)]
     return Markup(markdown.renderer.render(tokens, markdown.options, {}))  # noqa: S704 - rendered with escapes
 
 
-def _with_drawings(tokens: list[Token], name: str) -> Iterator[Any]:
-    drawn = 0
-    for token in tokens:
-        if token.type != "fence" or token.info != "mermaid":
-            yield token
-            continue
-        drawn += 1
-        diagram = parse(token.content)
-        picture = draw_sequence(diagram, f"{name}-{drawn}", tell(diagram))
-        yield Token("html_block", "", 0, content=f"<figure>{picture.__html__()}</figure>\n")
+def _drawn(diagram: Token) -> Token:
+    return Token("html_block", "", 0, content=f"<figure>{draw_sequence(parse(diagram.content))}</figure>\n")

@@ -9,7 +9,8 @@ from typing import Any
 from onceward_proof.faults import LEG_OF
 from onceward_proof.pages.page import render_template
 from onceward_proof.pages.pictures import Series, draw_lines
-from onceward_proof.soak.measure import KINDS, MEGABYTE, SLOPE_BYTES_MIN, SLOPE_FACTOR_MAX, in_words
+from onceward_proof.soak.figures import figure_rows, finding_rows
+from onceward_proof.soak.measure import KINDS, MEGABYTE, SLOPE_BYTES_MIN, SLOPE_FACTOR_MAX
 from onceward_proof.soak.run import Soaked
 
 
@@ -19,34 +20,25 @@ def render(soaked: Soaked) -> str:
 
 
 def _content(soaked: Soaked) -> dict[str, Any]:
-    document, reasons = soaked.to_json()["soak"], soaked.why_failed()
+    soak, reasons = soaked.to_json()["soak"], soaked.why_failed()
     early = ", ended early by hand" if soaked.interrupted else ""
     return {
         "what": "soak",
         "mood": "broken" if reasons else "proven",
         "headline": "broken" if reasons else "held",
-        "saying": f"{document['doubled']} doubled, {document['lost']} lost in {soaked.seconds:,.0f} s of faults{early}.",
+        "summary": f"{soak['doubled']} doubled, {soak['lost']} lost in {soaked.seconds:,.0f} s of faults{early}.",
         "reasons": reasons,
         "seed": soaked.seed,
-        "orders": f"{document['orders']:,}",
-        "findings": [(in_words(finding), finding.drifts) for finding in soaked.findings],
+        "orders": f"{soak['orders']:,}",
+        "findings": finding_rows(soak),
         "cost_factor": f"{SLOPE_FACTOR_MAX:g}",
         "cost_bytes": f"{SLOPE_BYTES_MIN:g}",
-        "faults": document["faults"],
+        "faults": soak["faults"],
         "legs_of": LEG_OF,
         "lines": draw_lines(list(_series(soaked)), "What was measured over time"),
         "command": f"onceward prove --for {soaked.asked_seconds:g}s --rate {soaked.rate:g} --seed {soaked.seed}",
         "again": "The same seed gives the same orders and aims the same faults at them; how fast is the machine's part.",
-        "facts": [
-            ("orders", f"{document['orders']:,}"),
-            ("orders per second", document["orders_per_second"]),
-            ("SIGKILLs", f"{document['kills']:,}"),
-            ("SIGKILLs per second", document["kills_per_second"]),
-            ("redeliveries", f"{document['redeliveries']:,}"),
-            ("charges", f"{document['charges']:,}"),
-            ("parked, as predicted", f"{document['parked']} of {document['predicted_parked']}"),
-            ("seed", document["seed"]),
-        ],
+        "facts": [(row.name, row.cells[0].text) for row in figure_rows(soak)] + [("seed", soak["seed"])],
     }
 
 

@@ -1,4 +1,4 @@
-"""What a soak measures beside its orders: memory, connections, tables, WAL; and whether any of it grows without bound.
+"""What a soak measures beside its orders, and whether any of it grows without bound.
 
 By design the inbox, the intents and the service's own tables grow with every order (upkeep drops a partition when no
 duplicate can come back to it): there, growth per order is judged. Everything else must stay level.
@@ -7,7 +7,7 @@ duplicate can come back to it): there, growth per order is judged. Everything el
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -17,7 +17,7 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 
 MEGABYTE: Final = 1_000_000
-POINTS_MIN: Final = 9  # fewer say nothing
+POINTS_MIN: Final = 9  # three for each third; a median of fewer says nothing
 WARM_UP_SHARE: Final = 0.2  # of the time: caches and pools fill
 ORDERS_MIN: Final = 1500  # a table grows by pages: with fewer orders, a slope is noise
 MAX_WAL_BYTES: Final = 256 * 1024 * 1024
@@ -35,12 +35,15 @@ SETTINGS: Final = {
     "autovacuum_vacuum_threshold": "500",
 }
 SLOPE_FACTOR_MAX: Final = 1.5
-SLOPE_BYTES_MIN: Final = 300.0  # per order; less is not worth a word
+SLOPE_BYTES_MIN: Final = 300.0  # per order; less is noise: a table grows by whole pages
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One thing that is measured. It may grow by `allowed`, or by `share` of itself, and still be level."""
+    """One thing that is measured.
+
+    It may grow by `allowed`, or by `share` of itself, and still be level.
+    """
 
     name: str
     title: str
@@ -50,7 +53,7 @@ class Kind:
 
 
 KINDS: Final = (
-    Kind("nursery_bytes", "memory of the nursery (starts the workers)", 10 * MEGABYTE),
+    Kind("nursery_bytes", "memory of the supervisor (starts the workers)", 10 * MEGABYTE),
     Kind("worker_bytes", "memory of a worker, on average", 15 * MEGABYTE),
     Kind("provider_bytes", "memory of the provider", 20 * MEGABYTE),
     Kind("connections", "connections to both servers", 12),
@@ -75,17 +78,17 @@ class Sample:
 class Meter:
     """Measures a running soak. One thread."""
 
-    def __init__(self, database: str, queue_database: str, nursery: int, provider: int) -> None:
+    def __init__(self, database: str, queue_database: str, supervisor: int, provider: int) -> None:
         self._dsns = (database, queue_database)
-        self._nursery = nursery
+        self._supervisor = supervisor
         self._provider = provider
         self._started = time.monotonic()
 
     def measure(self, orders: int, workers: Iterable[int]) -> Sample | None:
         """One sample; None while a server is down."""
-        memory = [found for found in map(_memory, workers) if found]
+        memory = [resident for resident in map(_memory, workers) if resident]
         values = {
-            "nursery_bytes": _memory(self._nursery),
+            "nursery_bytes": _memory(self._supervisor),
             "worker_bytes": round(sum(memory) / len(memory)) if memory else 0,
             "provider_bytes": _memory(self._provider),
         }
@@ -124,12 +127,9 @@ _APP: Final = _SIZES.format(
 _QUEUE: Final = _SIZES.format(tables="false", waiting="n.nspname = 'pgmq'").encode()
 
 
-# ---- judging ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is said of one kind: its first and last level (or bytes per order), and whether it drifts."""
+    """The judgement of one kind: first and last level (or bytes per order), and whether it drifts."""
 
     kind: Kind
     first: float
@@ -142,11 +142,16 @@ class Finding:
             "last": round(self.last, 1), "drifts": self.drifts,
         }  # fmt: skip
 
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Finding:
+        kind = next(kind for kind in KINDS if kind.name == found["name"])
+        return cls(kind, found["first"], found["last"], found["drifts"])
+
 
 def judge(samples: Sequence[Sample]) -> list[Finding]:
     """Every kind of which there is enough to say something."""
-    found = [_judge(kind, samples) for kind in KINDS]
-    return [finding for finding in found if finding is not None]
+    findings = (_judge(kind, samples) for kind in KINDS)
+    return [finding for finding in findings if finding is not None]
 
 
 def _judge(kind: Kind, samples: Sequence[Sample]) -> Finding | None:
@@ -159,9 +164,10 @@ def _judge(kind: Kind, samples: Sequence[Sample]) -> Finding | None:
 
 
 def level(kind: Kind, points: Sequence[tuple[float, float]]) -> Finding | None:
-    """It drifts when, after the warm-up, each third lies above the one before, and all in all by more than is allowed.
+    """It drifts when each third lies above the one before, by more than is allowed in all.
 
-    A step, a spike or a saw does not drift; a leak does, however slow, once it has cost more than is allowed.
+    The warm-up is left out. A step, a spike or a saw does not drift; a leak does, however slow, once it has cost more
+    than is allowed.
     """
     if not points:
         return None
@@ -177,7 +183,10 @@ def level(kind: Kind, points: Sequence[tuple[float, float]]) -> Finding | None:
 
 
 def _slopes(kind: Kind, points: Sequence[tuple[float, float]]) -> Finding | None:
-    """Bytes per order in the first and in the second half: an order late in the soak must not cost much more."""
+    """Bytes per order in the first and in the second half.
+
+    An order late in the soak must not cost much more than an early one.
+    """
     if len(points) < 2 * POINTS_MIN or points[-1][0] - points[0][0] < ORDERS_MIN:
         return None
     half = len(points) // 2
@@ -186,7 +195,7 @@ def _slopes(kind: Kind, points: Sequence[tuple[float, float]]) -> Finding | None
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Of the straight line through the points, by least squares; 0 when they are all above one another."""
+    """Of the straight line through the points, by least squares; 0 when all have the same x."""
     mean_x = sum(x for x, _ in points) / len(points)
     mean_y = sum(y for _, y in points) / len(points)
     spread = sum((x - mean_x) ** 2 for x, _ in points)
@@ -195,12 +204,14 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
 
 def in_words(finding: Finding) -> str:
     """One line for people."""
-    kind = finding.kind
-    unit: Callable[[float], str] = plain if kind.name == "connections" else megabytes
-    if kind.per_order:
-        return f"{kind.title}: {finding.first:,.0f} bytes per order, then {finding.last:,.0f}"
-    word = "at most" if kind.name == "wal_bytes" else "then"
-    return f"{kind.title}: {unit(finding.first)}, {word} {unit(finding.last)}"
+    return f"{finding.kind.title}: {values_in_words(finding)}"
+
+
+def values_in_words(finding: Finding) -> str:
+    if finding.kind.per_order:
+        return f"{finding.first:,.0f} bytes per order, then {finding.last:,.0f}"
+    unit: Callable[[float], str] = plain if finding.kind.name == "connections" else megabytes
+    return f"{unit(finding.first)}, {'at most' if finding.kind.name == 'wal_bytes' else 'then'} {unit(finding.last)}"
 
 
 def megabytes(value: float) -> str:

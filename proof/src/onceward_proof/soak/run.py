@@ -1,4 +1,4 @@
-"""`onceward prove --for 30m`: the hardened crew under a schedule without end, with rolling evidence.
+"""`onceward prove --for 30m`: hardened under a schedule without end, with rolling evidence.
 
 It fails on any order that is doubled or lost, on any that is held without having been predicted, and on memory,
 connections, tables or WAL that grow without bound. Ctrl-C ends it early, with its report; a second one, without.
@@ -22,18 +22,21 @@ from rich.text import Text
 from onceward_proof import checker
 from onceward_proof.control import Counts
 from onceward_proof.crew import Crew
-from onceward_proof.lines import print_beside, print_verdict
+from onceward_proof.lines import print_beside, print_verdict, some_of
 from onceward_proof.options import ProveOptions
 from onceward_proof.place import Place, place
 from onceward_proof.report import write_files
 from onceward_proof.soak import measure
 from onceward_proof.soak.endless import EndlessController
+from onceward_proof.soak.figures import figure_rows, finding_rows
 from onceward_proof.soak.watch import OLD_SECONDS, Look, look
+from onceward_proof.tables import to_terminal
 from onceward_proof.variants import CREWS
 
-TELL_SECONDS: Final = 5.0
+EVIDENCE_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 10.0
-LOOK_SHARE: Final = 20  # a look comes again after so many times its own time: it reads everything, and there is ever more
+# A look reads everything, and there is more and more of it: the next one waits for so many times its own time.
+LOOK_SHARE: Final = 20
 SAMPLES: Final = 600  # at most, in a soak of the length that was asked for
 SAMPLE_SECONDS_MIN: Final = 1.0
 STALLED_SECONDS: Final = 30.0
@@ -46,7 +49,7 @@ class Soaked:
     seed: int
     asked_seconds: float
     rate: float
-    seconds: float = 0.0  # in which orders were given
+    seconds: float = 0.0  # in which orders came
     all_seconds: float = 0.0  # until the last of them was finished
     interrupted: bool = False
     finished: bool = False  # went quiet by itself at the end
@@ -61,7 +64,7 @@ class Soaked:
 
     def why_failed(self) -> list[str]:
         """Every reason, in a sentence; none when it held."""
-        reasons = [f"{len(names)} orders {what} ({_some(names)})" for names, what in self._harms() if names]
+        reasons = [f"{len(names)} orders {what} ({some_of(names)})" for names, what in self._harms() if names]
         if self.verdict is not None and len(set(self.verdict.money.values())) > 1:
             reasons.append(f"the sums differ: {dict(self.verdict.money)}")
         if not self.finished:
@@ -122,7 +125,7 @@ def prove_soak(options: ProveOptions, seconds: float) -> int:
 
 
 class _Soak:
-    """The crew, the controller, and the three clocks beside it: evidence, samples, looks."""
+    """The workers, the controller, and the three clocks beside it: evidence, samples, looks."""
 
     def __init__(self, where: Place, seed: int, rate: float, seconds: float, console: Console) -> None:
         self._console = console
@@ -130,9 +133,9 @@ class _Soak:
         self._controller = EndlessController(seed, rate, CREWS["hardened"], where.servers())
         self._crew = Crew(where, self._controller, "hardened")
         self._stop = asyncio.Event()
-        self._gone: frozenset[str] = frozenset()
+        self._missing: frozenset[str] = frozenset()
         self._look: Look | None = None
-        self._told = (0.0, 0, 0)
+        self._last_counts = (0.0, 0, 0)
 
     async def run(self) -> Soaked:
         loop = asyncio.get_running_loop()
@@ -146,23 +149,23 @@ class _Soak:
         return self._soaked
 
     def _interrupt(self) -> None:
-        """The first Ctrl-C ends the giving; the second is the usual one."""
+        """The first Ctrl-C ends the flow of orders; the second one is the usual interrupt."""
         self._soaked.interrupted = True
-        self._console.print("ending: what is under way goes to its end (Ctrl-C again: at once)", highlight=False)
+        self._console.print("ending: orders under way are finished first (Ctrl-C again: stop at once)", highlight=False)
         self._stop.set()
         asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
     async def _go(self) -> None:
-        """Orders for as long as was asked for, then until everybody is quiet; the clocks run all the while."""
+        """Orders for as long as was asked for, then until every worker is quiet."""
         controller, started = self._controller, time.monotonic()
         controller.start_roles("charge", "ledger")
-        clocks = [asyncio.create_task(clock) for clock in (self._tell(), self._measure(), self._keep_looking())]
+        clocks = [asyncio.create_task(clock) for clock in (self._print_evidence(), self._measure(), self._keep_looking())]
         stopped = asyncio.create_task(self._stop.wait())
         ended, _ = await asyncio.wait(
             {stopped, *clocks}, timeout=self._soaked.asked_seconds, return_when=asyncio.FIRST_COMPLETED
         )
         for clock in ended - {stopped}:
-            clock.result()  # a clock ends by an error only, and without it nothing is proven
+            clock.result()  # a clock ends only by an error, which this raises: without clocks nothing is proven
         stopped.cancel()
         self._soaked.seconds = time.monotonic() - started
         controller.stop_giving()
@@ -175,19 +178,17 @@ class _Soak:
             if isinstance(outcome, Exception):
                 raise outcome
 
-    # ---- the clocks --------------------------------------------------------------------------------------------------
-
-    async def _tell(self) -> None:
+    async def _print_evidence(self) -> None:
         while True:
-            await asyncio.sleep(TELL_SECONDS)
+            await asyncio.sleep(EVIDENCE_SECONDS)
             print_beside(self._console, *self._evidence())
 
     def _evidence(self) -> tuple[str, Text]:
         """The clock, and what was counted by then."""
         counts, found = self._controller.counts, self._look
         now, orders = time.monotonic(), len(self._controller.ordered)
-        before, orders_before, kills_before = self._told
-        self._told = (now, orders, counts.kills)
+        before, orders_before, kills_before = self._last_counts
+        self._last_counts = (now, orders, counts.kills)
         seconds = now - before
         harm = f"{len(found.doubled)} doubled, {len(self._soaked.lost)} lost" if found else "not counted yet"
         style = "bold red" if found and (found.doubled or self._soaked.lost) else "green"
@@ -218,6 +219,7 @@ class _Soak:
             old = frozenset(order for order, at in self._controller.given_at.items() if at < begin - OLD_SECONDS)
             ordered = dict(self._controller.ordered)
             crew = self._crew
+            # A server that is down (the schedule kills both) makes this look fail; the next one sees the same orders.
             with suppress(psycopg.Error):
                 found = await asyncio.to_thread(look, ordered, old, crew.ledger, crew.database, crew.queue_database)
                 self._judge(found)
@@ -227,13 +229,12 @@ class _Soak:
         """The first harm ends the soak: there is nothing more to prove."""
         self._look = found
         self._soaked.doubled |= found.doubled
-        self._soaked.lost |= self._gone & found.gone
-        self._gone = found.gone
+        # Missing once may be an order between two places; missing twice, a pause apart, is lost.
+        self._soaked.lost |= self._missing & found.missing
+        self._missing = found.missing
         self._controller.forget(found.finished)
         if self._soaked.doubled or self._soaked.lost:
             self._stop.set()
-
-    # ---- the end -----------------------------------------------------------------------------------------------------
 
     def _conclude(self) -> None:
         soaked, controller = self._soaked, self._controller
@@ -248,22 +249,10 @@ class _Soak:
 
 
 def _print(console: Console, soaked: Soaked) -> None:
-    document, reasons = soaked.to_json()["soak"], soaked.why_failed()
-    console.print(
-        f"{document['orders']:,} orders in {soaked.seconds:,.0f} s ({document['orders_per_second']}/s), "
-        f"{document['kills']:,} SIGKILLs ({document['kills_per_second']}/s), {document['redeliveries']:,} redeliveries, "
-        f"{document['parked']} parked for a person, {document['predicted_parked']} predicted",
-        highlight=False,
-    )
-    for finding in soaked.findings:
-        print_beside(console, "  ", f"{'GROWS ' if finding.drifts else ''}{measure.in_words(finding)}")
+    soak, reasons = soaked.to_json()["soak"], soaked.why_failed()
+    console.print(to_terminal("", ["", f"{soaked.seconds:,.0f} s"], [*figure_rows(soak), *finding_rows(soak)]))
     word, style = ("BROKEN", "red") if reasons else ("HELD", "green")
     early = "; ended early" if soaked.interrupted else ""
-    print_verdict(console, word, style, f"{document['doubled']} doubled, {document['lost']} lost{early}")
+    print_verdict(console, word, style, f"{soak['doubled']} doubled, {soak['lost']} lost{early}")
     for reason in reasons:
         print_beside(console, "  - ", reason)
-
-
-def _some(names: frozenset[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(sorted(names)[:most]) + more

@@ -1,6 +1,6 @@
-"""The checker's rolling count: of the orders that are old enough to be finished, which were doubled, and which are gone.
+"""The checker's rolling count: which orders are doubled, and which are missing.
 
-An order that is still on its way (in the outbox or in a queue) is late, not lost; one that is nowhere twice in a row is.
+An order that is still on its way (in the outbox or in a queue) is late. One that two looks in a row find nowhere is lost.
 """
 
 from __future__ import annotations
@@ -21,22 +21,21 @@ OLD_SECONDS: Final = 45.0  # an order with three faults, each of which costs it 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look found. `gone` is not yet lost: another look must find it gone, too."""
+    """What one look found. `missing` is not yet lost: the next look must miss it, too."""
 
     charges: int
-    paid: int
     doubled: frozenset[str]
-    gone: frozenset[str]
-    parked: frozenset[str]
+    missing: frozenset[str]
     late: int
     finished: frozenset[str]  # old, and nothing is wrong with it or still to come
 
 
 def look(ordered: Mapping[str, int], old: frozenset[str], ledger: Path, database: str, queue_database: str) -> Look:
-    """Count now. `ordered`: a copy of what was given so far. Raises `psycopg.Error` while a server is down.
+    """Count now. Raises `psycopg.Error` while a server is down.
 
-    What is on its way is read first: what moves on meanwhile is found where it arrives.
+    `ordered`: a copy of what was ordered so far; `old`: those of it that should be finished.
     """
+    # What is on its way is read first: an order that moves on meanwhile is then found where it arrives.
     on_its_way = _on_its_way(database, queue_database)
     evidence = checker.gather(ordered, ledger, database)
     verdict = checker.judge(evidence)
@@ -45,10 +44,8 @@ def look(ordered: Mapping[str, int], old: frozenset[str], ledger: Path, database
     unfinished = {*verdict.lost, *verdict.wrong_charge} & old
     return Look(
         charges=verdict.charges,
-        paid=sum(status == "paid" for _, status, _ in evidence.placed.values()),
         doubled=doubled,
-        gone=frozenset(unfinished - on_its_way),
-        parked=frozenset(verdict.parked),
+        missing=frozenset(unfinished - on_its_way),
         late=len(unfinished & on_its_way),
         finished=old - unfinished - doubled - on_its_way,
     )

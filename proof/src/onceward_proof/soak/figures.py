@@ -1,0 +1,45 @@
+"""What a soak comes to, read from its JSON: for the terminal, the page and the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from operator import itemgetter
+from typing import Any, Final
+
+from onceward_proof.faults import GLOBAL
+from onceward_proof.soak.measure import Finding, values_in_words
+from onceward_proof.tables import Cell, Figure, Row
+
+Soak = Mapping[str, Any]
+
+
+def _server_kills(soak: Soak) -> int:
+    return sum(fault["fired"] for name, fault in soak["faults"].items() if name in GLOBAL)
+
+
+FIGURES: Final[tuple[Figure[Soak], ...]] = (
+    Figure("orders", itemgetter("orders")),
+    Figure("orders per second", itemgetter("orders_per_second")),
+    Figure("SIGKILLs of workers and relays", itemgetter("kills")),
+    Figure("SIGKILLs of them per second", itemgetter("kills_per_second")),
+    Figure("SIGKILLs of database servers", _server_kills),
+    Figure("redelivered", itemgetter("redeliveries")),
+    Figure("charges at the provider", itemgetter("charges")),
+    Figure("doubled", itemgetter("doubled"), is_harm=True),
+    Figure("lost", itemgetter("lost"), is_harm=True),
+    Figure("parked, as predicted", lambda soak: f"{soak['parked']:,} of {soak['predicted_parked']:,}"),
+)
+
+
+def figure_rows(soak: Soak) -> list[Row]:
+    return [figure.row([soak]) for figure in FIGURES]
+
+
+def finding_rows(soak: Soak) -> list[Row]:
+    """Of everything that was measured: its first and last level, and whether it grew."""
+    return [_finding_row(Finding.from_json(each)) for each in soak["drift"]]
+
+
+def _finding_row(finding: Finding) -> Row:
+    values = values_in_words(finding)
+    return Row(finding.kind.title, (Cell(f"{values} (grows)", "bad") if finding.drifts else Cell(values),))
