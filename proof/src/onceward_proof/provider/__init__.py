@@ -5,7 +5,7 @@ nothing of Onceward: the judge's evidence must not come from the code on trial.
 
     ledger.py      what was charged, and which answer each idempotency key has (SQLite)
     call.py        one request and its connection
-    answers.py     Stripe's answers and error objects         endpoints.py   charges, payment intents, refunds
+    answers.py     Stripe's answers and error objects         endpoints.py   charges
     hook.py        the one seam at which faults strike        faults.py      faults on demand, through that seam
     app.py         parse, authenticate, idempotency layer     admin.py       /_admin/: clock, window, faults, ledger
     server.py      as a process: serve, ProviderProcess, main

@@ -4,7 +4,7 @@ The rules of the idempotency layer, and where each comes from (docs.stripe.com/a
 
 * the first answer of a key is stored once endpoint execution has begun, success or failure, and replayed;
 * stored under no key: 401, 429, 404 of an unknown path, parameters that are wrong in themselves, and 409;
-* keys belong to the account, not to the endpoint: another endpoint or other parameters are a 400;
+* keys belong to the account: other parameters under the same key are a 400;
 * a key is *in flight* until its answer is stored, that is, until the effect is committed: an answer that is late or
   held after that is replayed to whoever asks again.
 """
@@ -131,10 +131,7 @@ class Gateway:
         stored = self.ledger.find(call.credentials, key)
         if stored is None:
             return None
-        now = call.fingerprint
-        if stored.first.endpoint != now.endpoint:
-            return answers.other_endpoint(key, stored.first.endpoint, now.endpoint)
-        return stored.answer if stored.first == now else answers.other_parameters(key)
+        return stored.answer if stored.first == call.fingerprint else answers.other_parameters(key)
 
     def _execute(self, endpoint: Endpoint, call: Call, before: Verdict) -> Answer:
         """Check, then commit the effect and the key's answer as one; `Invalid` leaves no trace.
