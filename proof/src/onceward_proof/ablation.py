@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from onceward.errors import UsageError
-from onceward_proof.crew import Changed
-from onceward_proof.place import Place
+from onceward_proof.clusters import Clusters
+from onceward_proof.processes import Changed
 from onceward_proof.run import Progress, Result, run_variant
 from onceward_proof.schedule import Aimed, Schedule, make_schedule
 from onceward_proof.workload import Order
@@ -109,10 +109,6 @@ class Trial:
             "doubled_writes": len(verdict.doubled_writes),
         }
 
-    @property
-    def leg_shown(self) -> tuple[Counter, ...]:
-        return tuple(counter for counter, count in self.counted.items() if count)
-
     def problems(self) -> list[str]:
         """Every way in which this row is not as expected; empty when it is."""
         row, result = self.row, self.result
@@ -158,8 +154,8 @@ def _orders_min(kinds: int) -> int:
     return 10 * -(-(kinds * FAULTS_MIN + 21) // 10)
 
 
-def run_row(where: Place, schedule: Schedule, schedule_file: Path, row: Row, progress: Progress) -> Trial:
-    return Trial(row, run_variant(where, schedule, schedule_file, "hardened", progress, row.changed))
+def run_row(clusters: Clusters, schedule: Schedule, schedule_file: Path, row: Row, progress: Progress) -> Trial:
+    return Trial(row, run_variant(clusters, schedule, schedule_file, "hardened", progress, row.changed))
 
 
 def why_not_as_expected(trials: Sequence[Trial]) -> list[str]:

@@ -14,18 +14,18 @@ from rich.console import Console
 
 from onceward.errors import UsageError
 from onceward_proof.ablation import Row, Trial, ablation_json, choose_rows, make_ablation_schedule, run_row
+from onceward_proof.clusters import Clusters, start_clusters
 from onceward_proof.kept import keep_schedule
 from onceward_proof.options import ProveOptions
 from onceward_proof.outcome import EXIT_CODES, judge, to_json
-from onceward_proof.place import Place, place
 from onceward_proof.report import Live, print_ablation, print_plan, print_report, write_files
 from onceward_proof.run import Result, run_variant
 from onceward_proof.schedule import Schedule, make_schedule, read_schedule
-from onceward_proof.variants import CREWS
+from onceward_proof.variants import PROCESS_COUNTS
 from onceward_proof.workload import make_orders, read_orders
 
 
-def prove(options: ProveOptions) -> int:
+def run_proof(options: ProveOptions) -> int:
     """Run it; returns 0 proven, 1 hardened broke, 3 inconclusive. Raises `UsageError` before anything is started.
 
     The ablation returns 0 when every row is as expected, else 1.
@@ -51,9 +51,9 @@ def prove(options: ProveOptions) -> int:
 def _check(options: ProveOptions) -> None:
     if options.queue != "pgmq":
         raise UsageError(f"--queue {options.queue}: there is pgmq, and nothing else yet")
-    unknown = [name for name in options.variants if name not in CREWS]
+    unknown = [name for name in options.variants if name not in PROCESS_COUNTS]
     if unknown or not options.variants:
-        raise UsageError(f"--variants: unknown {', '.join(unknown) or 'nothing'}; there are: {', '.join(CREWS)}")
+        raise UsageError(f"--variants: unknown {', '.join(unknown) or 'nothing'}; there are: {', '.join(PROCESS_COUNTS)}")
     if len(set(options.variants)) != len(options.variants):
         raise UsageError("--variants: each variant once")
     choose_rows(options.ablate or ())
@@ -95,13 +95,13 @@ def _run(
     options: ProveOptions, schedule: Schedule, schedule_file: Path, console: Console, kept: Path | None
 ) -> list[Result]:
     results: list[Result] = []
-    with place() as where, Live(console, len(schedule.orders)) as live:
+    with start_clusters() as clusters, Live(console, len(schedule.orders)) as live:
         try:
             for variant in options.variants:
-                results.append(run_variant(where, schedule, schedule_file.resolve(), variant, live))
+                results.append(run_variant(clusters, schedule, schedule_file.resolve(), variant, live))
                 live.end(results[-1])
         finally:
-            _keep_files(where, kept)
+            _keep_files(clusters, kept)
     return results
 
 
@@ -124,21 +124,21 @@ def _run_rows(
     schedule: Schedule, schedule_file: Path, rows: Sequence[Row], console: Console, kept: Path | None
 ) -> list[Trial]:
     trials: list[Trial] = []
-    with place() as where, Live(console, len(schedule.orders)) as live:
+    with start_clusters() as clusters, Live(console, len(schedule.orders)) as live:
         try:
             for row in rows:
-                trials.append(run_row(where, schedule, schedule_file.resolve(), row, live))
+                trials.append(run_row(clusters, schedule, schedule_file.resolve(), row, live))
                 live.end(trials[-1].result)
         finally:
-            _keep_files(where, kept)
+            _keep_files(clusters, kept)
     return trials
 
 
-def _keep_files(where: Place, kept: Path | None) -> None:
+def _keep_files(clusters: Clusters, kept: Path | None) -> None:
     """Logs, ledgers and server logs, for looking into a run afterwards; sockets are left out."""
     if kept is None:
         return
-    shutil.copytree(where.folder, kept / "files", ignore=shutil.ignore_patterns("c"), dirs_exist_ok=True)
+    shutil.copytree(clusters.folder, kept / "files", ignore=shutil.ignore_patterns("c"), dirs_exist_ok=True)
 
 
 def _print_kept(console: Console, kept: Path | None) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from onceward.errors import UsageError
-from onceward_proof.faults import AIMED, BY_NAME, GLOBAL, KILL_RANDOM, PASSAGES, STORIES, Fault
+from onceward_proof.faults import AIMED, BY_NAME, GLOBAL, KILL_RANDOM, PASSAGES, STORIES, Fault, Place
 from onceward_proof.workload import Order
 
 VERSION: Final = 1
@@ -52,6 +52,11 @@ class Schedule:
     orders: tuple[Order, ...]
     aimed: tuple[Aimed, ...]
     timed: tuple[Timed, ...]
+
+    def armed(self) -> dict[Place, Fault]:
+        """Where aimed faults wait."""
+        faults = ((BY_NAME[entry.fault], entry.order) for entry in self.aimed)
+        return {Place(fault.boundary, fault.message_type, order): fault for fault, order in faults}
 
     def planned(self) -> dict[str, int]:
         """How often each fault is to strike; all known names, in the order of the faults' list."""
@@ -119,9 +124,6 @@ def _time(orders: int, rng: random.Random) -> list[Timed]:
     return sorted([*entries, *servers], key=lambda entry: entry.progress)
 
 
-# ---- the file --------------------------------------------------------------------------------------------------------
-
-
 def write_schedule(schedule: Schedule, path: Path) -> None:
     path.write_text(schedule_text(schedule), encoding="utf-8")
 
@@ -152,14 +154,14 @@ def read_schedule(path: Path) -> Schedule:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise UsageError(f"{path} is no schedule: {error}") from error
+        raise UsageError(f"{path} is not a schedule: {error}") from error
     if not isinstance(document, dict) or document.get("version") != VERSION:
         found = document.get("version") if isinstance(document, dict) else None
         raise UsageError(f"{path} is a schedule of version {found}; this code reads version {VERSION}")
     try:
         return _read(document)
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} is no schedule: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{path} is not a schedule: {type(error).__name__}: {error}") from error
 
 
 def _read(document: dict[str, Any]) -> Schedule:

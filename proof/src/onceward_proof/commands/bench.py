@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from onceward.commands.arguments import seconds, written_file
 from onceward.errors import UsageError
-from onceward_proof.alongside import alongside
+from onceward_proof.bundled import find_bundled
 
 BENCH: Final = """\
 examples:
@@ -33,8 +33,8 @@ def add_commands(commands: Any) -> None:
     local.set_defaults(perform=bench_local)
 
 
-def bench_local(given: Any) -> int:
-    return int(_load(alongside("bench") / "local.py").main(given.json, given.seconds))
+def bench_local(arguments: Any) -> int:
+    return int(_load(find_bundled("bench") / "local.py").main(arguments.json, arguments.seconds))
 
 
 def _load(file: Path) -> ModuleType:

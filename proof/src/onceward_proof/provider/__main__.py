@@ -13,7 +13,7 @@ from onceward_proof.provider.hook import Hook
 from onceward_proof.provider.server import HookFactory, PortInUse, main, serve
 
 
-def arguments() -> argparse.Namespace:
+def read_arguments() -> argparse.Namespace:
     """Read the command line; the three options of `ProviderProcess` are not shown."""
     parser = argparse.ArgumentParser(prog="onceward_proof.provider", description="A payment provider to test against.")
     parser.add_argument("--port", type=int, default=0, help="on loopback; 0 takes a free one")
@@ -33,12 +33,12 @@ def factory(name: str | None, argument: str | None) -> HookFactory | None:
     return found if argument is None else functools.partial(found, argument)
 
 
-def child(given: argparse.Namespace) -> int:
+def child(arguments: argparse.Namespace) -> int:
     """Serve for the parent: one line, the URL, once ready; then nothing more on standard output."""
-    hook_factory = factory(given.hook, given.hook_argument)
+    hook_factory = factory(arguments.hook, arguments.hook_argument)
     ready = functools.partial(print, flush=True)
     try:
-        serve(given.database, given.port, hook_factory, ready, window_seconds=given.window, with_parent=True)
+        serve(arguments.database, arguments.port, hook_factory, ready, window_seconds=arguments.window, with_parent=True)
     except PortInUse as error:
         print(f"provider: {error}", file=sys.stderr)
         return 2
@@ -46,5 +46,5 @@ def child(given: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    given = arguments()
-    sys.exit(child(given) if given.child else main(given.port, given.database, given.window))
+    arguments = read_arguments()
+    sys.exit(child(arguments) if arguments.child else main(arguments.port, arguments.database, arguments.window))

@@ -1,0 +1,116 @@
+"""The warm parent: imports everything once, holds no thread and no connection, and forks a worker in milliseconds.
+
+Run as a process of its own: `python -m onceward_proof.workers.parent FD SETTING`, where FD is its line to the controller
+and SETTING is JSON. When that line ends (the controller was killed), every worker is killed at once.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from onceward_proof.layer_removal import remove_layer
+from onceward_proof.schedule import read_schedule
+from onceward_proof.workers.fork import fork
+from onceward_proof.workers.line import Line, waits_for
+from onceward_proof.workers.reports import Note, Report
+from onceward_proof.workers.roles import work_of
+from onceward_proof.workers.setting import Role, Setting
+from onceward_proof.workers.worker import Worker, warm_up
+
+
+class WarmParent:
+    """Forks on request, reaps, and reports both."""
+
+    def __init__(self, line: socket.socket, setting: Setting) -> None:
+        self._line = line
+        self._setting = setting
+        self._unread = b""
+        self._workers: set[int] = set()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
+        signal.set_wakeup_fd(self._wake_write)
+        warm_up(setting)
+        self._waits = waits_for(setting.schedule)
+        self._orders = _orders(setting.schedule)
+        gc.collect()
+        gc.freeze()  # what is there now is shared with the workers: the collector must not touch, and copy, it
+        self._report(Report(Note.READY))
+
+    def run(self) -> None:
+        selector = selectors.DefaultSelector()
+        selector.register(self._line, selectors.EVENT_READ)
+        selector.register(self._wake_read, selectors.EVENT_READ)
+        try:
+            while True:
+                for key, _ in selector.select():
+                    if key.fd == self._wake_read:
+                        os.read(self._wake_read, 4096)
+                        self._reap()
+                    elif not self._read():
+                        return
+        finally:
+            for pid in self._workers:
+                os.kill(pid, signal.SIGKILL)
+
+    def _read(self) -> bool:
+        chunk = self._line.recv(65536)
+        *lines, self._unread = (self._unread + chunk).split(b"\n")
+        for line in lines:
+            self._fork(*json.loads(line))
+        return bool(chunk)
+
+    def _fork(self, role: Role, slot: int) -> None:
+        pid = fork(lambda: self._work(role, slot))
+        self._workers.add(pid)
+        self._report(Report(Note.FORKED, pid=pid, role=role, slot=slot))
+
+    def _work(self, role: Role, slot: int) -> None:
+        """In the worker. What it raises ends it, as in production, and the controller starts another."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._line.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.connect(self._setting.control_socket)
+        line = Line(connection, self._waits)
+        line.report(Report(Note.HELLO, role=role, slot=slot, pid=os.getpid()))
+        worker = Worker(self._setting, line, f"{role}-{slot}-{os.getpid()}", self._orders)
+        for layer in self._setting.without:
+            remove_layer(layer, worker.sink)
+        work_of(self._setting.variant, role)(worker)
+
+    def _reap(self) -> None:
+        while self._workers:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            self._workers.discard(pid)
+            self._report(Report(Note.EXITED, pid=pid))
+
+    def _report(self, report: Report) -> None:
+        self._line.sendall(report.encode())
+
+
+def _orders(schedule_file: str) -> list[dict[str, Any]]:
+    orders = read_schedule(Path(schedule_file)).orders if schedule_file else ()
+    return [{"id": order.id, "amount": order.amount} for order in orders]
+
+
+def main() -> None:
+    line = socket.socket(fileno=int(sys.argv[1]))
+    WarmParent(line, Setting(**json.loads(sys.argv[2]))).run()
+
+
+if __name__ == "__main__":
+    main()
