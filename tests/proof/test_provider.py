@@ -13,20 +13,20 @@ import pytest
 import stripe
 from tests.proof.provider_client import Account, Background, until, until_held
 
-from onceward_proof.provider import ProviderProcess
+from onceward_proof.provider.server import ProviderProcess
 
 DAY = 86_400
 
 
 @pytest.fixture(scope="module")
 def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderProcess]:
-    with ProviderProcess.start(tmp_path_factory.mktemp("provider") / "ledger.sqlite") as process:
+    with ProviderProcess(tmp_path_factory.mktemp("provider") / "ledger.sqlite") as process:
         yield process
 
 
 @pytest.fixture
 def own_provider(tmp_path: Path) -> Iterator[ProviderProcess]:
-    with ProviderProcess.start(tmp_path / "ledger.sqlite") as process:
+    with ProviderProcess(tmp_path / "ledger.sqlite") as process:
         yield process
 
 

@@ -19,7 +19,7 @@ import psycopg
 
 from onceward_proof.clusters import Clusters, count_waiting, prepare_databases
 from onceward_proof.control import Controller
-from onceward_proof.provider import ProviderProcess
+from onceward_proof.provider.server import ProviderProcess
 from onceward_proof.workers.setting import Setting
 
 POLL_SECONDS: Final = 0.15
@@ -83,7 +83,7 @@ class Processes:
             server.close()
 
     def _start_provider(self) -> ProviderProcess:
-        return ProviderProcess.start(
+        return ProviderProcess(
             self.ledger,
             hook="onceward_proof.provider_hook:make",
             hook_argument=json.dumps([str(self._socket), self._schedule_file]),

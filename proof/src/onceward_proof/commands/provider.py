@@ -35,6 +35,6 @@ def add_commands(commands: Any) -> None:
 
 def provider(arguments: Any) -> int:
     need("provider", "starlette", "uvicorn")
-    from onceward_proof.provider import main  # noqa: PLC0415
+    from onceward_proof.provider.server import main  # noqa: PLC0415 - only when it runs
 
     return int(main(arguments.port, arguments.database, arguments.window))

@@ -20,7 +20,7 @@ from onceward_proof.clusters import install
 from onceward_proof.demos.narrator import Narrator
 from onceward_proof.demos.roles import store
 from onceward_proof.demos.worker_process import WorkerProcess
-from onceward_proof.provider import ProviderProcess
+from onceward_proof.provider.server import ProviderProcess
 from onceward_proof.workers.fork import fork
 from onceward_proof.workers.line import Line
 from onceward_proof.workers.reports import Note, Report, Word
@@ -179,7 +179,7 @@ def open_demonstration(narrator: Narrator) -> Iterator[tuple[Demonstration, list
         cluster = stack.enter_context(Cluster.start(name="demo"))
         folder = cluster.folder / "demo"
         folder.mkdir()
-        provider = stack.enter_context(ProviderProcess.start(folder / "ledger.sqlite", log=folder / "provider.log"))
+        provider = stack.enter_context(ProviderProcess(folder / "ledger.sqlite", log=folder / "provider.log"))
         stack.callback(cluster.kill)  # nothing of it is kept: there is nothing to stop gracefully for
         stack.callback(provider.kill)
         demonstration = Demonstration(narrator, folder, provider)

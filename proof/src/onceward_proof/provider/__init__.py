@@ -12,22 +12,3 @@ nothing of Onceward: the judge's evidence must not come from the code on trial.
 
 Sources of the rules: docs.stripe.com/api/idempotent_requests and docs.stripe.com/error-low-level.
 """
-
-from onceward_proof.provider.app import create_app
-from onceward_proof.provider.hook import GO, Context, Hook, Kind, Verdict
-from onceward_proof.provider.ledger import Ledger
-from onceward_proof.provider.server import PortInUse, ProviderProcess, main, serve
-
-__all__ = [
-    "GO",
-    "Context",
-    "Hook",
-    "Kind",
-    "Ledger",
-    "PortInUse",
-    "ProviderProcess",
-    "Verdict",
-    "create_app",
-    "main",
-    "serve",
-]

@@ -151,8 +151,8 @@ class Ledger:
         """
         key = {"account": origin.account, "key": origin.key, "created": self.now(), "request_id": request_id}
         first_used = {"endpoint": first.endpoint, "parameters": first.parameters}
-        said = {"status": answer.status, "body": answer.body, "charge": answer.charge}
-        self._connection.execute(STORE_KEY, {**key, **first_used, **said})
+        stored = {"status": answer.status, "body": answer.body, "charge": answer.charge}
+        self._connection.execute(STORE_KEY, {**key, **first_used, **stored})
 
     # Charges.
 

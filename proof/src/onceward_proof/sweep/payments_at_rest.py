@@ -23,7 +23,7 @@ from onceward.transport import Settlement
 from onceward.transports import pgmq
 from onceward_proof import checker
 from onceward_proof.clusters import install
-from onceward_proof.provider import ProviderProcess
+from onceward_proof.provider.server import ProviderProcess
 from onceward_proof.run import ProofError
 from onceward_proof.workers.setting import CONSUMED, QUEUES, Setting
 from onceward_proof.workers.worker import make_card, warm_up
@@ -149,7 +149,7 @@ def start_payments() -> Iterator[Payments]:
         install(database, queue_database)
         ledger = folder / "ledger.sqlite"
         with (
-            ProviderProcess.start(ledger, log=folder / "provider.log") as provider,
+            ProviderProcess(ledger, log=folder / "provider.log") as provider,
             psycopg.connect(database, autocommit=True) as conn,
             psycopg.connect(queue_database, autocommit=True) as queue_conn,
             closing(pgmq.Sink(QUEUES, queue_database)) as sink,
