@@ -58,7 +58,7 @@ def test_a_written_schedule_is_read_back_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", "is no schedule"),
+        ("{", "is not a schedule"),
         ('{"version": 99}', "version 99"),
         ("[]", "version None"),
         ('{"version": 1, "seed": 1}', "orders"),
@@ -66,7 +66,7 @@ def test_a_written_schedule_is_read_back_the_same(tmp_path: Path) -> None:
         (ONE_ORDER % ("kill-at-request", "B"), "unknown order 'B'"),
     ],
 )  # fmt: skip
-def test_a_file_that_is_no_schedule_says_why(tmp_path: Path, text: str, says: str) -> None:
+def test_a_file_that_is_not_a_schedule_says_why(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "s.json").write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match=says):
         read_schedule(tmp_path / "s.json")

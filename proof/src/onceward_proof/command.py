@@ -34,22 +34,24 @@ def run_proof(options: ProveOptions) -> int:
     schedule = _schedule(options)
     console = Console()
     logging.getLogger("onceward").setLevel(logging.ERROR)
-    kept = _kept(options)
-    schedule_file = options.schedule or keep_schedule(schedule, kept)
+    kept_folder = _make_kept_folder(options)
+    schedule_file = options.schedule or keep_schedule(schedule, kept_folder)
     print_plan(console, schedule, str(schedule_file))
     with _replayable(schedule_file):
         if options.ablate is None:
-            exit_code = _prove(options, schedule, schedule_file, console, kept)
+            exit_code = _prove(options, schedule, schedule_file, console, kept_folder)
         else:
-            exit_code = _ablate(options, schedule, schedule_file, console, kept)
-    if kept is not None:
-        console.print(f"kept: {kept}", highlight=False, soft_wrap=True)
+            exit_code = _ablate(options, schedule, schedule_file, console, kept_folder)
+    if kept_folder is not None:
+        console.print(f"kept: {kept_folder}", highlight=False, soft_wrap=True)
     return exit_code
 
 
-def _prove(options: ProveOptions, schedule: Schedule, schedule_file: Path, console: Console, kept: Path | None) -> int:
+def _prove(
+    options: ProveOptions, schedule: Schedule, schedule_file: Path, console: Console, kept_folder: Path | None
+) -> int:
     results: list[Result] = []
-    with _started(schedule, console, kept) as (clusters, live):
+    with _started(schedule, console, kept_folder) as (clusters, live):
         for variant in options.variants:
             results.append(run_variant(clusters, schedule, schedule_file.resolve(), variant, live))
             live.end(results[-1])
@@ -58,9 +60,11 @@ def _prove(options: ProveOptions, schedule: Schedule, schedule_file: Path, conso
     return EXIT_CODES[judge(results)[0]]
 
 
-def _ablate(options: ProveOptions, schedule: Schedule, schedule_file: Path, console: Console, kept: Path | None) -> int:
+def _ablate(
+    options: ProveOptions, schedule: Schedule, schedule_file: Path, console: Console, kept_folder: Path | None
+) -> int:
     trials: list[Trial] = []
-    with _started(schedule, console, kept) as (clusters, live):
+    with _started(schedule, console, kept_folder) as (clusters, live):
         for row in choose_rows(options.ablate or ()):
             trials.append(run_row(clusters, schedule, schedule_file.resolve(), row, live))
             live.end(trials[-1].result)
@@ -71,14 +75,16 @@ def _ablate(options: ProveOptions, schedule: Schedule, schedule_file: Path, cons
 
 
 @contextmanager
-def _started(schedule: Schedule, console: Console, kept: Path | None) -> Iterator[tuple[Clusters, Live]]:
+def _started(schedule: Schedule, console: Console, kept_folder: Path | None) -> Iterator[tuple[Clusters, Live]]:
     """The clusters and the progress; with --keep, their files are copied, whatever became of the run."""
     with start_clusters() as clusters, Live(console, len(schedule.orders)) as live:
         try:
             yield clusters, live
         finally:
-            if kept is not None:  # sockets are left out: "c" is the controller's
-                shutil.copytree(clusters.folder, kept / "files", ignore=shutil.ignore_patterns("c"), dirs_exist_ok=True)
+            if kept_folder is not None:  # sockets are left out: "c" is the controller's
+                shutil.copytree(
+                    clusters.folder, kept_folder / "files", ignore=shutil.ignore_patterns("c"), dirs_exist_ok=True
+                )
 
 
 def _check(options: ProveOptions) -> None:
@@ -113,7 +119,7 @@ def _replayable(file: Path) -> Iterator[None]:
         raise
 
 
-def _kept(options: ProveOptions) -> Path | None:
+def _make_kept_folder(options: ProveOptions) -> Path | None:
     """With --keep, a new folder for all that a run leaves: ./prove-1, ./prove-2, …"""
     if not options.keep:
         return None

@@ -12,6 +12,7 @@ from typing import Final, Literal, NamedTuple
 
 Leg = Literal["dual write", "leg 1", "leg 2", "leg 3", "timeout", "outside effect", "past the window"]
 ServerFault = Literal["kill-postgres-app", "kill-postgres-queue"]
+TimedFault = ServerFault | Literal["kill-random"]
 
 SLOW_SECONDS: Final = 3.0  # longer than the visibility timeout (2 s)
 FREEZE_SECONDS: Final = 3.0  # longer than the lease (1.5 s) and the visibility timeout
@@ -130,7 +131,7 @@ _OF_ABLATION: Final = (
 )  # fmt: skip
 BY_NAME: Final = AIMED | {fault.name: fault for fault in _OF_ABLATION}
 
-KILL_RANDOM: Final = "kill-random"
+KILL_RANDOM: Final[Literal["kill-random"]] = "kill-random"
 GLOBAL: Final[dict[ServerFault, str]] = {
     "kill-postgres-app": "the application's database server is killed with all its backends, and restarted",
     "kill-postgres-queue": "the queue's database server is killed with all its backends, and restarted",

@@ -67,29 +67,29 @@ def _cut(cut: Cut) -> None:
             raise AssertionError(f"{cut.statement} has changed: there is no {cut.was!r} to remove")
         return {**statements(schema), cut.statement: text.replace(cut.was, cut.becomes)}
 
-    _put(cut.module, "statements", with_cut)
+    _replace(cut.module, "statements", with_cut)
 
 
-def _put(owner: Any, name: str, value: Any) -> None:
+def _replace(owner: Any, name: str, value: Any) -> None:
     """Replace what `owner` calls `name`; what is not there cannot be removed."""
     getattr(owner, name)
     setattr(owner, name, value)
 
 
 def _idempotency_key() -> None:
-    _put(intents.Intents, "key", lambda _self, _message, _name: f"ow1:{uuid4().hex}")
+    _replace(intents.Intents, "key", lambda _self, _message, _name: f"ow1:{uuid4().hex}")
 
 
 def _heartbeat() -> None:
-    _put(lease, "BEATS_PER_LEASE", NEVER)
+    _replace(lease, "BEATS_PER_LEASE", NEVER)
 
 
 def _nudge() -> None:
-    _put(Nudge, "__call__", lambda _self: None)
+    _replace(Nudge, "__call__", lambda _self: None)
 
 
 def _backoff() -> None:
-    _put(Backoff, "delay_seconds", lambda _self, _attempts: 0.0)
+    _replace(Backoff, "delay_seconds", lambda _self, _attempts: 0.0)
 
 
 def _commit_guard() -> None:
@@ -98,7 +98,7 @@ def _commit_guard() -> None:
         conn.pgconn.exec_(b"COMMIT")
         return Ambiguous() if conn.closed or conn.broken else Committed()
 
-    _put(transactions, "commit_guarded", commit)
+    _replace(transactions, "commit_guarded", commit)
 
 
 def _outbox(sink: SinkFactory) -> None:
@@ -128,9 +128,9 @@ def _outbox(sink: SinkFactory) -> None:
         waiting.clear()
         return event
 
-    _put(hardened, "publish", lambda _conn, message: waiting.append(message))
-    _put(hardened, "place", place_then_send)
-    _put(transactions, "commit_guarded", commit_then_send)
+    _replace(hardened, "publish", lambda _conn, message: waiting.append(message))
+    _replace(hardened, "place", place_then_send)
+    _replace(transactions, "commit_guarded", commit_then_send)
 
 
 _OTHERS: Final[dict[str, Callable[[], None]]] = {

@@ -64,7 +64,7 @@ class Reporter:
             if self._writer is None:
                 reader, self._writer = await asyncio.open_unix_connection(self._socket_path)
                 self._reading = asyncio.create_task(self._read(reader))
-                self._writer.write(Report(Note.HELLO, role="provider").encode())
+                self._writer.write(Report(Note.HELLO).encode())
         self._writer.write(report.encode())
 
     async def _read(self, reader: asyncio.StreamReader) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from onceward.errors import UsageError
-from onceward_proof.faults import AIMED, BY_NAME, GLOBAL, KILL_RANDOM, PASSAGES, STORIES, Fault, Place
+from onceward_proof.faults import AIMED, BY_NAME, GLOBAL, KILL_RANDOM, PASSAGES, STORIES, Fault, Place, TimedFault
 from onceward_proof.workload import Order
 
 VERSION: Final = 1
@@ -37,7 +37,7 @@ class Aimed:
 class Timed:
     """`fault` strikes when `progress` orders have been acknowledged; a random kill hits worker `slot` after `delay_ms`."""
 
-    fault: str
+    fault: TimedFault
     progress: int
     slot: int = 0
     delay_ms: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,18 +92,9 @@ def prove(arguments: Any) -> int:
     from onceward_proof.command import run_proof  # noqa: PLC0415 - only when it runs, as all below
     from onceward_proof.options import ProveOptions  # noqa: PLC0415
 
+    names = {option.name for option in fields(ProveOptions)}
     options = ProveOptions(
-        orders=arguments.orders or 1000,
-        seed=arguments.seed,
-        variants=arguments.variants or ("naive", "hardened"),
-        queue=arguments.queue,
-        orders_from=arguments.orders_from,
-        schedule=arguments.schedule,
-        json=arguments.json,
-        html=arguments.html,
-        keep=arguments.keep,
-        ablate=arguments.ablate,
-        rate=arguments.rate or 30.0,
+        **{name: value for name, value in vars(arguments).items() if name in names and value is not None}
     )
     if arguments.every_syscall:
         from onceward_proof.sweep.run import prove_syscalls  # noqa: PLC0415

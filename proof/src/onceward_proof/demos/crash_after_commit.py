@@ -53,8 +53,7 @@ def hardened(side: Side) -> Evidence:
     caught = two.expect(Point.DUPLICATE, Point.COMMITTED)
     if caught.word is Point.DUPLICATE:
         tell("worker-2", "its INSERT of the inbox row gives no row: a duplicate. Rolled back, no handler ran", caught.at)
-    acked = two.expect(Boundary.ACK_AFTER)
-    tell("worker-2", "acknowledges: the queue is told what the database knew", acked.at)
+    tell("worker-2", "acknowledges: the queue is told what the database knew", two.expect(Boundary.ACK_AFTER).at)
     after = _hit_rate(one, two)
     tell("metric", f"dedup_check_hit_rate = {after:.1%}")
     side.claim("hardened: every account is booked once", side.look(WRONG) == 0 and side.look(BOOKED) == 5000 * MESSAGES)

@@ -84,8 +84,7 @@ def naive(side: Side) -> Evidence:
     side.tell("worker-2", f"charges the card: {second.charge}", second.at)
     incident.wait_for(ACKED_AT)
     one.go()
-    acked = one.expect(Boundary.ACK_AFTER)
-    side.tell("worker-1", "acknowledges; the message is gone, and the damage is done", acked.at)
+    side.tell("worker-1", "acknowledges; the message is gone, and the damage is done", one.expect(Boundary.ACK_AFTER).at)
     two.go()
     two.expect(Boundary.ACK_AFTER)
     side.claim("naive: one order of $50 was charged twice, $100", side.charged() == 10_000 and len(side.charges()) == 2)
@@ -111,8 +110,7 @@ def hardened(side: Side) -> Evidence:
     incident.wait_for(ACKED_AT)
     one.go()
     if one.expect(Point.COMMITTED, Point.LEASE_LOST).word is Point.COMMITTED:
-        acked = one.expect(Boundary.ACK_AFTER)
-        side.tell("worker-1", f"commits (paid by {charged.charge}) and acknowledges", acked.at)
+        side.tell("worker-1", f"commits (paid by {charged.charge}) and acknowledges", one.expect(Boundary.ACK_AFTER).at)
     side.claim("hardened: the order was charged once, $50", side.charged() == 5000 and side.charges() == [charged.charge])
     side.claim(
         "hardened: the second worker was turned away before any code of the handler ran",

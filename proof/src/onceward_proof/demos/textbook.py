@@ -27,8 +27,7 @@ def naive(side: Side) -> Evidence:
     two = side.start("charge", "worker-2", variant="textbook")
     again = two.expect(Note.RECEIVED)
     tell("worker-2", f"receives the message (delivery {again.count})", again.at)
-    acked = two.expect(Boundary.ACK_AFTER)
-    tell("worker-2", "0 rows inserted: 'already processed'. Skips, and acknowledges", acked.at)
+    tell("worker-2", "0 rows inserted: 'already processed'. Skips, and acknowledges", two.expect(Boundary.ACK_AFTER).at)
     tell("queue", f"holds {side.queued()} messages. The row says '{side.look(STATUS)}', for ever")
     side.claim(
         "textbook: the charge is lost: not made, not queued, not reported",

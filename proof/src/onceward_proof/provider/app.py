@@ -97,8 +97,8 @@ class Gateway:
         try:
             serve = self._once if call.method == "POST" else self._read
             return await serve(call, before, context)
-        except Invalid as refused:
-            return refused.answer
+        except Invalid as error:
+            return error.answer
 
     async def _read(self, call: Call, before: Verdict, context: Context) -> Answer:
         await self._slow(before, context)

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from onceward_proof.faults import Answer, Boundary, Place
+from onceward_proof.workers.setting import Role
 
 
 class Note(StrEnum):
@@ -62,7 +63,7 @@ class Report:
     word: Word
     at: float = field(default_factory=time.monotonic)  # the machine's one clock: all processes share it
     ask: int = 0  # number of the question; 0: a note
-    role: str = ""
+    role: Role | None = None
     slot: int = 0
     pid: int = 0
     message_type: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
@@ -20,12 +20,12 @@ from onceward_proof.workers.setting import CONSUMED, Role
 from onceward_proof.workers.worker import Worker, profile
 from payments import hardened, naive
 
-Place = Callable[[psycopg.Connection, dict[str, Any]], None]
+PlaceOrder = Callable[[psycopg.Connection, dict[str, Any]], None]
 RELAY_BATCH: Final = 5  # small: a kill hits few orders
 SOON: Final = Backoff(first_seconds=0.3, seconds_max=0.5)  # nobody watches a demonstration wait
 
 
-def _produce(worker: Worker, place: Place) -> None:
+def _produce(worker: Worker, place: PlaceOrder) -> None:
     """Place all orders, or what the controller gives for as long as it gives any."""
     with worker.connect() as conn:
         if worker.orders or worker.setting.schedule:
@@ -36,7 +36,7 @@ def _produce(worker: Worker, place: Place) -> None:
     worker.line.report(Report(Note.DONE))
 
 
-def _place_missing(worker: Worker, conn: psycopg.Connection, place: Place, orders: Any) -> None:
+def _place_missing(worker: Worker, conn: psycopg.Connection, place: PlaceOrder, orders: Sequence[dict[str, Any]]) -> None:
     """What a killed predecessor has placed, and perhaps not reported, is in the database already."""
     ids = [order["id"] for order in orders]
     placed = {row[0] for row in conn.execute("SELECT id FROM orders WHERE id = ANY(%s)", [ids])}
