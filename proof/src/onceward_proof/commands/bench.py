@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
-from types import ModuleType
+from importlib import import_module
 from typing import Any, Final
 
 from onceward.commands.arguments import seconds, written_file
-from onceward.errors import UsageError
 from onceward_proof.bundled import find_bundled
 
 BENCH: Final = """\
@@ -34,15 +31,5 @@ def add_commands(commands: Any) -> None:
 
 
 def bench_local(arguments: Any) -> int:
-    return int(_load(find_bundled("bench") / "local.py").main(arguments.json, arguments.seconds))
-
-
-def _load(file: Path) -> ModuleType:
-    sys.path.insert(0, str(file.parent))
-    spec = importlib.util.spec_from_file_location(f"onceward_bench_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{file} cannot be loaded")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(find_bundled("bench")))
+    return int(import_module("local").main(arguments.json, arguments.seconds))

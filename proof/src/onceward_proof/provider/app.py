@@ -23,7 +23,6 @@ from starlette.types import Receive, Scope, Send
 from onceward_proof.provider import admin, answers, endpoints
 from onceward_proof.provider.answers import Answer, Invalid
 from onceward_proof.provider.call import Call, Exchange, Gone
-from onceward_proof.provider.endpoints import Endpoint
 from onceward_proof.provider.faults import Faults
 from onceward_proof.provider.hook import Context, Hook, Hooks, Kind, Verdict
 from onceward_proof.provider.ledger import Ledger
@@ -107,10 +106,9 @@ class Gateway:
 
     async def _once(self, call: Call, before: Verdict, context: Context) -> Answer:
         """Let the first request of a key through, and give every other what the rules say."""
-        endpoint = endpoints.POSTS[call.path]
         if call.key is None:
             await self._slow(before, context)
-            return self._execute(endpoint, call, before)
+            return self._execute(call, before)
         flight = (call.credentials, call.key)
         if len(call.key) > KEY_LENGTH_MAX:
             return answers.key_too_long()
@@ -119,7 +117,7 @@ class Gateway:
         self._in_flight.add(flight)
         try:
             await self._slow(before, context)
-            return self._replay(call, call.key) or self._execute(endpoint, call, before)
+            return self._replay(call, call.key) or self._execute(call, before)
         finally:
             self._in_flight.discard(flight)
 
@@ -133,18 +131,18 @@ class Gateway:
             return None
         return stored.answer if stored.first == call.fingerprint else answers.other_parameters(key)
 
-    def _execute(self, endpoint: Endpoint, call: Call, before: Verdict) -> Answer:
+    def _execute(self, call: Call, before: Verdict) -> Answer:
         """Check, then commit the effect and the key's answer as one; `Invalid` leaves no trace.
 
         Crash before the commit: no charge, and the key is free. Crash after it: the charge, and its answer is replayed.
         """
-        endpoint.check(call.parameters)
+        endpoints.check(call.parameters)
         origin = call.origin
         with self.ledger.transaction():
             if before.kind is Kind.ERROR_BEFORE:
                 answer = answers.server_error()
             else:
-                answer = endpoint.execute(self.ledger, call.parameters, origin)
+                answer = endpoints.execute(self.ledger, call.parameters, origin)
             if before.kind is Kind.ERROR_AFTER:
                 answer = Answer(500, answers.server_error().body, answer.charge)
             if call.key is not None:
@@ -184,7 +182,7 @@ def _refusal(call: Call) -> Answer | None:
     """Refuse what reaches neither the hook nor the idempotency layer: a bad API key, a POST to an unknown path."""
     if not call.credentials.startswith("sk_test_"):
         return answers.unauthorized(call.credentials)
-    if call.method == "GET" or (call.method == "POST" and call.path in endpoints.POSTS):
+    if call.method == "GET" or (call.method == "POST" and call.path == endpoints.CHARGES):
         return None
     return answers.unrecognized(call.method, call.path)
 

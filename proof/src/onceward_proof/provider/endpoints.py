@@ -7,8 +7,7 @@ is stored, success or failure.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from onceward_proof.provider import answers
 from onceward_proof.provider.answers import Answer, JsonObject, invalid
@@ -21,38 +20,31 @@ LIMIT_MAX: Final = 100
 DECLINED_SOURCES: Final = frozenset({"tok_chargeDeclined", "tok_visa_chargeDeclined"})
 
 
-class Endpoint(Protocol):
-    """One POST endpoint."""
-
-    def check(self, parameters: Parameters) -> None:
-        """Raise `Invalid` if the parameters are wrong in themselves."""
-
-    def execute(self, ledger: Ledger, parameters: Parameters, origin: Origin) -> Answer:
-        """Take effect and answer, inside the caller's transaction."""
-
-
-@dataclass(frozen=True, slots=True)
-class CreateCharge:
-    """POST /v1/charges: charge a source, now."""
-
-    required = ("amount", "currency", "source")
-    known = frozenset({*required, "description", "transfer_group", "capture", "customer", "receipt_email"})
-
-    def check(self, parameters: Parameters) -> None:
-        """Want a positive amount, a currency and a source, and nothing unknown."""
-        _check(parameters, self.required, self.known)
-        if not parameters["source"].startswith(("tok_", "card_", "src_")):
-            raise invalid(f"No such token: '{parameters['source']}'", "resource_missing", "source")
-
-    def execute(self, ledger: Ledger, parameters: Parameters, origin: Origin) -> Answer:
-        """Add the charge; a declined one is added too, as failed: it moved no money."""
-        declined = parameters["source"] in DECLINED_SOURCES
-        charge = ledger.add(_charge(parameters, declined=declined), origin)
-        return answers.declined(charge=charge["id"]) if declined else answers.ok(charge, charge["id"])
-
-
 CHARGES: Final = "/v1/charges"
-POSTS: Final[Mapping[str, Endpoint]] = {CHARGES: CreateCharge()}
+REQUIRED: Final = ("amount", "currency", "source")
+KNOWN: Final = frozenset({*REQUIRED, "description", "transfer_group", "capture", "customer", "receipt_email"})
+
+
+def check(parameters: Parameters) -> None:
+    """Want a positive amount, a currency and a source, and nothing unknown. Raises `Invalid`."""
+    for name in parameters:
+        if name not in KNOWN and not name.startswith("metadata["):
+            raise _unknown(name)
+    for name in REQUIRED:
+        if not parameters.get(name):
+            raise invalid(f"Missing required param: {name}.", "parameter_missing", name)
+    _check_amount(_integer(parameters, "amount"))
+    if len(parameters["currency"]) != 3:
+        raise invalid(f"Invalid currency: {parameters['currency']}.", None, "currency")
+    if not parameters["source"].startswith(("tok_", "card_", "src_")):
+        raise invalid(f"No such token: '{parameters['source']}'", "resource_missing", "source")
+
+
+def execute(ledger: Ledger, parameters: Parameters, origin: Origin) -> Answer:
+    """Add the charge, inside the caller's transaction; a declined one is added too, as failed: it moved no money."""
+    declined = parameters["source"] in DECLINED_SOURCES
+    charge = ledger.add(_charge(parameters, declined=declined), origin)
+    return answers.declined(charge=charge["id"]) if declined else answers.ok(charge, charge["id"])
 
 
 def read(ledger: Ledger, account: str, path: str, parameters: Parameters) -> Answer | None:
@@ -97,19 +89,6 @@ def _existing(ledger: Ledger, account: str, id_: str) -> str:
     if ledger.charge(account, id_) is None:
         raise invalid(f"No such charge: '{id_}'", "resource_missing", "starting_after")
     return id_
-
-
-def _check(parameters: Parameters, required: tuple[str, ...], known: frozenset[str]) -> None:
-    for name in parameters:
-        if name not in known and not name.startswith("metadata["):
-            raise _unknown(name)
-    for name in required:
-        if not parameters.get(name):
-            raise invalid(f"Missing required param: {name}.", "parameter_missing", name)
-    if "amount" in parameters:
-        _check_amount(_integer(parameters, "amount"))
-    if len(parameters.get("currency", "usd")) != 3:
-        raise invalid(f"Invalid currency: {parameters['currency']}.", None, "currency")
 
 
 def _check_amount(amount: int) -> None:

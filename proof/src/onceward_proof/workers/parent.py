@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import selectors
 import signal
 import socket
 import sys
@@ -32,55 +31,39 @@ class WarmParent:
     def __init__(self, line: socket.socket, setting: Setting) -> None:
         self._line = line
         self._setting = setting
-        self._unread = b""
         self._workers: set[int] = set()
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_write, False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
-        signal.set_wakeup_fd(self._wake_write)
         warm_up(setting)
         self._waits = waits_for(setting.schedule)
         self._orders = _orders(setting.schedule)
         gc.collect()
         gc.freeze()  # what is there now is shared with the workers: the collector must not touch, and copy, it
-        self._report(Report(Note.READY))
 
     def run(self) -> None:
-        selector = selectors.DefaultSelector()
-        selector.register(self._line, selectors.EVENT_READ)
-        selector.register(self._wake_read, selectors.EVENT_READ)
+        """Until the line ends. A worker's end interrupts the waiting: it is reported at once."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
+        signal.signal(signal.SIGCHLD, lambda *_: self._reap())
+        self._report(Report(Note.READY))
         try:
-            while True:
-                for key, _ in selector.select():
-                    if key.fd == self._wake_read:
-                        os.read(self._wake_read, 4096)
-                        self._reap()
-                    elif not self._read():
-                        return
+            for line in self._line.makefile("rb"):
+                self._fork(*json.loads(line))
         finally:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for pid in self._workers:
                 os.kill(pid, signal.SIGKILL)
 
-    def _read(self) -> bool:
-        chunk = self._line.recv(65536)
-        *lines, self._unread = (self._unread + chunk).split(b"\n")
-        for line in lines:
-            self._fork(*json.loads(line))
-        return bool(chunk)
-
     def _fork(self, role: Role, slot: int) -> None:
+        # A worker that ends at once must not be reported before its fork is.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         pid = fork(lambda: self._work(role, slot))
         self._workers.add(pid)
         self._report(Report(Note.FORKED, pid=pid, role=role, slot=slot))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
     def _work(self, role: Role, slot: int) -> None:
         """In the worker. What it raises ends it, as in production, and the controller starts another."""
-        signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        self._line.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        os.close(self._line.detach())  # its reader is still in use, in the frame that forked: it must not be closed twice
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.connect(self._setting.control_socket)
         line = Line(connection, self._waits)
