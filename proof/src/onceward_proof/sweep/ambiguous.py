@@ -13,12 +13,13 @@ from typing import Any, Final, Literal
 from onceward.events import Event
 from onceward.testing.proxy import Proxy
 from onceward_proof.sweep.payments_at_rest import SERVED, Payments, deliver_one
+from onceward_proof.workers.setting import Role
 
 COMMIT: Final = b"; COMMIT"  # of the commit guard; no other statement of ours ends so
 Cut = Literal["before", "after"]
 Shape = Literal["effectful", "transactional"]
 CUTS: Final[tuple[Cut, ...]] = ("before", "after")
-SHAPES: Final[dict[Shape, str]] = {"effectful": "charge", "transactional": "ledger"}
+SHAPES: Final[dict[Shape, Role]] = {"effectful": "charge", "transactional": "ledger"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,13 @@ def _cut_at_commit(payments: Payments, shape: Shape, cut: Cut) -> AmbiguousCommi
     if shape == "transactional":
         payments.consume("charge")
         payments.send_one("order.paid")
-    name = SHAPES[shape]
-    (message_id,) = payments.ids(SERVED[name])[order]
-    settlement, hits = _deliver_cut(payments, name, cut)
-    committed = _is_committed(payments, message_id, name)
+    role = SHAPES[shape]
+    (message_id,) = payments.ids(SERVED[role])[order]
+    settlement, hits = _deliver_cut(payments, role, cut)
+    committed = _is_committed(payments, message_id, role)
     written = _written(payments)
     payments.make_due()
-    _, redelivery = _deliver(payments, name, payments.database)
+    _, redelivery = _deliver(payments, role, payments.database)
     if shape == "effectful":
         payments.send_one("order.paid")
         payments.consume("ledger")
@@ -77,7 +78,7 @@ def _cut_at_commit(payments: Payments, shape: Shape, cut: Cut) -> AmbiguousCommi
     return AmbiguousCommit(shape, cut, hits, committed, settlement, redelivery, written, int(doubled), int(lost))
 
 
-def _deliver_cut(payments: Payments, name: str, cut: Cut) -> tuple[str, int]:
+def _deliver_cut(payments: Payments, role: Role, cut: Cut) -> tuple[str, int]:
     with Proxy(payments.database) as proxy:
         arm = proxy.lose_request if cut == "before" else proxy.lose_reply_to
 
@@ -85,17 +86,17 @@ def _deliver_cut(payments: Payments, name: str, cut: Cut) -> tuple[str, int]:
             if event.point == "consumer.handled":
                 arm(COMMIT)
 
-        settlement, _ = _deliver(payments, name, proxy.dsn, arm_at_commit)
+        settlement, _ = _deliver(payments, role, proxy.dsn, arm_at_commit)
         return settlement, proxy.hits
 
 
 def _deliver(
-    payments: Payments, name: str, database: str, listener: Callable[[Event], None] = lambda _: None
+    payments: Payments, role: Role, database: str, listener: Callable[[Event], None] = lambda _: None
 ) -> tuple[str, str]:
     """How one delivery was settled, and whether its handler ran: `handled`, `duplicate`, or `none`."""
     points: list[str] = []
-    source = payments.source(name)
-    with payments.consumer(name).open(
+    source = payments.source(role)
+    with payments.consumer(role).open(
         database, source=source, listeners=[listener, lambda event: points.append(event.point)]
     ) as opened:
         settlement = deliver_one(opened, source)
@@ -104,9 +105,9 @@ def _deliver(
     return settlement.action if settlement else "nothing came", seen
 
 
-def _is_committed(payments: Payments, message_id: str, name: str) -> bool:
+def _is_committed(payments: Payments, message_id: str, role: Role) -> bool:
     """The message is done, as the database has it."""
-    key = [payments.consumer(name).name, message_id]
+    key = [payments.consumer(role).name, message_id]
     statement = "SELECT state FROM onceward.inbox WHERE consumer = %s AND message_id = %s"
     row = payments.conn.execute(statement, key).fetchone()
     return row is not None and row[0] == "done"

@@ -25,14 +25,14 @@ from onceward_proof import checker
 from onceward_proof.clusters import install
 from onceward_proof.provider.server import ProviderProcess
 from onceward_proof.run import ProofError
-from onceward_proof.workers.setting import CONSUMED, QUEUES, Setting
+from onceward_proof.workers.setting import CONSUMED, QUEUES, Role, Setting
 from onceward_proof.workers.worker import make_card, warm_up
 from payments import hardened
 
 VISIBILITY_SECONDS: Final = 30  # never runs out by itself: `make_due` ends it, so that nothing has to wait
 LEASE_SECONDS: Final = 60.0
 AMOUNT: Final = 1000
-SERVED: Final = {name: QUEUES[message_type] for name, message_type in CONSUMED.items()}  # consumer -> its queue
+SERVED: Final = {role: QUEUES[message_type] for role, message_type in CONSUMED.items()}  # consumer -> its queue
 RECOVERIES_MAX: Final = 40
 
 
@@ -73,18 +73,18 @@ class Payments:
         self.conn.execute("UPDATE onceward.inbox SET lease_until = clock_timestamp() WHERE state = 'pending'")
         self.conn.execute("UPDATE onceward.outbox SET retry_at = NULL WHERE retry_at IS NOT NULL")
 
-    def consumer(self, name: str) -> Consumer:
-        if name == "ledger":
+    def consumer(self, role: Role) -> Consumer:
+        if role == "ledger":
             return hardened.ledger(lease_seconds=LEASE_SECONDS)
         return hardened.charges(make_card(self.provider_url, "sweep")[0], lease_seconds=LEASE_SECONDS)
 
-    def source(self, name: str) -> pgmq.Source:
-        return pgmq.Source(SERVED[name], self.queue_database, visibility_seconds=VISIBILITY_SECONDS)
+    def source(self, role: Role) -> pgmq.Source:
+        return pgmq.Source(SERVED[role], self.queue_database, visibility_seconds=VISIBILITY_SECONDS)
 
-    def consume(self, name: str) -> None:
+    def consume(self, role: Role) -> None:
         """A fresh consumer takes what its queue has."""
-        source = self.source(name)
-        with self.consumer(name).open(self.database, source=source) as opened:
+        source = self.source(role)
+        with self.consumer(role).open(self.database, source=source) as opened:
             while deliver_one(opened, source) is not None:
                 pass
         source.close()
@@ -96,10 +96,10 @@ class Payments:
             until_empty=True, listeners=listeners,
         )  # fmt: skip
 
-    def waiting(self, name: str) -> int:
+    def waiting(self, role: Role) -> int:
         """Messages in this consumer's queue; or, for the relay, rows in the outbox."""
-        table = sql.Identifier("onceward", "outbox") if name == "relay" else sql.Identifier("pgmq", f"q_{SERVED[name]}")
-        conn = self.conn if name == "relay" else self.queue_conn
+        table = sql.Identifier("onceward", "outbox") if role == "relay" else sql.Identifier("pgmq", f"q_{SERVED[role]}")
+        conn = self.conn if role == "relay" else self.queue_conn
         row = conn.execute(sql.SQL("SELECT count(*) FROM {}").format(table)).fetchone()
         return int(row[0]) if row else 0
 
@@ -108,23 +108,23 @@ class Payments:
         statement = sql.SQL("SELECT headers->>'subject', headers->>'id' FROM {}").format(
             sql.Identifier("pgmq", f"q_{queue}")
         )
-        found: dict[str, list[str]] = {}
+        ids: dict[str, list[str]] = {}
         for order, message_id in self.queue_conn.execute(statement):
-            found.setdefault(order, []).append(message_id)
-        return found
+            ids.setdefault(order, []).append(message_id)
+        return ids
 
     def judge(self) -> checker.Verdict:
         return checker.judge(checker.gather(self.ordered, self.ledger, self.database))
 
-    def until_empty(self, name: str, work: Callable[[], None]) -> None:
+    def until_empty(self, role: Role, work: Callable[[], None]) -> None:
         """`work`, a fresh recovery, again and again until nothing waits; time passes before each."""
         for _ in range(RECOVERIES_MAX):
             self.make_due()
             work()
-            if not self.waiting(name):
+            if not self.waiting(role):
                 return
             time.sleep(0.05)  # the server has not seen yet that a killed client is gone: its locks are still held
-        raise ProofError(f"{self.waiting(name)} messages stay with {name} after {RECOVERIES_MAX} recoveries")
+        raise ProofError(f"{self.waiting(role)} messages stay with {role} after {RECOVERIES_MAX} recoveries")
 
 
 def deliver_one(opened: OpenConsumer, source: pgmq.Source) -> Settlement | None:

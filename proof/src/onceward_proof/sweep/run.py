@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import psycopg
 from rich.console import Console
@@ -25,11 +25,14 @@ from onceward_proof.run import ProofError
 from onceward_proof.sweep.ambiguous import AmbiguousCommit, ambiguous_commits
 from onceward_proof.sweep.payments_at_rest import Payments, deliver_one, start_payments
 from onceward_proof.sweep.trace import Gate, TracedRun, check_strace, killed_at, run_child
+from onceward_proof.workers.setting import Role
 
 CALLS_MAX: Final = 2000
 TRIES_MAX: Final = 6  # at one call: a run may make one or two fewer than another
+Subject = Literal["consumer", "ledger", "relay"]
+ROLES: Final[dict[Subject, Role]] = {"consumer": "charge", "ledger": "ledger", "relay": "relay"}
 BEFORE_THE_FIRST: Final = "receiving"  # the step of a kill before the first named point
-SUBJECTS: Final = {
+SUBJECTS: Final[dict[Subject, str]] = {
     "consumer": "one delivery of the charge consumer: receive, claim, intent, charge, record, finish, ack",
     "ledger": "one delivery of the ledger consumer: receive, take with the booking, commit, ack",
     "relay": "one pass of the relay: connect, take, publish, delete, commit, look again",
@@ -40,7 +43,7 @@ SUBJECTS: Final = {
 class SubjectSweep:
     """One subject killed at each of its calls. `doubled`, `lost`: the orders, as the checker found them at the end."""
 
-    subject: str
+    subject: Subject
     calls: int = 0  # how many a run makes at the most
     unreached: int = 0  # of them, those that no run came to any more
     kills: dict[str, TracedRun] = field(default_factory=dict)  # order -> how it was killed
@@ -121,7 +124,7 @@ class _Sweeper:
         self._works = {"consumer": self._consume, "ledger": self._consume, "relay": self._relay}
         self._two_ids: set[str] = set()
 
-    def sweep(self, subject: str) -> SubjectSweep:
+    def sweep(self, subject: Subject) -> SubjectSweep:
         swept = SubjectSweep(subject)
         if subject == "relay":
             self._recover("relay")
@@ -154,14 +157,14 @@ class _Sweeper:
         swept.orders.append(order)
         work = self._works[subject]
         run = killed_at(self._strace, call, n, lambda gate: work(subject, gate), self._payments.folder / f"{subject}.log")
-        self._recover({"consumer": "charge"}.get(subject, subject))
+        self._recover(ROLES[subject])
         if subject == "relay":
             ids = self._payments.ids("charges").get(order, [])
             swept.sent_again += len(ids) > 1
             self._two_ids |= {order} if len(set(ids)) != 1 else set()
         return run
 
-    def _prepare(self, subject: str, order: str) -> str:
+    def _prepare(self, subject: Subject, order: str) -> str:
         """The subject has one thing to do; whose it is. The ledger books what the charge consumer was killed at."""
         if subject == "ledger":
             return self._payments.send_one("order.paid")
@@ -170,15 +173,15 @@ class _Sweeper:
             self._payments.send_one("order.placed")
         return order
 
-    def _consume(self, subject: str, gate: Gate) -> None:
+    def _consume(self, subject: Subject, gate: Gate) -> None:
         """One delivery on this thread, from a consumer that is open: heartbeat and nudge, on theirs, decide nothing."""
-        name = "ledger" if subject == "ledger" else "charge"
-        source = self._payments.source(name)
-        with self._payments.consumer(name).open(self._payments.database, source=source, listeners=[gate.listen]) as opened:
+        role = ROLES[subject]
+        source = self._payments.source(role)
+        with self._payments.consumer(role).open(self._payments.database, source=source, listeners=[gate.listen]) as opened:
             gate.open()
             deliver_one(opened, source)
 
-    def _relay(self, _: str, gate: Gate) -> None:
+    def _relay(self, _: Subject, gate: Gate) -> None:
         """A whole pass on the lane's own thread, which opens the gate when it first asks for a connection."""
 
         def connect() -> psycopg.Connection:
@@ -188,15 +191,16 @@ class _Sweeper:
 
         self._payments.send_all(connect, gate.listen)
 
-    def _recover(self, name: str) -> None:
-        log = self._payments.folder / f"recover-{name}.log"
-        work = self._payments.send_all if name == "relay" else lambda: self._payments.consume(name)
-        self._payments.until_empty(name, lambda: run_child(work, log))
+    def _recover(self, role: Role) -> None:
+        log = self._payments.folder / f"recover-{role}.log"
+        work = self._payments.send_all if role == "relay" else lambda: self._payments.consume(role)
+        self._payments.until_empty(role, lambda: run_child(work, log))
 
     def judge(self, swept: list[SubjectSweep]) -> None:
         """Everything is brought to its end; then the checker counts, and each harm goes to the sweep of its order."""
-        for name in ("relay", "charge", "relay", "ledger"):
-            self._recover(name)
+        recoveries: tuple[Role, ...] = ("relay", "charge", "relay", "ledger")
+        for role in recoveries:
+            self._recover(role)
         verdict = self._payments.judge()
         doubled = {*verdict.double_charged, *verdict.doubled_writes, *self._two_ids}
         lost = {*verdict.lost, *verdict.wrong_charge, *verdict.parked}

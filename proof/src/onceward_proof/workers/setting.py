@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 Role = Literal["producer", "charge", "ledger", "relay"]
 QUEUES: Final = {"order.placed": "charges", "order.paid": "bookings"}  # message type -> queue
-CONSUMED: Final = {"charge": "order.placed", "ledger": "order.paid"}  # consumer -> message type
+CONSUMED: Final[dict[Role, str]] = {"charge": "order.placed", "ledger": "order.paid"}  # consumer -> message type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
