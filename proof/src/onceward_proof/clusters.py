@@ -34,6 +34,7 @@ class Clusters:
 @contextmanager
 def start_clusters(settings: Mapping[str, str] | None = None) -> Iterator[Clusters]:
     """Two clusters of their own, both gone afterwards: the application's database and the queue's."""
+    # Two, because the queue is in Postgres, too: killing the one must leave the other alive, as a broker would be.
     with (
         Cluster.start(name="prove-app", settings=settings) as app,
         Cluster.start(name="prove-queue", settings=settings) as queue,
@@ -72,6 +73,7 @@ def _restarter(cluster: Cluster) -> Callable[[], None]:
 
 def count_waiting(database: str, queue_database: str) -> dict[str, int]:
     """What is still on its way, in the queues and in the outbox. Raises `psycopg.Error` when a server is down."""
+    # Short: a server that was just killed must not hold up the poll.
     waiting: dict[str, int] = {}
     with psycopg.connect(queue_database, autocommit=True, connect_timeout=2) as conn:
         for name in QUEUES.values():

@@ -179,8 +179,10 @@ class Controller:
         self._tell_story(report, target)
         fault = None if place in self._passed else self._armed.get(place)
         if fault is not None and isinstance(fault.action, Signal) and not self._is_alive(target):
-            fault = None  # its target died by another hand: the next passage is the first that can be struck
+            # Its target died by another hand: the next passage is the first that can be struck.
+            fault = None
         elif place not in self._passed:
+            # Recorded before anything fires: a fault strikes the first passage only, whatever it does to this worker.
             self._passed.add(place)
             if place.boundary is Boundary.ACK_AFTER:
                 self._acked(place)
@@ -210,6 +212,7 @@ class Controller:
         match fault.action:
             case Signal.KILL:
                 self._kill(target)
+                # The one that asked is the target, and dead; or the provider, which must not answer a dead worker's call.
                 return Answer.CUT if fault.boundary is Boundary.RESPONSE else Answer.DROP
             case Signal.FREEZE:
                 self._freeze(target, order)
@@ -232,6 +235,7 @@ class Controller:
     def _freeze(self, target: LiveWorker | None, order: str) -> None:
         if target is None or not self._is_alive(target):
             return
+        # While it is stopped it is not quiet: the run does not end before it has been woken.
         os.kill(target.pid, signal.SIGSTOP)
         target.frozen = True
         self.spawn_task(self._wake(target, order))
@@ -259,7 +263,8 @@ class Controller:
                 self.spawn_task(self._kill_server(entry.fault))
 
     async def _kill_random(self, entry: Timed) -> None:
-        """The delay lands the kill anywhere in a worker's work; its target is a live worker that is not frozen."""
+        """Kill a live worker that is not frozen."""
+        # The delay lands the kill anywhere in its work: boundaries test only what somebody thought of.
         await asyncio.sleep(entry.delay_ms / 1000)
         while True:
             alive = (w for w in self._workers.values() if w.heard and not w.frozen and not self._has_last_passage(w))
@@ -278,13 +283,14 @@ class Controller:
         return any(place in self._armed and place not in self._passed for place in places)
 
     async def _kill_server(self, fault: ServerFault) -> None:
-        """On this thread, on purpose: a server that is started from another would outlive a killed prove."""
+        """Kill the server and restart it."""
         while any(self._has_last_passage(worker) for worker in self._workers.values()):  # noqa: ASYNC110 - short
             await asyncio.sleep(0.005)
         self.counts.fired[fault] += 1
         for worker in self._workers.values():
             if worker.busy:
                 self._add_moment(worker.order, "fault", f"{fault}: {STORIES[fault]} ({worker.name})")
+        # On this thread, on purpose: a server that is started from another would outlive a killed prove.
         self._servers[fault]()
 
     def _note(self, report: Report, worker: LiveWorker) -> None:
@@ -338,10 +344,8 @@ class Controller:
         self.counts.redeliveries += again
         self._add_moment(report.order, worker.name, f"receives {report.message_type}{' again' if again else ''}")
 
-    # What a schedule that goes on does otherwise.
-
     def order_placed(self, producer: LiveWorker, order: str) -> None:
-        """The order is committed."""
+        """The order is committed. This and the next three are for a schedule that goes on to do otherwise."""
 
     def order_booked(self, order: str) -> None:
         """The order's last event was acknowledged for the first time."""

@@ -63,6 +63,7 @@ STATEMENTS: Final = {
 def _cut(cut: Cut) -> None:
     def with_cut(schema: str = SCHEMA_DEFAULT) -> dict[str, str]:
         text = statements(schema)[cut.statement]
+        # A cut that finds nothing would remove nothing, and the row would hold for the wrong reason.
         if cut.was not in text:
             raise AssertionError(f"{cut.statement} has changed: there is no {cut.was!r} to remove")
         return {**statements(schema), cut.statement: text.replace(cut.was, cut.becomes)}
@@ -95,6 +96,7 @@ def _backoff() -> None:
 def _commit_guard() -> None:
     def commit(conn: Connection[Any], _transaction: str, _putting_back: str) -> Committed | Ambiguous:
         """As most code commits: what the server made of it is not asked, only whether it is there."""
+        # Its reply is thrown away, on purpose: "ROLLBACK" is one of them.
         conn.pgconn.exec_(b"COMMIT")
         return Ambiguous() if conn.closed or conn.broken else Committed()
 

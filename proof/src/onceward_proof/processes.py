@@ -113,10 +113,12 @@ class Processes:
         command = [sys.executable, "-m", "onceward_proof.workers.parent", str(fd), json.dumps(asdict(setting))]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         with (self._files / "workers.log").open("ab") as log:
+            # A session of its own: Ctrl-C in the terminal reaches the controller only, which ends the others in order.
             parent = self._parent = subprocess.Popen(  # noqa: ASYNC220 - milliseconds, once
                 command, pass_fds=[fd], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment,
                 start_new_session=True,
             )  # fmt: skip
+        # With our copy open, the end of the parent would never be seen as the end of its line.
         theirs.close()
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=1 << 20)
         try:
@@ -125,6 +127,7 @@ class Processes:
             writer.close()
             with suppress(ConnectionError):
                 await writer.wait_closed()
+            # The parent kills its workers when its line ends; afterwards none of them holds a connection to the clusters.
             await asyncio.to_thread(parent.wait, 10)
 
     async def until_quiet(self, stalled_seconds: float, polled: Callable[[], None] = lambda: None) -> bool:

@@ -45,6 +45,7 @@ class Reporter:
         return await self._pass_by(Boundary.RESPONSE, context)
 
     async def _pass_by(self, boundary: Boundary, context: Context) -> Verdict:
+        # A look-up charges nothing, and what names no order cannot be aimed at.
         if context.method != "POST" or context.transfer_group is None:
             return GO
         report = Report(
@@ -60,6 +61,7 @@ class Reporter:
         return VERDICTS[await answer]
 
     async def _send(self, report: Report) -> None:
+        # Opened at the first request: the controller listens by then, and this process has its event loop.
         async with self._opening:
             if self._writer is None:
                 reader, self._writer = await asyncio.open_unix_connection(self._socket_path)

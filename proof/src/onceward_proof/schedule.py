@@ -81,6 +81,7 @@ def aim(orders: Sequence[Order], rng: random.Random, share: float = AIMED_SHARE)
     """Chains of faults for this share of the orders, every kind at least once where there is room."""
     shuffled = list(orders)
     rng.shuffle(shuffled)
+    # Also a short run meets every kind once, if it has the orders for it.
     count = max(min(len(orders), len(AIMED)), round(len(orders) * share))
     first = _spread(count, rng)
     entries: list[Aimed] = []
@@ -115,6 +116,7 @@ def _may_follow(fault: Fault, chain: Sequence[Fault]) -> bool:
 
 def _time(orders: int, rng: random.Random) -> list[Timed]:
     kills = max(3, round(orders * RANDOM_SHARE))
+    # Not near the end: a variant that loses orders would never come to that much progress.
     first, last = max(1, round(orders * 0.03)), max(2, round(orders * 0.75))
     entries = [
         Timed(KILL_RANDOM, rng.randint(first, last), rng.randrange(1_000), round(rng.uniform(0, 30), 2))

@@ -127,6 +127,7 @@ class Side:
                 raise
             line.report(Report(Note.ENDED))
 
+        # This process holds no thread and no open connection here: the fork is a clean one.
         worker = WorkerProcess(name, fork(be_worker, self._demonstration.log), ours)
         theirs.close()
         self._demonstration.workers.append(worker)
@@ -186,6 +187,7 @@ def open_demonstration(narrator: Narrator) -> Iterator[tuple[Demonstration, list
         stack.callback(demonstration.kill_workers)
         dsn = cluster.create_database("naive")
         install(dsn, dsn, (*QUEUES.values(), UNASKED))
+        # A copy of the first, so that both sides start from the same.
         copy = cluster.create_database("hardened", template="naive")
         warm_up(Setting(variant="naive", database=dsn, queue_database=dsn, provider_url=provider.url))
         yield demonstration, [Side(demonstration, "naive", dsn), Side(demonstration, "hardened", copy)]

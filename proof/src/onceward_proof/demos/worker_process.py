@@ -42,6 +42,7 @@ class WorkerProcess:
                 self._reports.append(report)
                 if report.word in words:
                     return report
+            # What it reported before its end was read above: only now is it too late.
             if self._is_over or not self._read(deadline - time.monotonic()):
                 raise Missed(f"{self.name} never came to {' or '.join(words)}; it told {self._latest()}")
 

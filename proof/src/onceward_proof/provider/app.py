@@ -85,6 +85,7 @@ class Gateway:
         answer = await self._answer(call, before, context)
         context.status, context.charge = answer.status, None if answer.original_request else answer.charge
         after = await self.hook.response(context)
+        # The effect is committed: what was asked for at the request, and what at the response, may now strike.
         for verdict in (before, after):
             await self._delay(verdict, exchange, context)
         return await exchange.send(_unsaved(after) or answer, call)
@@ -114,6 +115,7 @@ class Gateway:
             return answers.key_too_long()
         if flight in self._in_flight:
             return answers.key_in_use(call.key)
+        # Until the answer is stored. Nothing awaits between the look and this line: no two requests can pass together.
         self._in_flight.add(flight)
         try:
             await self._slow(before, context)
@@ -136,6 +138,7 @@ class Gateway:
 
         Crash before the commit: no charge, and the key is free. Crash after it: the charge, and its answer is replayed.
         """
+        # Before the transaction: parameters that are wrong in themselves leave the key free.
         endpoints.check(call.parameters)
         origin = call.origin
         with self.ledger.transaction():

@@ -116,6 +116,7 @@ class EndlessController(Controller):
 
     async def _give(self, producer: LiveWorker) -> None:
         """Answer a producer once orders are due; what its killed predecessor was given, and did not place, comes first."""
+        # Kept by slot, not by process: the next process of this slot takes over what was not placed.
         unplaced = self._unplaced[producer.slot]
         while not unplaced and not self._no_more:
             unplaced |= self.give(self._due())
@@ -126,6 +127,7 @@ class EndlessController(Controller):
             producer.writer.write(Reply(orders=orders).encode())
 
     def _due(self) -> int:
+        # A slow machine is given fewer orders: the soak is about harm, not about load.
         if self.backlog > self._rate * BACKLOG_SECONDS_MAX:
             return 0
         due = int((time.monotonic() - self.started) * self._rate) - len(self.ordered)

@@ -136,6 +136,7 @@ class _Sweeper:
 
     def _sweep_kind(self, swept: SubjectSweep, call: str, calls_max: int) -> int:
         """The 1st, 2nd, ... n-th call of this kind, until a run ends by itself, and none has made that many: how many."""
+        # Kind by kind: strace counts each kind of call by itself.
         for n in range(1, CALLS_MAX, self._every):
             for _ in range(TRIES_MAX):
                 run = self._kill(swept, call, n)

@@ -111,6 +111,7 @@ def _injection(call: str, n: int) -> list[str]:
 
 def _trace(strace: str, injection: list[str], pid: int, ready: int, go: int, log: Path, steps: mmap.mmap) -> TracedRun:
     thread = os.read(ready, 32).strip().decode()
+    # An empty read: the child has closed its end of the pipe without a word, so it has ended.
     if not thread:
         os.waitpid(pid, 0)
         raise OncewardError(f"the traced process ended before it was ready:\n{_tail(log)}")
@@ -122,6 +123,7 @@ def _trace(strace: str, injection: list[str], pid: int, ready: int, go: int, log
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             raise NoTrace(HOW_TO_ALLOW.format(why=first_line.strip()))
+        # Only now does the thread go on: no call of it is missed.
         os.write(go, b"+")
         status = os.waitpid(pid, 0)[1]
     return _traced_run(status, out, log, steps[:NAME_BYTES].decode().strip("\0 "))

@@ -20,6 +20,7 @@ def fork(work: Callable[[], None], log: Path | None = None) -> int:
 
     The caller holds no thread and no connection that a child must not share: then the fork is a clean one.
     """
+    # What is buffered here would be printed by the child, too.
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -38,7 +39,8 @@ def fork(work: Callable[[], None], log: Path | None = None) -> int:
     finally:
         with suppress(OSError):
             sys.stderr.flush()
-        os._exit(code)  # what the parent has registered to happen at its own exit is not the child's
+        # Not sys.exit: what the parent has registered for its own exit is not the child's to do.
+        os._exit(code)
 
 
 def die_with_parent() -> None:

@@ -69,6 +69,7 @@ class WarmParent:
         line = Line(connection, self._waits)
         line.report(Report(Note.HELLO, role=role, slot=slot, pid=os.getpid()))
         worker = Worker(self._setting, line, f"{role}-{slot}-{os.getpid()}", self._orders)
+        # Only now, in this one process: a layer that is removed does not come back.
         for layer in self._setting.without:
             remove_layer(layer, worker.sink)
         work_of(self._setting.variant, role)(worker)

@@ -21,7 +21,8 @@ from onceward_proof.workers.worker import Worker, profile
 from payments import hardened, naive
 
 PlaceOrder = Callable[[psycopg.Connection, dict[str, Any]], None]
-RELAY_BATCH: Final = 5  # small: a kill hits few orders
+# Small: a kill of the relay hits few orders, so that each order meets its own faults.
+RELAY_BATCH: Final = 5
 SOON: Final = Backoff(first_seconds=0.3, seconds_max=0.5)  # nobody watches a demonstration wait
 
 
@@ -38,6 +39,7 @@ def _produce(worker: Worker, place: PlaceOrder) -> None:
 
 def _place_missing(worker: Worker, conn: psycopg.Connection, place: PlaceOrder, orders: Sequence[dict[str, Any]]) -> None:
     """What a killed predecessor has placed, and perhaps not reported, is in the database already."""
+    # A producer that was killed reads its own past from the database, as a restarted job would.
     ids = [order["id"] for order in orders]
     placed = {row[0] for row in conn.execute("SELECT id FROM orders WHERE id = ANY(%s)", [ids])}
     for order in orders:

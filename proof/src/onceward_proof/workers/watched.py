@@ -36,6 +36,7 @@ class WatchedSource:
         return self._inner.traits
 
     def receive(self, limit: int, wait_seconds: float) -> Received:
+        # Whoever asks for more has finished what it had, whatever became of its ack.
         if self._busy:
             self._line.report(Report(Note.IDLE))
         received = self._inner.receive(limit, wait_seconds)
@@ -49,6 +50,7 @@ class WatchedSource:
 
     def _settle(self, delivery: Delivery, settlement: Settlement) -> Outcome:
         is_ack = settlement.action == "ack"
+        # A release is told, but cannot be struck: what a fault could do to it, a lost ack does too.
         answer = self._report(Boundary.ACK_BEFORE if is_ack else Note.RELEASED, delivery)
         if answer is Answer.LOSE:
             return Outcome.LOST
@@ -60,6 +62,7 @@ class WatchedSource:
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
         if not self._heartbeats:
             raise TransportError("the heartbeat was lost on its way to the queue")
+        # Only the first of each delivery: a story needs to hear once that its lease is kept.
         for delivery in deliveries:
             if delivery.id not in self._extended:
                 self._extended.add(delivery.id)
@@ -92,6 +95,7 @@ class WatchedSink:
         return self._inner.traits
 
     def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
+        # All of a batch pass the first side before any is sent, as with a client that sends a batch in one call.
         dropped = [self._report(Boundary.PUBLISH_BEFORE, message) is Answer.DROP for message in messages]
         remaining = [message for message, is_dropped in zip(messages, dropped, strict=True) if not is_dropped]
         errors = iter(self._inner.publish(remaining) if remaining else ())

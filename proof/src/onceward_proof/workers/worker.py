@@ -74,6 +74,7 @@ def make_card(
     """
     session = requests.Session()
     session.headers["X-Onceward-Worker"] = name
+    # The environment may name a proxy; the provider is on this machine.
     session.trust_env = False
     http = stripe.RequestsClient(timeout=timeout_seconds, session=session)
     addresses: Any = {"api": url}
