@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import stripe
 
-from onceward_proof.provider import ProviderProcess
+from onceward_proof.provider.server import ProviderProcess
 
 WAIT_SECONDS_MAX = 10.0
 

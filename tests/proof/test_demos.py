@@ -37,7 +37,7 @@ SABOTAGES = {
     "select-then-act": (("sql/inbox.sql", TAKE, ALWAYS_TAKEN), "of the two, one took the message"),
     "textbook": (("inbox.py", 'if state != "pending":', "if True:"), "resumed: charged once, paid"),
     "zombie": (("sql/inbox.sql", FINISH + FENCE, FINISH), "refused at the domain write"),
-    "key-expired": (("intent.py", ' and row["callable"]', ""), "one charge for each order"),
+    "key-expired": (("intents.py", ' and row["callable"]', ""), "one charge for each order"),
 }
 
 

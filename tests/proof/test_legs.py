@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onceward_proof.alongside import alongside
+from onceward_proof.bundled import find_bundled
 from onceward_proof.faults import LEG_OF
 from onceward_proof.pages.legs import HEADINGS, LEGS, Section, anchor, read_sections
 from onceward_proof.pages.sequence import Line, describe, draw_sequence, parse
@@ -46,14 +46,14 @@ def test_a_section_names_the_faults_of_its_own_leg_and_no_others(sections: list[
 
 
 def test_a_write_up_without_a_leg_is_refused(tmp_path: Path) -> None:
-    text = alongside("docs/guarantees.md").read_text(encoding="utf-8")
+    text = find_bundled("docs/guarantees.md").read_text(encoding="utf-8")
     (tmp_path / "guarantees.md").write_text(text.replace("### Past the window", "### Later"), encoding="utf-8")
     with pytest.raises(ProofError, match="no section Past the window"):
         read_sections(tmp_path / "guarantees.md")
 
 
 def test_html_in_the_write_up_is_text(tmp_path: Path) -> None:
-    text = alongside("docs/guarantees.md").read_text(encoding="utf-8")
+    text = find_bundled("docs/guarantees.md").read_text(encoding="utf-8")
     hostile = text.replace("### Dual write\n", "### Dual write\n\n<script>alert(1)</script>\n")
     (tmp_path / "guarantees.md").write_text(hostile, encoding="utf-8")
     assert "<script" not in read_sections(tmp_path / "guarantees.md")[0].text

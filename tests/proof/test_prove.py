@@ -20,7 +20,7 @@ VARIANT_KEYS = {
     "predicted_parked", "deliveries", "redeliveries", "dedup_checks", "dedup_hits", "dedup_hit_rate", "faults",
     "wall_seconds",
 }  # fmt: skip
-SIGNS = {"initdb": "initdb", "clusters": "postgres", "provider": "provider", "workers": "nursery"}
+SIGNS = {"initdb": "initdb", "clusters": "postgres", "provider": "provider", "workers": "workers.parent"}
 HARM = ("double_charged_orders", "phantom_charges", "lost_events", "doubled_writes")
 
 
@@ -100,7 +100,7 @@ def test_nothing_is_left_of_a_killed_prove_after_the_next_start(kill_when: str, 
 
 def test_ctrl_c_leaves_nothing_at_once(tmp_path: Path) -> None:
     process = start("--orders", "400", "--json", str(tmp_path / "r.json"))
-    members = _family_when(process.pid, "nursery")
+    members = _family_when(process.pid, SIGNS["workers"])
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
     psutil.wait_procs(members, timeout=3)

@@ -13,13 +13,13 @@ import pytest
 import stripe
 from tests.proof.provider_client import Account, Background, until, until_held
 
-from onceward_proof.provider import GO, Context, Kind, ProviderProcess, Verdict
-from onceward_proof.provider.hook import Hooks
+from onceward_proof.provider.hook import GO, Context, Hooks, Kind, Verdict
+from onceward_proof.provider.server import ProviderProcess
 
 
 @pytest.fixture(scope="module")
 def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderProcess]:
-    with ProviderProcess.start(tmp_path_factory.mktemp("provider") / "ledger.sqlite") as process:
+    with ProviderProcess(tmp_path_factory.mktemp("provider") / "ledger.sqlite") as process:
         yield process
 
 
@@ -223,7 +223,7 @@ class Script:
 def scripted(tmp_path: Path) -> Iterator[tuple[Account, Path]]:
     record = tmp_path / "record"
     hook = f"{__name__}:Script"
-    with ProviderProcess.start(tmp_path / "ledger.sqlite", hook=hook, hook_argument=str(record)) as process:
+    with ProviderProcess(tmp_path / "ledger.sqlite", hook=hook, hook_argument=str(record)) as process:
         account = Account(process)
         yield account, record
         account.close()

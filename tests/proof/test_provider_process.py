@@ -13,14 +13,14 @@ import pytest
 import stripe
 from tests.proof.provider_client import Account, Background, until, until_held
 
-from onceward_proof.provider import ProviderProcess
+from onceward_proof.provider.server import ProviderProcess
 
 DAY = 86_400
 
 
 @pytest.fixture
 def own_account(tmp_path: Path) -> Iterator[Account]:
-    with ProviderProcess.start(tmp_path / "ledger.sqlite") as process:
+    with ProviderProcess(tmp_path / "ledger.sqlite") as process:
         account = Account(process)
         yield account
         account.close()
@@ -86,8 +86,8 @@ def test_sigterm_ends_it_although_an_answer_is_held(own_account: Account) -> Non
 
 def test_it_dies_with_its_parent(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from onceward_proof.provider import ProviderProcess;"
-        "p = ProviderProcess.start(Path(sys.argv[1])); print(p.pid, p.url, flush=True); os.kill(os.getpid(), 9)"
+        "import os, sys; from pathlib import Path; from onceward_proof.provider.server import ProviderProcess;"
+        "p = ProviderProcess(Path(sys.argv[1])); print(p.pid, p.url, flush=True); os.kill(os.getpid(), 9)"
     )
     parent = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "l.sqlite"], stdout=subprocess.PIPE, check=False, text=True
@@ -108,14 +108,14 @@ def _runs(pid: int) -> bool:
 
 def test_a_port_in_use_is_said_plainly(own_account: Account, tmp_path: Path) -> None:
     port = own_account.provider.url.rsplit(":", 1)[1]
-    command = [sys.executable, "-m", "onceward_proof.provider", "--port", port, "--database", str(tmp_path / "l.sqlite")]
+    command = [sys.executable, "-m", "onceward", "provider", "--port", port, "--database", str(tmp_path / "l.sqlite")]
     second = subprocess.run(command, capture_output=True, check=False, text=True)
     assert second.returncode == 2
     assert second.stderr == f"provider: cannot listen on 127.0.0.1:{port}: Address already in use\n"
 
 
 def test_by_hand_it_says_how_to_use_it_and_ends_on_ctrl_c(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "onceward_proof.provider", "--database", str(tmp_path / "l.sqlite")]
+    command = [sys.executable, "-m", "onceward", "provider", "--database", str(tmp_path / "l.sqlite")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("http://127.0.0.1:")

@@ -58,7 +58,7 @@ def test_a_written_schedule_is_read_back_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", "is no schedule"),
+        ("{", "is not a schedule"),
         ('{"version": 99}', "version 99"),
         ("[]", "version None"),
         ('{"version": 1, "seed": 1}', "orders"),

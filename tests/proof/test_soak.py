@@ -17,10 +17,9 @@ import pytest
 from tests.proof.prove_run import ROOT, alive, family, prove, sabotaged, start
 
 from onceward.commands.arguments import duration
-from onceward_proof.faults import AIMED
+from onceward_proof.faults import AIMED, Boundary, Place
 from onceward_proof.moments import Kind, Moment
 from onceward_proof.pages.soak import render
-from onceward_proof.passage import armed_places
 from onceward_proof.soak.endless import BATCH, EndlessController, make_batch
 from onceward_proof.soak.measure import KINDS, SLOPE_BYTES_MIN, SLOPE_FACTOR_MAX, WAL_BYTES_MAX, Sample, judge, level, slope
 from onceward_proof.soak.run import Soaked
@@ -123,12 +122,12 @@ def test_a_batch_is_made_from_its_seed_and_number_alone_and_holds_every_fault() 
 def test_orders_that_are_held_or_whose_last_ack_nobody_saw_are_not_under_way() -> None:
     """They never come to their last ack: counted as backlog, they would stop a long soak's giving in the end."""
     controller = EndlessController(1, 10.0, {}, {})
-    taken = controller._take(50 * BATCH)
+    taken = controller.give(50 * BATCH)
     assert len(controller.predicted) >= 50
     assert controller.backlog == len(taken) - len(controller.predicted)
     *acked, unseen = set(taken) - controller.predicted
     for order in acked:
-        controller._progress(("ack.after", "order.paid", order))
+        controller.order_booked(order)
     assert controller.backlog == 1
     controller.forget({unseen})
     assert controller.backlog == 0
@@ -136,11 +135,11 @@ def test_orders_that_are_held_or_whose_last_ack_nobody_saw_are_not_under_way() -
 
 def test_nothing_is_kept_of_a_finished_order() -> None:
     controller = EndlessController(1, 10.0, {}, {})
-    taken = controller._take(2 * BATCH)
-    armed = {order for batch in (make_batch(1, 0), make_batch(1, 1)) for _, _, order in armed_places(batch)}
+    taken = controller.give(2 * BATCH)
+    armed = {order for batch in (make_batch(1, 0), make_batch(1, 1)) for _, _, order in batch.armed()}
     assert controller.kept() > len(armed) >= 2 * len(AIMED) - 4
     for order in taken:
-        controller._passed.add(("ack.before", "order.paid", order))
+        controller._passed.add(Place(Boundary.ACK_BEFORE, "order.paid", order))
         controller._seen.add(("order.paid", "id", order))
         controller._add_moment(order, Moment(1.0, Kind.RECEIVED, "charge-0", "order.placed"))
     last = next(reversed(taken))

@@ -19,7 +19,7 @@ from onceward_proof.lines import print_beside
 from onceward_proof.outcome import judge, summary
 from onceward_proof.report import Live, print_report
 from onceward_proof.run import Result
-from onceward_proof.variants import CREWS
+from onceward_proof.variants import PROCESS_COUNTS
 
 WIDTHS = (80, 61)
 LONG = "UPDATE inbox SET state = 'done' ... WHERE state = 'pending' AND token = mine; no row: it is not ours any more."
@@ -53,7 +53,7 @@ def test_the_verdict_is_broken_between_words(width: int) -> None:
 def test_a_demo_is_told_between_words_and_below_itself(width: int) -> None:
     def tell(console: Console) -> None:
         narrator = Narrator(quiet=False, fast=True, _console=console)
-        narrator.scene("Hardened: the first statement of the finish is fenced, and refused when it comes too late", LONG)
+        narrator.heading("Hardened: the first statement of the finish is fenced, and refused when it comes too late", LONG)
         narrator.tell("worker-1", LONG)
         narrator.verdict(LONG, True)
         narrator.verdict(LONG, False)
@@ -100,7 +100,7 @@ def test_an_example_is_continued_below_its_explanation() -> None:
 
 
 def controller_of(result: Result) -> Controller:
-    controller = Controller(SCHEDULE, CREWS["hardened"], {})
+    controller = Controller(SCHEDULE, PROCESS_COUNTS["hardened"], {})
     controller.counts = result.counts
     controller.all_placed = True
     return controller

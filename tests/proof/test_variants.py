@@ -6,7 +6,7 @@ import pytest
 from tests.proof.prove_run import Proof, prove, start
 
 from onceward_proof.schedule import Aimed, Schedule, write_schedule
-from onceward_proof.variants import CREWS, MODULES
+from onceward_proof.variants import MODULES, PROCESS_COUNTS
 from onceward_proof.workload import make_orders
 
 PER_FAULT = 2
@@ -58,8 +58,8 @@ def test_an_unknown_variant_is_answered_with_the_list() -> None:
     out, _ = (process := start("--variants", "naive,perfect")).communicate(timeout=30)
     assert process.returncode == 2, out
     assert "perfect" in out
-    assert all(name in " ".join(out.split()) for name in CREWS)
+    assert all(name in " ".join(out.split()) for name in PROCESS_COUNTS)
 
 
 def test_every_variant_but_hardened_is_a_module_of_the_service() -> None:
-    assert {*CREWS} == {*MODULES, "hardened"}
+    assert {*PROCESS_COUNTS} == {*MODULES, "hardened"}

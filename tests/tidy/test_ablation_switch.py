@@ -11,7 +11,9 @@ def test_production_code_knows_nothing_of_the_ablation() -> None:
     production = [*PACKAGE.rglob("*.py")]
     assert len(production) > 30
     for file in [*production, *python_files("examples")]:
-        assert not re.search(r"ablat|take_away|sabotage", file.read_text(encoding="utf-8"), re.IGNORECASE), short(file)
+        assert not re.search(r"ablat|remove_layer|take_away|sabotage", file.read_text(encoding="utf-8"), re.IGNORECASE), (
+            short(file)
+        )
 
 
 def test_statements_hold_no_switch() -> None:
@@ -19,6 +21,8 @@ def test_statements_hold_no_switch() -> None:
         assert not re.search(r"ablat|current_setting\('onceward\.(?!delivery)", file.read_text(encoding="utf-8")), file.name
 
 
-def test_only_the_proofs_workers_take_layers_away() -> None:
-    users = [short(file) for file in python_files("proof/src") if "onceward_proof.layers.take_away" in imports(file)]
-    assert users == ["proof/src/onceward_proof/roles.py"]
+def test_only_the_proofs_workers_remove_layers() -> None:
+    users = [
+        short(file) for file in python_files("proof/src") if "onceward_proof.layer_removal.remove_layer" in imports(file)
+    ]
+    assert users == ["proof/src/onceward_proof/workers/parent.py"]

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from onceward.errors import UsageError
-from onceward_proof.crew import Changed
+from onceward_proof.clusters import Clusters
 from onceward_proof.moments import FAULTS, Kind
 from onceward_proof.outcome import BY_KEY, document
-from onceward_proof.place import Place
+from onceward_proof.processes import Changed
 from onceward_proof.run import Progress, Result, run_variant
 from onceward_proof.schedule import Aimed, Schedule, make_schedule
 from onceward_proof.tables import Cell, Figure
@@ -162,8 +162,8 @@ def _orders_min(kinds: int) -> int:
     return 10 * -(-(kinds * FAULTS_MIN + 21) // 10)
 
 
-def run_row(where: Place, schedule: Schedule, schedule_file: Path, row: Row, progress: Progress) -> Trial:
-    return Trial(row, run_variant(where, schedule, schedule_file, "hardened", progress, row.changed))
+def run_row(clusters: Clusters, schedule: Schedule, schedule_file: Path, row: Row, progress: Progress) -> Trial:
+    return Trial(row, run_variant(clusters, schedule, schedule_file, "hardened", progress, row.changed))
 
 
 def why_not_as_expected(trials: Sequence[Trial]) -> list[str]:

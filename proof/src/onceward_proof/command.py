@@ -6,54 +6,93 @@ import logging
 import random
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 from onceward.errors import UsageError
-from onceward_proof.ablation import Row, Trial, ablation_json, choose_rows, make_ablation_schedule, run_row
+from onceward_proof.ablation import Trial, ablation_json, choose_rows, make_ablation_schedule, run_row
+from onceward_proof.clusters import Clusters, start_clusters
 from onceward_proof.kept import keep_schedule
 from onceward_proof.options import ProveOptions
 from onceward_proof.outcome import EXIT_CODES, judge, to_json
-from onceward_proof.place import Place, place
 from onceward_proof.report import Live, print_ablation, print_plan, print_report, write_files
 from onceward_proof.run import Result, run_variant
 from onceward_proof.schedule import Schedule, make_schedule, read_schedule
-from onceward_proof.variants import CREWS
+from onceward_proof.variants import PROCESS_COUNTS
 from onceward_proof.workload import make_orders, read_orders
 
 
-def prove(options: ProveOptions) -> int:
+def run_proof(options: ProveOptions) -> int:
     """Run it; returns 0 proven, 1 hardened broke, 3 inconclusive. Raises `UsageError` before anything is started.
 
     The ablation returns 0 when every row is as expected, else 1.
     """
     _check(options)
     schedule = _schedule(options)
-    if options.ablate is not None:
-        return _ablate(options, schedule, choose_rows(options.ablate))
     console = Console()
     logging.getLogger("onceward").setLevel(logging.ERROR)
-    kept = _kept(options)
-    schedule_file = options.schedule or keep_schedule(schedule, kept)
+    kept_folder = _make_kept_folder(options)
+    schedule_file = options.schedule or keep_schedule(schedule, kept_folder)
     print_plan(console, schedule, str(schedule_file))
     with _replayable(schedule_file):
-        results = _run(options, schedule, schedule_file, console, kept)
+        if options.ablate is None:
+            exit_code = _prove(options, schedule, schedule_file, console, kept_folder)
+        else:
+            exit_code = _ablate(options, schedule, schedule_file, console, kept_folder)
+    if kept_folder is not None:
+        console.print(f"kept: {kept_folder}", highlight=False, soft_wrap=True)
+    return exit_code
+
+
+def _prove(
+    options: ProveOptions, schedule: Schedule, schedule_file: Path, console: Console, kept_folder: Path | None
+) -> int:
+    results: list[Result] = []
+    with _started(schedule, console, kept_folder) as (clusters, live):
+        for variant in options.variants:
+            results.append(run_variant(clusters, schedule, schedule_file.resolve(), variant, live))
+            live.end(results[-1])
     print_report(console, schedule, results)
-    document = to_json(schedule, str(schedule_file), results)
-    write_files(options, console, document, "proof", schedule, results)
-    _print_kept(console, kept)
+    write_files(options, console, to_json(schedule, str(schedule_file), results), "proof", schedule, results)
     return EXIT_CODES[judge(results)[0]]
+
+
+def _ablate(
+    options: ProveOptions, schedule: Schedule, schedule_file: Path, console: Console, kept_folder: Path | None
+) -> int:
+    trials: list[Trial] = []
+    with _started(schedule, console, kept_folder) as (clusters, live):
+        for row in choose_rows(options.ablate or ()):
+            trials.append(run_row(clusters, schedule, schedule_file.resolve(), row, live))
+            live.end(trials[-1].result)
+    print_ablation(console, trials)
+    document = ablation_json(schedule, str(schedule_file), trials)
+    write_files(options, console, document, "ablation", schedule, trials)
+    return 1 if document["reasons"] else 0
+
+
+@contextmanager
+def _started(schedule: Schedule, console: Console, kept_folder: Path | None) -> Iterator[tuple[Clusters, Live]]:
+    """The clusters and the progress; with --keep, their files are copied, whatever became of the run."""
+    with start_clusters() as clusters, Live(console, len(schedule.orders)) as live:
+        try:
+            yield clusters, live
+        finally:
+            if kept_folder is not None:  # sockets are left out: "c" is the controller's
+                shutil.copytree(
+                    clusters.folder, kept_folder / "files", ignore=shutil.ignore_patterns("c"), dirs_exist_ok=True
+                )
 
 
 def _check(options: ProveOptions) -> None:
     if options.queue != "pgmq":
         raise UsageError(f"--queue {options.queue}: there is pgmq, and nothing else yet")
-    unknown = [name for name in options.variants if name not in CREWS]
+    unknown = [name for name in options.variants if name not in PROCESS_COUNTS]
     if unknown or not options.variants:
-        raise UsageError(f"--variants: unknown {', '.join(unknown) or 'nothing'}; there are: {', '.join(CREWS)}")
+        raise UsageError(f"--variants: unknown {', '.join(unknown) or 'nothing'}; there are: {', '.join(PROCESS_COUNTS)}")
     if len(set(options.variants)) != len(options.variants):
         raise UsageError("--variants: each variant once")
     choose_rows(options.ablate or ())
@@ -72,7 +111,7 @@ def _schedule(options: ProveOptions) -> Schedule:
 
 @contextmanager
 def _replayable(file: Path) -> Iterator[None]:
-    """Who interrupts the run is told how to have the same faults again."""
+    """A run that is interrupted says how to have the same faults again."""
     try:
         yield
     except KeyboardInterrupt:
@@ -80,7 +119,7 @@ def _replayable(file: Path) -> Iterator[None]:
         raise
 
 
-def _kept(options: ProveOptions) -> Path | None:
+def _make_kept_folder(options: ProveOptions) -> Path | None:
     """With --keep, a new folder for all that a run leaves: ./prove-1, ./prove-2, …"""
     if not options.keep:
         return None
@@ -89,58 +128,3 @@ def _kept(options: ProveOptions) -> Path | None:
         number += 1
     folder.mkdir()
     return folder
-
-
-def _run(
-    options: ProveOptions, schedule: Schedule, schedule_file: Path, console: Console, kept: Path | None
-) -> list[Result]:
-    results: list[Result] = []
-    with place() as where, Live(console, len(schedule.orders)) as live:
-        try:
-            for variant in options.variants:
-                results.append(run_variant(where, schedule, schedule_file.resolve(), variant, live))
-                live.end(results[-1])
-        finally:
-            _keep_files(where, kept)
-    return results
-
-
-def _ablate(options: ProveOptions, schedule: Schedule, rows: Sequence[Row]) -> int:
-    console = Console()
-    logging.getLogger("onceward").setLevel(logging.ERROR)
-    kept = _kept(options)
-    schedule_file = options.schedule or keep_schedule(schedule, kept)
-    print_plan(console, schedule, str(schedule_file))
-    with _replayable(schedule_file):
-        trials = _run_rows(schedule, schedule_file, rows, console, kept)
-    print_ablation(console, trials)
-    document = ablation_json(schedule, str(schedule_file), trials)
-    write_files(options, console, document, "ablation", schedule, trials)
-    _print_kept(console, kept)
-    return 1 if document["reasons"] else 0
-
-
-def _run_rows(
-    schedule: Schedule, schedule_file: Path, rows: Sequence[Row], console: Console, kept: Path | None
-) -> list[Trial]:
-    trials: list[Trial] = []
-    with place() as where, Live(console, len(schedule.orders)) as live:
-        try:
-            for row in rows:
-                trials.append(run_row(where, schedule, schedule_file.resolve(), row, live))
-                live.end(trials[-1].result)
-        finally:
-            _keep_files(where, kept)
-    return trials
-
-
-def _keep_files(where: Place, kept: Path | None) -> None:
-    """Logs, ledgers and server logs, for looking into a run afterwards; sockets are left out."""
-    if kept is None:
-        return
-    shutil.copytree(where.folder, kept / "files", ignore=shutil.ignore_patterns("c"), dirs_exist_ok=True)
-
-
-def _print_kept(console: Console, kept: Path | None) -> None:
-    if kept is not None:
-        console.print(f"kept: {kept}", highlight=False, soft_wrap=True)

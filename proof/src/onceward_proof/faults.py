@@ -7,14 +7,56 @@ and at the servers; at nothing that only hardened code has. A fault whose name b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from enum import StrEnum
+from typing import Final, Literal, NamedTuple
 
 Leg = Literal["dual write", "leg 1", "leg 2", "leg 3", "timeout", "outside effect", "past the window"]
-Action = Literal["kill", "drop", "lose", "slow", "freeze", "error before", "error after", "cut", "fail"]
+ServerFault = Literal["kill-postgres-app", "kill-postgres-queue"]
+TimedFault = ServerFault | Literal["kill-random"]
 
 SLOW_SECONDS: Final = 3.0  # longer than the visibility timeout (2 s)
 FREEZE_SECONDS: Final = 3.0  # longer than the lease (1.5 s) and the visibility timeout
 FREEZE_SECONDS_MAX: Final = 8.0  # where nobody else took the message over
+
+
+class Boundary(StrEnum):
+    """Where a passage is reported, and a fault may wait: what is passed, and on which side of it."""
+
+    PUBLISH_BEFORE = "publish.before"
+    PUBLISH_AFTER = "publish.after"
+    REQUEST = "request"
+    RESPONSE = "response"
+    ACK_BEFORE = "ack.before"
+    ACK_AFTER = "ack.after"
+    HANDLER_AFTER = "handler.after"
+
+
+class Place(NamedTuple):
+    """One passage that a fault is aimed at: the first of this boundary by this order's message."""
+
+    boundary: Boundary
+    message_type: str
+    order: str
+
+
+class Answer(StrEnum):
+    """What the one that passes a boundary is told to do."""
+
+    GO = "go"
+    DROP = "drop"  # it never happens
+    LOSE = "lose"  # it happens, and nobody hears of it
+    FAIL = "fail"
+    SLOW = "slow"
+    CUT = "cut"
+    ERROR_BEFORE = "error before"
+    ERROR_AFTER = "error after"
+
+
+class Signal(StrEnum):
+    """What is done to the process that passes a boundary."""
+
+    KILL = "kill"
+    FREEZE = "freeze"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +65,9 @@ class Fault:
 
     name: str
     leg: Leg  # the part of a message's way that it strikes
-    boundary: str  # place.side of the passage that it strikes at
+    boundary: Boundary  # of the passage that it strikes at
     message_type: str  # of the message that passes
-    action: Action
+    action: Signal | Answer
     weight: float
     story: str
     last: bool = False  # some variant loses or holds the order here
@@ -34,47 +76,48 @@ class Fault:
 
 # In the order in which one order meets the boundaries, in every variant: a chain of faults follows it.
 _ALL: Final = (
-    Fault("kill-before-publish-placed", "dual write", "publish.before", "order.placed", "kill", 3, last=True,
+    Fault("kill-before-publish-placed", "dual write", Boundary.PUBLISH_BEFORE, "order.placed", Signal.KILL, 3, last=True,
           story="the publisher is killed between the commit and the publish"),
-    Fault("drop-publish-placed", "dual write", "publish.before", "order.placed", "drop", 2, last=True,
+    Fault("drop-publish-placed", "dual write", Boundary.PUBLISH_BEFORE, "order.placed", Answer.DROP, 2, last=True,
           story="the publish fails: the queue never sees the event"),
-    Fault("kill-after-publish-placed", "leg 1", "publish.after", "order.placed", "kill", 3,
+    Fault("kill-after-publish-placed", "leg 1", Boundary.PUBLISH_AFTER, "order.placed", Signal.KILL, 3,
           story="the publisher is killed when the queue has the event, before it knows"),
-    Fault("lose-publish-ack-placed", "leg 1", "publish.after", "order.placed", "lose", 2,
+    Fault("lose-publish-ack-placed", "leg 1", Boundary.PUBLISH_AFTER, "order.placed", Answer.LOSE, 2,
           story="the queue stores the event, its confirmation is lost"),
-    Fault("kill-at-request", "outside effect", "request", "order.placed", "kill", 4,
+    Fault("kill-at-request", "outside effect", Boundary.REQUEST, "order.placed", Signal.KILL, 4,
           story="the consumer is killed while it asks for the charge: nothing is charged"),
-    Fault("error-before-charge", "past the window", "request", "order.placed", "error before", 1, last=True, held=True,
+    Fault("error-before-charge", "past the window", Boundary.REQUEST, "order.placed", Answer.ERROR_BEFORE, 1,
+          last=True, held=True,
           story="the provider saves a 500 for the key, and has charged nothing: it will replay that 500"),
-    Fault("error-after-charge", "past the window", "request", "order.placed", "error after", 1.5,
+    Fault("error-after-charge", "past the window", Boundary.REQUEST, "order.placed", Answer.ERROR_AFTER, 1.5,
           story="the provider charges, then saves and sends a 500"),
-    Fault("kill-after-charge", "outside effect", "response", "order.placed", "kill", 5,
+    Fault("kill-after-charge", "outside effect", Boundary.RESPONSE, "order.placed", Signal.KILL, 5,
           story="the consumer is killed when the card is charged, before it knows"),
-    Fault("cut-after-charge", "outside effect", "response", "order.placed", "cut", 2,
+    Fault("cut-after-charge", "outside effect", Boundary.RESPONSE, "order.placed", Answer.CUT, 2,
           story="the card is charged, the connection is cut before the answer"),
-    Fault("slow-charge", "timeout", "response", "order.placed", "slow", 1.5,
+    Fault("slow-charge", "timeout", Boundary.RESPONSE, "order.placed", Answer.SLOW, 1.5,
           story="the card is charged, the answer comes after the visibility timeout"),
-    Fault("freeze-after-charge", "timeout", "response", "order.placed", "freeze", 1.5,
+    Fault("freeze-after-charge", "timeout", Boundary.RESPONSE, "order.placed", Signal.FREEZE, 1.5,
           story="the consumer is stopped past its lease when the card is charged, then woken"),
-    Fault("kill-before-publish-paid", "dual write", "publish.before", "order.paid", "kill", 3,
+    Fault("kill-before-publish-paid", "dual write", Boundary.PUBLISH_BEFORE, "order.paid", Signal.KILL, 3,
           story="the publisher is killed between the commit and the publish"),
-    Fault("drop-publish-paid", "dual write", "publish.before", "order.paid", "drop", 2, last=True,
+    Fault("drop-publish-paid", "dual write", Boundary.PUBLISH_BEFORE, "order.paid", Answer.DROP, 2, last=True,
           story="the publish fails: the queue never sees the event"),
-    Fault("kill-after-publish-paid", "leg 1", "publish.after", "order.paid", "kill", 3,
+    Fault("kill-after-publish-paid", "leg 1", Boundary.PUBLISH_AFTER, "order.paid", Signal.KILL, 3,
           story="the publisher is killed when the queue has the event, before it knows"),
-    Fault("lose-publish-ack-paid", "leg 1", "publish.after", "order.paid", "lose", 1.5,
+    Fault("lose-publish-ack-paid", "leg 1", Boundary.PUBLISH_AFTER, "order.paid", Answer.LOSE, 1.5,
           story="the queue stores the event, its confirmation is lost"),
-    Fault("kill-before-ack-charge", "leg 3", "ack.before", "order.placed", "kill", 5,
+    Fault("kill-before-ack-charge", "leg 3", Boundary.ACK_BEFORE, "order.placed", Signal.KILL, 5,
           story="the consumer is killed after its commit, before the ack"),
-    Fault("lose-ack-charge", "leg 3", "ack.before", "order.placed", "lose", 2,
+    Fault("lose-ack-charge", "leg 3", Boundary.ACK_BEFORE, "order.placed", Answer.LOSE, 2,
           story="the ack is lost on its way to the queue"),
-    Fault("kill-after-ack-charge", "leg 3", "ack.after", "order.placed", "kill", 2,
+    Fault("kill-after-ack-charge", "leg 3", Boundary.ACK_AFTER, "order.placed", Signal.KILL, 2,
           story="the consumer is killed just after the ack"),
-    Fault("kill-before-ack-ledger", "leg 3", "ack.before", "order.paid", "kill", 5,
+    Fault("kill-before-ack-ledger", "leg 3", Boundary.ACK_BEFORE, "order.paid", Signal.KILL, 5,
           story="the consumer is killed after its commit, before the ack"),
-    Fault("lose-ack-ledger", "leg 3", "ack.before", "order.paid", "lose", 2,
+    Fault("lose-ack-ledger", "leg 3", Boundary.ACK_BEFORE, "order.paid", Answer.LOSE, 2,
           story="the ack is lost on its way to the queue"),
-    Fault("kill-after-ack-ledger", "leg 3", "ack.after", "order.paid", "kill", 2,
+    Fault("kill-after-ack-ledger", "leg 3", Boundary.ACK_AFTER, "order.paid", Signal.KILL, 2,
           story="the consumer is killed just after the ack"),
 )  # fmt: skip
 
@@ -83,13 +126,13 @@ PASSAGES: Final = {fault.name: index for index, fault in enumerate(_ALL)}
 
 # Aimed by the ablation alone: they need a handler that reports a passage of its own, which only its rows have.
 _OF_ABLATION: Final = (
-    Fault("swallow-database-error", "leg 3", "handler.after", "order.paid", "fail", 0,
+    Fault("swallow-database-error", "leg 3", Boundary.HANDLER_AFTER, "order.paid", Answer.FAIL, 0,
           story="the handler's last statement fails, and the handler swallows the error"),
 )  # fmt: skip
 BY_NAME: Final = AIMED | {fault.name: fault for fault in _OF_ABLATION}
 
-KILL_RANDOM: Final = "kill-random"
-GLOBAL: Final = {
+KILL_RANDOM: Final[Literal["kill-random"]] = "kill-random"
+GLOBAL: Final[dict[ServerFault, str]] = {
     "kill-postgres-app": "the application's database server is killed with all its backends, and restarted",
     "kill-postgres-queue": "the queue's database server is killed with all its backends, and restarted",
 }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, Final
+from typing import Final
 
-from onceward_proof.faults import STORIES
+from onceward_proof.faults import STORIES, Boundary
+from onceward_proof.workers.reports import Point, Report
 
 PROVIDER: Final = "provider"
 
@@ -35,8 +35,8 @@ class Kind(Enum):
 ACKED: Final = frozenset({Kind.FINISHED, Kind.DUPLICATE_ACKED, Kind.PARKED})
 FAULTS: Final = frozenset({Kind.STRUCK, Kind.WOKEN})
 # By the last point that the consumer reported of a message: what its ack means, and what it found in the inbox.
-_ACKED_AFTER: Final = {"consumer.duplicate": Kind.DUPLICATE_ACKED, "consumer.parked": Kind.PARKED}
-_FOUND: Final = {"consumer.duplicate": Kind.DUPLICATE, "consumer.in_flight": Kind.IN_FLIGHT}
+_ACKED_AFTER: Final[dict[Point | None, Kind]] = {Point.DUPLICATE: Kind.DUPLICATE_ACKED, Point.PARKED: Kind.PARKED}
+_FOUND: Final = {Point.DUPLICATE: Kind.DUPLICATE, Point.IN_FLIGHT: Kind.IN_FLIGHT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +56,27 @@ class Moment:
     fault: str = ""
 
 
-def of_passage(seconds: float, passage: Mapping[str, Any], worker: str, point: str) -> Moment | None:
+def of_passage(seconds: float, passage: Report, worker: str, point: Point | None) -> Moment | None:
     """What this passage of a boundary means for its order; None for one that says nothing new.
 
-    `point` is the last that the consumer reported of the message in hand; empty where it reports none.
+    `point` is the last that the consumer reported of the message in hand; None where it reports none.
     """
-    message_type = passage["type"]
-    match passage["at"]:
-        case "publish.after":
+    message_type = passage.message_type
+    match passage.word:
+        case Boundary.PUBLISH_AFTER:
             return Moment(seconds, Kind.PUBLISHED, worker, message_type)
-        case "request":
+        case Boundary.REQUEST:
             return Moment(seconds, Kind.REQUESTED, worker, message_type)
-        case "response":
-            charge, status = passage.get("charge") or "", passage.get("status")
-            kind = Kind.CHARGED if charge else Kind.REPLAYED if passage.get("replayed") else Kind.REFUSED
-            return Moment(seconds, kind, PROVIDER, message_type, charge=charge, status=status)
-        case "ack.before":
+        case Boundary.RESPONSE:
+            charge = passage.charge or ""
+            kind = Kind.CHARGED if charge else Kind.REPLAYED if passage.replayed else Kind.REFUSED
+            return Moment(seconds, kind, PROVIDER, message_type, charge=charge, status=passage.status)
+        case Boundary.ACK_BEFORE:
             return Moment(seconds, _ACKED_AFTER.get(point, Kind.FINISHED), worker, message_type)
     return None
 
 
-def of_point(seconds: float, worker: str, point: str) -> Moment | None:
+def of_point(seconds: float, worker: str, point: Point) -> Moment | None:
     """What the consumer found in the inbox; None where it simply goes on."""
     kind = _FOUND.get(point)
     return Moment(seconds, kind, worker) if kind is not None else None

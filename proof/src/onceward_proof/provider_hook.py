@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from itertools import count
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from onceward_proof.faults import SLOW_SECONDS
-from onceward_proof.passage import Everywhere, armed_places
+from onceward_proof.faults import SLOW_SECONDS, Answer, Boundary
 from onceward_proof.provider.hook import GO, Context, Kind, Verdict
-from onceward_proof.schedule import read_schedule
+from onceward_proof.workers.line import waits_for
+from onceward_proof.workers.reports import Note, Reply, Report
 
 VERDICTS: Final = {
-    "go": GO,
-    "drop": Verdict(Kind.DROP_REQUEST),
-    "cut": Verdict(Kind.CUT_AFTER),
-    "slow": Verdict(Kind.SLOW_RESPONSE, seconds=SLOW_SECONDS),
-    "error before": Verdict(Kind.ERROR_BEFORE),
-    "error after": Verdict(Kind.ERROR_AFTER),
+    Answer.GO: GO,
+    Answer.DROP: Verdict(Kind.DROP_REQUEST),
+    Answer.CUT: Verdict(Kind.CUT_AFTER),
+    Answer.SLOW: Verdict(Kind.SLOW_RESPONSE, seconds=SLOW_SECONDS),
+    Answer.ERROR_BEFORE: Verdict(Kind.ERROR_BEFORE),
+    Answer.ERROR_AFTER: Verdict(Kind.ERROR_AFTER),
 }
 
 
@@ -31,48 +31,48 @@ class Reporter:
 
     def __init__(self, socket_path: str, schedule_path: str) -> None:
         self._socket_path = socket_path
-        # Without a schedule, one goes on: the controller is asked each time.
-        self._armed = frozenset(armed_places(read_schedule(Path(schedule_path)))) if schedule_path else Everywhere()
+        self._waits = waits_for(schedule_path)
         self._writer: asyncio.StreamWriter | None = None
-        self._waiting: dict[int, asyncio.Future[str]] = {}
+        self._asked: dict[int, asyncio.Future[Answer]] = {}
         self._numbers = count(1)
-        self._lock = asyncio.Lock()
+        self._opening = asyncio.Lock()
         self._reading: asyncio.Task[None] | None = None
 
     async def request(self, context: Context) -> Verdict:
-        return await self._pass_by("request", context)
+        return await self._pass_by(Boundary.REQUEST, context)
 
     async def response(self, context: Context) -> Verdict:
-        return await self._pass_by("response", context)
+        return await self._pass_by(Boundary.RESPONSE, context)
 
-    async def _pass_by(self, boundary: str, context: Context) -> Verdict:
+    async def _pass_by(self, boundary: Boundary, context: Context) -> Verdict:
+        # A look-up charges nothing, and what names no order cannot be aimed at.
         if context.method != "POST" or context.transfer_group is None:
             return GO
-        what: dict[str, Any] = {
-            "at": boundary, "type": "order.placed", "order": context.transfer_group, "worker": context.worker,
-            "key": context.idempotency_key, "replayed": context.replayed, "charge": context.charge,
-            "status": context.status,
-        }  # fmt: skip
-        if (boundary, "order.placed", context.transfer_group) not in self._armed:
-            await self._send(what)
+        report = Report(
+            boundary, message_type="order.placed", order=context.transfer_group, worker=context.worker or "",
+            key=context.idempotency_key, replayed=context.replayed, charge=context.charge, status=context.status,
+        )  # fmt: skip
+        if not self._waits(report):
+            await self._send(report)
             return GO
         number = next(self._numbers)
-        answer = self._waiting[number] = asyncio.get_running_loop().create_future()
-        await self._send(what | {"ask": number})
+        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        await self._send(replace(report, ask=number))
         return VERDICTS[await answer]
 
-    async def _send(self, what: dict[str, Any]) -> None:
-        async with self._lock:
+    async def _send(self, report: Report) -> None:
+        # Opened at the first request: the controller listens by then, and this process has its event loop.
+        async with self._opening:
             if self._writer is None:
                 reader, self._writer = await asyncio.open_unix_connection(self._socket_path)
                 self._reading = asyncio.create_task(self._read(reader))
-                self._writer.write(b'{"hello": {"role": "provider", "slot": 0, "pid": 0}}\n')
-        self._writer.write(json.dumps(what).encode() + b"\n")
+                self._writer.write(Report(Note.HELLO).encode())
+        self._writer.write(report.encode())
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         while line := await reader.readline():
-            answer = json.loads(line)
-            self._waiting.pop(answer["ask"]).set_result(answer["do"])
+            reply = Reply.decode(line)
+            self._asked.pop(reply.ask).set_result(reply.answer)
 
 
 def make(argument: str) -> Reporter:

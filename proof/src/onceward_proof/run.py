@@ -11,12 +11,12 @@ from typing import Final
 
 from onceward.errors import OncewardError
 from onceward_proof import checker
+from onceward_proof.clusters import Clusters
 from onceward_proof.control import Controller, Counts
-from onceward_proof.crew import Changed, Crew
 from onceward_proof.moments import Moment
-from onceward_proof.place import Place
+from onceward_proof.processes import Changed, Processes
 from onceward_proof.schedule import Schedule
-from onceward_proof.variants import CREWS
+from onceward_proof.variants import PROCESS_COUNTS
 
 STALLED_SECONDS: Final = 20.0
 
@@ -42,24 +42,26 @@ class Result:
     def unreached(self) -> dict[str, int]:
         return {name: n - self.counts.fired[name] for name, n in self.planned.items() if n > self.counts.fired[name]}
 
-    def every_fault_fired(self) -> bool:
-        return not self.unreached()
-
 
 Progress = Callable[[str, Controller], None]
 
 
 def run_variant(
-    where: Place, schedule: Schedule, schedule_file: Path, variant: str, progress: Progress, changed: Changed | None = None
+    clusters: Clusters,
+    schedule: Schedule,
+    schedule_file: Path,
+    variant: str,
+    progress: Progress,
+    changed: Changed | None = None,
 ) -> Result:
-    """Fresh databases, a fresh ledger, the whole crew; returns when it is quiet, or has made no progress for long."""
+    """Fresh databases, a fresh ledger, all processes; returns when it is quiet, or has made no progress for long."""
     started = time.monotonic()
-    controller = Controller(schedule, CREWS[variant], where.servers())
-    crew = Crew(where, controller, variant, schedule_file=schedule_file, changed=changed)
-    finished = asyncio.run(_work(crew, lambda: progress(crew.name, controller)))
-    evidence = checker.gather({order.id: order.amount for order in schedule.orders}, crew.ledger, crew.database)
+    controller = Controller(schedule, PROCESS_COUNTS[variant], clusters.servers())
+    processes = Processes(clusters, controller, variant, schedule_file=schedule_file, changed=changed)
+    finished = asyncio.run(_work(processes, lambda: progress(processes.name, controller)))
+    evidence = checker.gather({order.id: order.amount for order in schedule.orders}, processes.ledger, processes.database)
     return Result(
-        variant=crew.name,
+        variant=processes.name,
         verdict=checker.judge(evidence),
         counts=controller.counts,
         planned=schedule.planned(),
@@ -67,10 +69,10 @@ def run_variant(
         finished=finished,
         wall_seconds=time.monotonic() - started,
         moments=dict(controller.moments),
-        why_stalled="" if finished else crew.why_not_quiet(),
+        why_stalled="" if finished else processes.why_not_quiet(),
     )
 
 
-async def _work(crew: Crew, polled: Callable[[], None]) -> bool:
-    async with crew.at_work():
-        return await crew.until_quiet(STALLED_SECONDS, polled)
+async def _work(processes: Processes, polled: Callable[[], None]) -> bool:
+    async with processes.at_work():
+        return await processes.until_quiet(STALLED_SECONDS, polled)

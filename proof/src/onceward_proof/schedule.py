@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from onceward.errors import UsageError
-from onceward_proof.faults import AIMED, BY_NAME, GLOBAL, KILL_RANDOM, PASSAGES, STORIES, Fault
+from onceward_proof.faults import AIMED, BY_NAME, GLOBAL, KILL_RANDOM, PASSAGES, STORIES, Fault, Place, TimedFault
 from onceward_proof.workload import Order
 
 VERSION: Final = 1
@@ -37,7 +37,7 @@ class Aimed:
 class Timed:
     """`fault` strikes when `progress` orders have been acknowledged; a random kill hits worker `slot` after `delay_ms`."""
 
-    fault: str
+    fault: TimedFault
     progress: int
     slot: int = 0
     delay_ms: float = 0.0
@@ -52,6 +52,11 @@ class Schedule:
     orders: tuple[Order, ...]
     aimed: tuple[Aimed, ...]
     timed: tuple[Timed, ...]
+
+    def armed(self) -> dict[Place, Fault]:
+        """Where aimed faults wait."""
+        faults = ((BY_NAME[entry.fault], entry.order) for entry in self.aimed)
+        return {Place(fault.boundary, fault.message_type, order): fault for fault, order in faults}
 
     def planned(self) -> dict[str, int]:
         """How often each fault is to strike; all known names, in the order of the faults' list."""
@@ -76,6 +81,7 @@ def aim(orders: Sequence[Order], rng: random.Random, share: float = AIMED_SHARE)
     """Chains of faults for this share of the orders, every kind at least once where there is room."""
     shuffled = list(orders)
     rng.shuffle(shuffled)
+    # Also a short run meets every kind once, if it has the orders for it.
     count = max(min(len(orders), len(AIMED)), round(len(orders) * share))
     first = _spread(count, rng)
     entries: list[Aimed] = []
@@ -110,6 +116,7 @@ def _may_follow(fault: Fault, chain: Sequence[Fault]) -> bool:
 
 def _time(orders: int, rng: random.Random) -> list[Timed]:
     kills = max(3, round(orders * RANDOM_SHARE))
+    # Not near the end: a variant that loses orders would never come to that much progress.
     first, last = max(1, round(orders * 0.03)), max(2, round(orders * 0.75))
     entries = [
         Timed(KILL_RANDOM, rng.randint(first, last), rng.randrange(1_000), round(rng.uniform(0, 30), 2))
@@ -117,9 +124,6 @@ def _time(orders: int, rng: random.Random) -> list[Timed]:
     ]
     servers = [Timed(name, rng.randint(first, last)) for name in GLOBAL]
     return sorted([*entries, *servers], key=lambda entry: entry.progress)
-
-
-# ---- the file --------------------------------------------------------------------------------------------------------
 
 
 def write_schedule(schedule: Schedule, path: Path) -> None:
@@ -152,14 +156,14 @@ def read_schedule(path: Path) -> Schedule:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise UsageError(f"{path} is no schedule: {error}") from error
+        raise UsageError(f"{path} is not a schedule: {error}") from error
     if not isinstance(document, dict) or document.get("version") != VERSION:
         found = document.get("version") if isinstance(document, dict) else None
         raise UsageError(f"{path} is a schedule of version {found}; this code reads version {VERSION}")
     try:
         return _read(document)
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} is no schedule: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{path} is not a schedule: {type(error).__name__}: {error}") from error
 
 
 def _read(document: dict[str, Any]) -> Schedule:

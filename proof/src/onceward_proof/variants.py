@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Final
 
+from onceward_proof.workers.setting import Role
+
 # Every variant but `hardened` is one module of the service, of the same shape as `naive`.
 MODULES: Final = {
     "naive": "payments.naive",
@@ -13,10 +15,10 @@ MODULES: Final = {
     "textbook": "payments.textbook",
     "no-key": "payments.no_key",
 }
-_WITHOUT_RELAY: Final = {"producer": 1, "charge": 8, "ledger": 3}
+_WITHOUT_RELAY: Final[dict[Role, int]] = {"producer": 1, "charge": 8, "ledger": 3}
 
 # Per variant: how many processes of each role.
-CREWS: Final[dict[str, dict[str, int]]] = {
+PROCESS_COUNTS: Final[dict[str, dict[Role, int]]] = {
     "naive": _WITHOUT_RELAY,
     "hardened": {"producer": 1, "charge": 8, "ledger": 3, "relay": 2},
     **{name: _WITHOUT_RELAY for name in MODULES if name != "naive"},

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import random
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from onceward.errors import UsageError
 
-AMOUNT_MAX = 99_999_999  # the provider's own limit of one charge
+AMOUNT_MAX: Final = 99_999_999  # the provider's own limit of one charge
 
 
 class Order(NamedTuple):
@@ -36,7 +36,7 @@ def read_orders(path: Path) -> list[Order]:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} is no CSV file in UTF-8: {error}") from error
+        raise UsageError(f"{path} is not a CSV file in UTF-8: {error}") from error
 
 
 def _read(path: Path, rows: csv.DictReader[str]) -> list[Order]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
-from types import ModuleType
+from importlib import import_module
 from typing import Any, Final
 
 from onceward.commands.arguments import seconds, written_file
-from onceward.errors import UsageError
-from onceward_proof.alongside import alongside
+from onceward_proof.bundled import find_bundled
 
 BENCH: Final = """\
 examples:
@@ -33,16 +30,6 @@ def add_commands(commands: Any) -> None:
     local.set_defaults(perform=bench_local)
 
 
-def bench_local(given: Any) -> int:
-    return int(_load(alongside("bench") / "local.py").main(given.json, given.seconds))
-
-
-def _load(file: Path) -> ModuleType:
-    sys.path.insert(0, str(file.parent))
-    spec = importlib.util.spec_from_file_location(f"onceward_bench_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{file} cannot be loaded")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def bench_local(arguments: Any) -> int:
+    sys.path.insert(0, str(find_bundled("bench")))
+    return int(import_module("local").main(arguments.json, arguments.seconds))

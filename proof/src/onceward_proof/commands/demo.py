@@ -36,20 +36,20 @@ def add_commands(commands: Any) -> None:
     parser.set_defaults(perform=demo)
 
 
-def demo(given: Any) -> int:
+def demo(arguments: Any) -> int:
     from onceward_proof.demos import DEMOS  # noqa: PLC0415
 
-    if given.list:
-        say(_as_json(DEMOS) if given.json else _as_lines(DEMOS, get_terminal_size().columns))
+    if arguments.list:
+        say(_as_json(DEMOS) if arguments.json else _as_lines(DEMOS, get_terminal_size().columns))
         return 0
-    if given.name not in DEMOS:
-        warn(f"there is no demo {given.name!r}; there are:" if given.name else "which one? There are:")
+    if arguments.name not in DEMOS:
+        warn(f"there is no demo {arguments.name!r}; there are:" if arguments.name else "which one? There are:")
         warn_lines(_as_lines(DEMOS, get_terminal_size().columns - len("onceward: ")))
         return 2
     need("prove", "psutil", "pgmq", "rich", "starlette", "uvicorn", "stripe")
-    from onceward_proof.demos.command import demo as perform  # noqa: PLC0415
+    from onceward_proof.demos.command import run_demo  # noqa: PLC0415 - only when it runs
 
-    return perform(given.name, fast=given.fast, as_json=given.json)
+    return run_demo(arguments.name, fast=arguments.fast, as_json=arguments.json)
 
 
 def _as_lines(demos: dict[str, tuple[str, str]], columns: int) -> str:

@@ -24,18 +24,18 @@ def add_commands(commands: Any) -> None:
     parser.set_defaults(perform=docs)
 
 
-def docs(given: Any) -> int:
+def docs(arguments: Any) -> int:
     from onceward_proof.docs import refresh  # noqa: PLC0415 - only when it is asked for
 
-    file = given.folder / "guarantees.md"
+    file = arguments.folder / "guarantees.md"
     if not file.exists():
         raise UsageError(f"there is no {file}: call it from the checkout, or name the folder with --folder")
     before = file.read_text(encoding="utf-8")
-    after = refresh(before, given.folder / "evidence")
+    after = refresh(before, arguments.folder / "evidence")
     if before == after:
         say(f"{file}: as it should be")
         return 0
-    if given.check:
+    if arguments.check:
         say(f"{file}: its tables are not what docs/evidence says: run `onceward docs refresh`")
         return 1
     file.write_text(after, encoding="utf-8")

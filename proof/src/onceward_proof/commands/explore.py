@@ -33,9 +33,11 @@ def add_commands(commands: Any) -> None:
     parser.set_defaults(perform=explore)
 
 
-def explore(given: Any) -> int:
+def explore(arguments: Any) -> int:
     from onceward_proof.explorer import report  # noqa: PLC0415 - only when it runs, as every command here
 
-    if given.planted is not None:
-        return report.explore_planted(given.planted, say, file=given.json)
-    return report.explore(say, states_max=given.states, file=given.json, passages=report.chosen(deep=given.deep))
+    if arguments.planted is not None:
+        return report.explore_planted(arguments.planted, say, file=arguments.json)
+    return report.explore(
+        say, states_max=arguments.states, file=arguments.json, passages=report.chosen(deep=arguments.deep)
+    )

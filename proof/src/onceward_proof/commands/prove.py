@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,52 +73,51 @@ def add_commands(commands: Any) -> None:
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     if not all(names):
-        raise ArgumentTypeError(f"{text!r} is no list of names with commas")
+        raise ArgumentTypeError(f"{text!r} is not a list of names with commas")
     return names
 
 
-def prove(given: Any) -> int:
-    for path in (given.orders_from, given.schedule):
+def prove(arguments: Any) -> int:
+    for path in (arguments.orders_from, arguments.schedule):
         if path is not None and not path.is_file():
             raise UsageError(f"there is no file {path}")
-    if given.schedule is not None and given.orders is not None:
+    if arguments.schedule is not None and arguments.orders is not None:
         raise UsageError("--schedule brings its own orders: leave out --orders")
 
-    if given.ablate is not None and given.variants is not None:
+    if arguments.ablate is not None and arguments.variants is not None:
         raise UsageError("--ablate runs hardened, less one layer at a time: leave out --variants")
 
-    _check_modes(given)
+    _check_modes(arguments)
     need("prove", "psutil", "pgmq", "rich", "starlette", "uvicorn", "stripe", "jinja2", "markdown_it")
-    from onceward_proof.command import prove as perform  # noqa: PLC0415
+    from onceward_proof.command import run_proof  # noqa: PLC0415 - only when it runs, as all below
     from onceward_proof.options import ProveOptions  # noqa: PLC0415
 
+    names = {option.name for option in fields(ProveOptions)}
     options = ProveOptions(
-        orders=given.orders or 1000, seed=given.seed, variants=given.variants or ("naive", "hardened"), queue=given.queue,
-        orders_from=given.orders_from, schedule=given.schedule, json=given.json, html=given.html, keep=given.keep,
-        ablate=given.ablate, rate=given.rate or 30.0,
-    )  # fmt: skip
-    if given.every_syscall:
+        **{name: value for name, value in vars(arguments).items() if name in names and value is not None}
+    )
+    if arguments.every_syscall:
         from onceward_proof.sweep.run import prove_syscalls  # noqa: PLC0415
 
         return prove_syscalls(options)
-    if given.soak_seconds is not None:
+    if arguments.soak_seconds is not None:
         from onceward_proof.soak.run import prove_soak  # noqa: PLC0415
 
-        return prove_soak(options, given.soak_seconds)
-    return int(perform(options))
+        return prove_soak(options, arguments.soak_seconds)
+    return run_proof(options)
 
 
-def _check_modes(given: Any) -> None:
+def _check_modes(arguments: Any) -> None:
     """Raises `UsageError` for what the chosen mode would silently not do."""
     others = {
-        "--orders": given.orders, "--orders-from": given.orders_from, "--variants": given.variants,
-        "--ablate": given.ablate, "--schedule": given.schedule, "--keep": given.keep or None,
+        "--orders": arguments.orders, "--orders-from": arguments.orders_from, "--variants": arguments.variants,
+        "--ablate": arguments.ablate, "--schedule": arguments.schedule, "--keep": arguments.keep or None,
     }  # fmt: skip
-    mode = "--every-syscall" if given.every_syscall else "--for" if given.soak_seconds is not None else ""
-    if given.every_syscall:
-        others |= {"--for": given.soak_seconds, "--seed": given.seed, "--html": given.html}
-    if given.rate is not None and mode != "--for":
+    mode = "--every-syscall" if arguments.every_syscall else "--for" if arguments.soak_seconds is not None else ""
+    if arguments.every_syscall:
+        others |= {"--for": arguments.soak_seconds, "--seed": arguments.seed, "--html": arguments.html}
+    if arguments.rate is not None and mode != "--for":
         raise UsageError("--rate is for a soak: prove --for 30m --rate 30")
-    refused = [name for name, value in others.items() if value is not None]
-    if mode and refused:
-        raise UsageError(f"{mode} has its own orders and faults: leave out {', '.join(refused)}")
+    superfluous = [name for name, value in others.items() if value is not None]
+    if mode and superfluous:
+        raise UsageError(f"{mode} has its own orders and faults: leave out {', '.join(superfluous)}")

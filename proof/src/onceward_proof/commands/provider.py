@@ -33,8 +33,8 @@ def add_commands(commands: Any) -> None:
     parser.set_defaults(perform=provider)
 
 
-def provider(given: Any) -> int:
+def provider(arguments: Any) -> int:
     need("provider", "starlette", "uvicorn")
-    from onceward_proof.provider import main  # noqa: PLC0415
+    from onceward_proof.provider.server import main  # noqa: PLC0415 - only when it runs
 
-    return int(main(given.port, given.database, given.window))
+    return int(main(arguments.port, arguments.database, arguments.window))

@@ -1,11 +1,14 @@
 """Narrated demonstrations: each failure leg happens in front of the reader, and is counted; then it is closed.
 
-    command.py    run one, tell it, judge it           narrator.py   what is told, and when
-    stage.py      cluster, provider, the two sides     actor.py      a worker process, from the director's side
-    player.py     a worker process, from the inside    parts.py      what the players do: the service's own code
+    command.py          run one, tell it, judge it
+    demonstration.py    cluster, provider, the two sides, the claims
+    worker_process.py   a worker process, from the outside: what it reported, where it waits, what can be done to it
+    roles.py            what a worker does here that no variant of the proof does
+    narrator.py         what is told, and when
 
 Everything is real: Postgres, pgmq, the provider in its own process, the official SDK, processes that are killed or stopped.
-A demonstration is a script (one file each): it lets workers run from one point to the next, and decides at the points.
+A demonstration is a script (one file each) with two functions, `naive` and `hardened`: each lets workers run from one
+boundary to the next, decides there, claims, and returns what was counted.
 """
 
 from typing import Final

@@ -5,31 +5,31 @@ from __future__ import annotations
 import json
 import sys
 from importlib import import_module
-from typing import Any
+from pathlib import Path
 
-from onceward_proof.alongside import service_folder
 from onceward_proof.demos import DEMOS
+from onceward_proof.demos.demonstration import Evidence, open_demonstration
+from onceward_proof.demos.narrator import Narrator
+from onceward_proof.demos.worker_process import Missed
 
 
-def demo(name: str, *, fast: bool = False, as_json: bool = False) -> int:
+def run_demo(name: str, *, fast: bool = False, as_json: bool = False) -> int:
     """0: all that it claims was seen. 1: not so."""
-    sys.path.insert(0, str(service_folder()))  # from here on `payments` can be imported
-    from onceward_proof.demos.actor import Missed  # noqa: PLC0415
-    from onceward_proof.demos.narrator import Narrator  # noqa: PLC0415
-    from onceward_proof.demos.stage import open_stage  # noqa: PLC0415
-
     module, title = DEMOS[name]
+    script = import_module(f"onceward_proof.demos.{module}")
     narrator = Narrator(quiet=as_json, fast=fast)
     narrator.say(f"[bold]{name}[/bold]: {title}")
+    evidence: dict[str, Evidence] = {"naive": {}, "hardened": {}}
     missed = ""
-    with open_stage(narrator) as stage:
-        perform = import_module(f"onceward_proof.demos.{module}").perform
+    with open_demonstration(narrator) as (demonstration, sides):
         try:
-            perform(stage)
+            for side in sides:
+                evidence[side.name] = getattr(script, side.name)(side)
+                demonstration.kill_workers()
         except Missed as error:
             missed = str(error)
-            _show_log(stage.log)
-    claims, evidence = stage.claims, stage.evidence
+            _show_log(demonstration.log)
+    claims = demonstration.claims
     ok = not missed and bool(claims) and all(held for _, held in claims)
     narrator.evidence(evidence["naive"], evidence["hardened"])
     for what, held in claims:
@@ -49,6 +49,6 @@ def demo(name: str, *, fast: bool = False, as_json: bool = False) -> int:
     return 0 if ok else 1
 
 
-def _show_log(log: Any) -> None:
+def _show_log(log: Path) -> None:
     if log.exists():
         sys.stderr.write("".join(log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[-20:]))

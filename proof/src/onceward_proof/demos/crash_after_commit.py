@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from onceward.message import Message
-from onceward_proof.demos.actor import Actor
-from onceward_proof.demos.stage import Side, Stage
+from onceward_proof.demos.demonstration import Evidence, Side
+from onceward_proof.demos.worker_process import WorkerProcess
+from onceward_proof.faults import Boundary
+from onceward_proof.workers.reports import Note, Point, Word
 
 MESSAGES: Final = 10
 ORDERS: Final = [{"id": f"O-{n}", "amount": 5000} for n in range(1, MESSAGES + 1)]
@@ -14,62 +16,55 @@ BOOKED: Final = "SELECT sum(balance)::bigint FROM accounts"
 WRONG: Final = "SELECT count(*) FROM accounts WHERE balance <> 5000"
 
 
-def perform(stage: Stage) -> None:
-    stage.narrator.scene(
+def naive(side: Side) -> Evidence:
+    side.heading(
         "Naive: write, then acknowledge",
         "The ledger books each paid order: balance = balance + 50. Nothing less idempotent can be written.",
     )
-    _naive(stage, stage.naive)
-    stage.exeunt()
-    stage.narrator.scene(
+    tell = side.tell
+    _send(side)
+    one = side.start("ledger", "worker-1", Boundary.ACK_BEFORE)
+    killed_at = _kill_before_last_ack(side, one, Boundary.ACK_BEFORE)
+    tell("worker-1", "has committed its last booking. SIGKILL, before the ack", killed_at)
+    two = side.start("ledger", "worker-2")
+    again = two.expect(Note.RECEIVED)
+    tell("queue", "no ack came: the message is visible again", again.at)
+    acked = two.expect(Boundary.ACK_AFTER)
+    tell("worker-2", f"books it a second time (delivery {again.count}), and acknowledges", acked.at)
+    side.claim("naive: one account is booked twice", side.look(WRONG) == 1 and side.look(BOOKED) == 5000 * (MESSAGES + 1))
+    return _evidence(side, one, two)
+
+
+def hardened(side: Side) -> Evidence:
+    side.heading(
         "Hardened: the inbox row and the booking are one transaction",
         "dedup_check_hit_rate: how often the inbox row was there already, of all times that a worker looked.",
     )
-    _hardened(stage, stage.hardened)
-
-
-def _naive(stage: Stage, side: Side) -> None:
-    tell = stage.narrator.tell
+    tell = side.tell
     _send(side)
-    one = side.cast("plain-book", "worker-1", "acking", queue="bookings")
-    killed_at = _kill_before_last_ack(stage, one, "acking")
-    tell("worker-1", "has committed its last booking. SIGKILL, before the ack", killed_at)
-    two = side.cast("plain-book", "worker-2", queue="bookings")
-    again = two.expect("received")
-    tell("queue", "no ack came: the message is visible again", again["at"])
-    acked = two.expect("acked")
-    tell("worker-2", f"books it a second time (delivery {again['count']}), and acknowledges", acked["at"])
-    stage.evidence["naive"] = _evidence(side, one, two)
-    stage.claim("naive: one account is booked twice", side.look(WRONG) == 1 and side.look(BOOKED) == 5000 * (MESSAGES + 1))
-
-
-def _hardened(stage: Stage, side: Side) -> None:
-    tell = stage.narrator.tell
-    _send(side)
-    one = side.cast("hardened-book", "worker-1", "consumer.committed", queue="bookings")
-    killed_at = _kill_before_last_ack(stage, one, "consumer.committed")
+    one = side.start("ledger", "worker-1", Point.COMMITTED)
+    killed_at = _kill_before_last_ack(side, one, Point.COMMITTED)
     before = _hit_rate(one)
     tell("metric", f"dedup_check_hit_rate = {before:.1%}")
     tell("worker-1", "has committed its last booking. SIGKILL, before the ack", killed_at)
-    two = side.cast("hardened-book", "worker-2", queue="bookings")
-    again = two.expect("received")
-    tell("queue", f"no ack came: the message is visible again (delivery {again['count']})", again["at"])
-    caught = two.expect("consumer.duplicate", "consumer.committed")
-    if caught["event"] == "consumer.duplicate":
-        tell("worker-2", "its INSERT of the inbox row gives no row: a duplicate. Rolled back, no handler ran", caught["at"])
-    acked = two.expect("acked")
-    tell("worker-2", "acknowledges: the queue is told what the database knew", acked["at"])
+    two = side.start("ledger", "worker-2")
+    again = two.expect(Note.RECEIVED)
+    tell("queue", f"no ack came: the message is visible again (delivery {again.count})", again.at)
+    caught = two.expect(Point.DUPLICATE, Point.COMMITTED)
+    if caught.word is Point.DUPLICATE:
+        tell("worker-2", "its INSERT of the inbox row gives no row: a duplicate. Rolled back, no handler ran", caught.at)
+    tell("worker-2", "acknowledges: the queue is told what the database knew", two.expect(Boundary.ACK_AFTER).at)
     after = _hit_rate(one, two)
     tell("metric", f"dedup_check_hit_rate = {after:.1%}")
-    stage.evidence["hardened"] = _evidence(side, one, two) | {
-        "duplicates_turned_away": two.count("consumer.duplicate"),
+    side.claim("hardened: every account is booked once", side.look(WRONG) == 0 and side.look(BOOKED) == 5000 * MESSAGES)
+    side.claim("hardened: the redelivery was a duplicate, as a result and not as an error", _caught_once(two))
+    side.claim("hardened: the metric rose from 0, by this one hit", before == 0 and after == 1 / (MESSAGES + 1))
+    side.claim("hardened: the queue is empty", side.queued("bookings") == 0)
+    return _evidence(side, one, two) | {
+        "duplicates_turned_away": two.count(Point.DUPLICATE),
         "dedup_check_hit_rate_before": round(before, 4),
         "dedup_check_hit_rate_after": round(after, 4),
     }
-    stage.claim("hardened: every account is booked once", side.look(WRONG) == 0 and side.look(BOOKED) == 5000 * MESSAGES)
-    stage.claim("hardened: the redelivery was a duplicate, as a result and not as an error", _caught_once(two))
-    stage.claim("hardened: the metric rose from 0, by this one hit", before == 0 and after == 1 / (MESSAGES + 1))
-    stage.claim("hardened: the queue is empty", side.queued("bookings") == 0)
 
 
 def _send(side: Side) -> None:
@@ -78,32 +73,32 @@ def _send(side: Side) -> None:
     side.send([Message(type="order.paid", subject=order["id"], data=order) for order in ORDERS], "bookings")
 
 
-def _kill_before_last_ack(stage: Stage, one: Actor, gate: str) -> float:
+def _kill_before_last_ack(side: Side, one: WorkerProcess, gate: Word) -> float:
     """All but the last go through; the last is committed, and its worker killed. When that was."""
-    stage.narrator.start_clock()
+    side.start_clock()
     for number in range(1, MESSAGES + 1):
-        told = one.expect(gate)
+        committed = one.expect(gate)
         if number == MESSAGES:
             break
         one.go()
-        one.expect("acked")
-    stage.narrator.tell("worker-1", f"has booked {MESSAGES - 1} orders and acknowledged them")
+        one.expect(Boundary.ACK_AFTER)
+    side.tell("worker-1", f"has booked {MESSAGES - 1} orders and acknowledged them")
     one.kill()
-    return float(told["at"])
+    return committed.at
 
 
-def _hit_rate(*workers: Actor) -> float:
+def _hit_rate(*workers: WorkerProcess) -> float:
     """From the counters of the consumers' own events, over all processes, as a dashboard adds them up."""
-    hits = sum(worker.count("consumer.duplicate") for worker in workers)
-    checks = hits + sum(worker.count("consumer.taken") for worker in workers)
+    hits = sum(worker.count(Point.DUPLICATE) for worker in workers)
+    checks = hits + sum(worker.count(Point.TAKEN) for worker in workers)
     return hits / checks if checks else 0.0
 
 
-def _caught_once(worker: Actor) -> bool:
-    return worker.count("consumer.duplicate") == 1 and worker.count("consumer.taken") == 0
+def _caught_once(worker: WorkerProcess) -> bool:
+    return worker.count(Point.DUPLICATE) == 1 and worker.count(Point.TAKEN) == 0
 
 
-def _evidence(side: Side, *workers: Actor) -> dict[str, Any]:
+def _evidence(side: Side, *workers: WorkerProcess) -> Evidence:
     return {
         "messages": MESSAGES,
         "redeliveries": sum(worker.count_redelivered() for worker in workers),

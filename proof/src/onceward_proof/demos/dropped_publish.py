@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
-from onceward_proof.demos.stage import Side, Stage
+from onceward_proof.demos.demonstration import Evidence, Side
+from onceward_proof.faults import Answer, Boundary
+from onceward_proof.workers.reports import Note, Point
 
 FIRST: Final = {"id": "O-1", "amount": 5000}
 SECOND: Final = {"id": "O-2", "amount": 5000}
@@ -12,83 +14,77 @@ PLACED: Final = "SELECT count(*) FROM onceward.outbox WHERE type = 'order.placed
 FAILED: Final = "SELECT error FROM onceward.outbox WHERE attempts > 0"
 
 
-def perform(stage: Stage) -> None:
-    stage.narrator.scene(
+def naive(side: Side) -> Evidence:
+    side.heading(
         "Naive: commit, then publish",
         "Two systems, two writes, nothing that holds them together: the dual write.",
     )
-    _naive(stage, stage.naive)
-    stage.exeunt()
-    stage.narrator.scene(
-        "Hardened: the event is an outbox row in the order's own transaction",
-        "A relay publishes the row until the queue confirms, and deletes it only then.",
-    )
-    _hardened(stage, stage.hardened)
-
-
-def _naive(stage: Stage, side: Side) -> None:
-    tell = stage.narrator.tell
-    one = side.cast("plain-place", "producer-1", "publishing", more={"orders": [FIRST]})
-    publishing = one.expect("publishing")
-    stage.narrator.start_clock(at=publishing["at"])
-    tell("producer-1", "has committed O-1, and publishes order.placed", publishing["at"])
-    one.go("drop")
+    tell = side.tell
+    one = side.start("producer", "producer-1", Boundary.PUBLISH_BEFORE, orders=[FIRST])
+    publishing = one.expect(Boundary.PUBLISH_BEFORE)
+    side.start_clock(at=publishing.at)
+    tell("producer-1", "has committed O-1, and publishes order.placed", publishing.at)
+    one.go(Answer.DROP)
     one.finish()
     tell("queue", "the publish fails: all that is left of the event is a line in a log")
-    two = side.cast("plain-place", "producer-2", "publishing", more={"orders": [SECOND]})
-    two.expect("publishing")
+    two = side.start("producer", "producer-2", Boundary.PUBLISH_BEFORE, orders=[SECOND])
+    two.expect(Boundary.PUBLISH_BEFORE)
     two.kill()
     tell("producer-2", "has committed O-2. SIGKILL, before it publishes")
     tell("queue", f"holds {side.queued()} messages: two orders that nobody will ever charge")
-    stage.evidence["naive"] = _evidence(side)
-    stage.claim("naive: both orders stand, both events are lost", _orders(side) == 2 and side.queued() == 0)
+    side.claim("naive: both orders stand, both events are lost", _orders(side) == 2 and side.queued() == 0)
+    return _evidence(side)
 
 
-def _hardened(stage: Stage, side: Side) -> None:
-    tell = stage.narrator.tell
-    stage.narrator.start_clock()
-    side.cast("hardened-place", "producer-1", more={"orders": [FIRST]}).finish()
+def hardened(side: Side) -> Evidence:
+    side.heading(
+        "Hardened: the event is an outbox row in the order's own transaction",
+        "A relay publishes the row until the queue confirms, and deletes it only then.",
+    )
+    tell = side.tell
+    side.start_clock()
+    side.start("producer", "producer-1", orders=[FIRST]).finish()
     tell("producer-1", "has committed O-1, and its event as an outbox row")
-    relay = side.cast("hardened-relay", "relay", "publishing")
-    publishing = relay.expect("publishing")
-    tell("relay", f"publishes order.placed of {publishing['subject']}", publishing["at"])
-    relay.go("drop")
-    postponed = relay.expect("relay.postponed")
-    tell("queue", "the publish fails", postponed["at"])
+    relay = side.start("relay", "relay", Boundary.PUBLISH_BEFORE)
+    publishing = relay.expect(Boundary.PUBLISH_BEFORE)
+    tell("relay", f"publishes order.placed of {publishing.order}", publishing.at)
+    relay.go(Answer.DROP)
+    postponed = relay.expect(Point.POSTPONED)
+    tell("queue", "the publish fails", postponed.at)
     failure = side.look(FAILED)
-    tell("relay", f"the row stays, for a retry: {failure}", postponed["at"])
-    two = side.cast("hardened-place", "producer-2", "placed", more={"orders": [SECOND]})
-    two.expect("placed")
+    tell("relay", f"the row stays, for a retry: {failure}", postponed.at)
+    two = side.start("producer", "producer-2", Note.PLACED, orders=[SECOND])
+    two.expect(Note.PLACED)
     two.kill()
     tell("producer-2", "has committed O-2. SIGKILL, before it does anything else")
     pending = side.look(PLACED)
     tell("outbox", f"{pending} rows are pending")
     for _ in range(pending):
-        told = relay.expect("publishing")
+        publishing = relay.expect(Boundary.PUBLISH_BEFORE)
         relay.go()
-        tell("relay", f"sends {told['subject']}")
-    relay.await_count("relay.deleted", pending)
+        tell("relay", f"sends {publishing.order}")
+    relay.await_count(Point.DELETED, pending)
     tell("outbox", f"what is confirmed is deleted: {side.look(PLACED)} rows are pending")
-    _charge(stage, side, pending)
-    stage.evidence["hardened"] = _evidence(side) | {
+    _charge(side, pending)
+    side.claim("hardened: the failed row stayed pending, with the reason", bool(failure) and pending == 2)
+    side.claim("hardened: both orders were charged and paid", len(side.charges()) == 2 and side.paid() == 2)
+    return _evidence(side) | {
         "outbox_rows_at_the_worst": pending,
         "outbox_rows_left": side.look(PLACED),
     }
-    stage.claim("hardened: the failed row stayed pending, with the reason", bool(failure) and pending == 2)
-    stage.claim("hardened: both orders were charged and paid", len(side.charges()) == 2 and side.paid() == 2)
 
 
-def _charge(stage: Stage, side: Side, messages: int) -> None:
-    worker = side.cast("hardened-charge", "worker")
+def _charge(side: Side, messages: int) -> None:
+    worker = side.start("charge", "worker")
     for _ in range(messages):
-        charged = worker.expect("charged")
-        stage.narrator.tell("worker", f"charges the card: {charged['charge']}", charged["at"])
-        worker.expect("acked")
+        charged = worker.expect(Boundary.RESPONSE)
+        side.tell("worker", f"charges the card: {charged.charge}", charged.at)
+        worker.expect(Boundary.ACK_AFTER)
 
 
 def _orders(side: Side) -> int:
     return int(side.look("SELECT count(*) FROM orders"))
 
 
-def _evidence(side: Side) -> dict[str, Any]:
+def _evidence(side: Side) -> Evidence:
     return {"orders": _orders(side), "charges": len(side.charges()), "lost": _orders(side) - len(side.charges())}

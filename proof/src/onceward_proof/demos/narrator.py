@@ -29,18 +29,18 @@ class Step:
 
 @dataclass(slots=True)
 class Narrator:
-    """Keeps every step; prints it at once unless it is `quiet`. Times on the terminal run from the scene's beginning."""
+    """Keeps every step; prints it at once unless it is `quiet`. Times on the terminal run from the beginning of a side."""
 
     quiet: bool
     fast: bool
     steps: list[Step] = field(default_factory=list)
     _console: Console = field(default_factory=lambda: Console(highlight=False))
     _began: float = field(default_factory=time.monotonic)
-    _scene_began: float = field(default_factory=time.monotonic)
+    _side_began: float = field(default_factory=time.monotonic)
     _scale: float = 1.0
 
-    def scene(self, title: str, *explanation: str) -> None:
-        """A new part of the story; the reader gets time to read what it is about."""
+    def heading(self, title: str, *explanation: str) -> None:
+        """One side begins; the reader gets time to read what it is about."""
         self._print("")
         self._print(f"[bold]{title}[/bold]")
         for line in explanation:
@@ -51,15 +51,15 @@ class Narrator:
 
     def start_clock(self, *, scale: float = 1.0, at: float | None = None) -> None:
         """T=0 is now, or was `at`; from here on one real second is told as `scale` seconds."""
-        self._scene_began = time.monotonic() if at is None else at
+        self._side_began = time.monotonic() if at is None else at
         self._scale = scale
 
     def tell(self, who: str, what: str, at: float | None = None) -> None:
         """One step. `at` (monotonic) is when it happened, if that was not just now."""
         moment = time.monotonic() if at is None else at
         self.steps.append(Step(max(0.0, moment - self._began), who, what))
-        told = max(0.0, moment - self._scene_began) * self._scale
-        self._print_beside(Text.assemble(f"  T={told:<5.1f}s  ", (f"{who:<11}", "cyan"), " "), what)
+        seconds = max(0.0, moment - self._side_began) * self._scale
+        self._print_beside(Text.assemble(f"  T={seconds:<5.1f}s  ", (f"{who:<11}", "cyan"), " "), what)
 
     def verdict(self, what: str, held: bool) -> None:
         mark = ("as claimed", "green") if held else ("NOT SO", "red")

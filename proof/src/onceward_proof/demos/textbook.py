@@ -2,74 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
-from onceward_proof.demos.stage import Side, Stage
+from onceward_proof.demos.demonstration import Evidence, Side
+from onceward_proof.faults import Boundary
+from onceward_proof.workers.reports import Note, Point
 
 STATUS: Final = "SELECT status FROM charges"
 
 
-def perform(stage: Stage) -> None:
-    stage.narrator.scene(
+def naive(side: Side) -> Evidence:
+    side.heading(
         "The textbook: 0 rows inserted, so skip",
         "COMMIT of the 'pending' row; call the provider; COMMIT of 'done'. A crash may fall between the two.",
     )
-    _naive(stage, stage.naive)
-    stage.exeunt()
-    stage.narrator.scene(
-        "Hardened: 0 rows inserted, so read the row, and decide",
-        "done: a duplicate. Pending, lease alive: in flight. Pending, lease lapsed: take over, and go on.",
-    )
-    _hardened(stage, stage.hardened)
-
-
-def _naive(stage: Stage, side: Side) -> None:
-    tell = stage.narrator.tell
-    one = side.cast("plain-charge", "worker-1", "charging", more={"module": "textbook"})
+    tell = side.tell
+    one = side.start("charge", "worker-1", Boundary.REQUEST, variant="textbook")
     side.place()
-    stopped = one.expect("charging")
-    stage.narrator.start_clock(at=stopped["at"])
-    tell("worker-1", f"1 row inserted, committed as '{side.look(STATUS)}'. Next it would call the provider", stopped["at"])
+    stopped = one.expect(Boundary.REQUEST)
+    side.start_clock(at=stopped.at)
+    tell("worker-1", f"1 row inserted, committed as '{side.look(STATUS)}'. Next it would call the provider", stopped.at)
     one.kill()
     tell("worker-1", "SIGKILL, between its two commits")
-    two = side.cast("plain-charge", "worker-2", more={"module": "textbook"})
-    again = two.expect("received")
-    tell("worker-2", f"receives the message (delivery {again['count']})", again["at"])
-    acked = two.expect("acked")
-    tell("worker-2", "0 rows inserted: 'already processed'. Skips, and acknowledges", acked["at"])
+    two = side.start("charge", "worker-2", variant="textbook")
+    again = two.expect(Note.RECEIVED)
+    tell("worker-2", f"receives the message (delivery {again.count})", again.at)
+    tell("worker-2", "0 rows inserted: 'already processed'. Skips, and acknowledges", two.expect(Boundary.ACK_AFTER).at)
     tell("queue", f"holds {side.queued()} messages. The row says '{side.look(STATUS)}', for ever")
-    stage.evidence["naive"] = _evidence(side)
-    stage.claim(
+    side.claim(
         "textbook: the charge is lost: not made, not queued, not reported",
         side.charges() == [] and side.paid() == 0 and side.queued() == 0,
     )
+    return _evidence(side)
 
 
-def _hardened(stage: Stage, side: Side) -> None:
-    tell = stage.narrator.tell
-    one = side.cast("hardened-charge", "worker-1", "charging")
+def hardened(side: Side) -> Evidence:
+    side.heading(
+        "Hardened: 0 rows inserted, so read the row, and decide",
+        "done: a duplicate. Pending, lease alive: in flight. Pending, lease lapsed: take over, and go on.",
+    )
+    tell = side.tell
+    one = side.start("charge", "worker-1", Boundary.REQUEST)
     side.place()
-    stopped = one.expect("charging")
-    stage.narrator.start_clock(at=stopped["at"])
-    tell("worker-1", "inbox row pending, intent row pending, both committed. Next: the provider", stopped["at"])
+    stopped = one.expect(Boundary.REQUEST)
+    side.start_clock(at=stopped.at)
+    tell("worker-1", "inbox row pending, intent row pending, both committed. Next: the provider", stopped.at)
     one.kill()
     tell("worker-1", "SIGKILL, between its two commits")
-    two = side.cast("hardened-charge", "worker-2")
-    taken = two.expect("consumer.claimed", "consumer.duplicate")
-    if taken["event"] == "consumer.claimed":
-        tell("worker-2", f"0 rows inserted; pending, its lease lapsed: takes over, token {taken['token']}", taken["at"])
-        same = two.expect("charging")["key"] == stopped["key"]
-        charged = two.expect("charged")
+    two = side.start("charge", "worker-2")
+    taken = two.expect(Point.CLAIMED, Point.DUPLICATE)
+    if taken.word is Point.CLAIMED:
+        tell("worker-2", f"0 rows inserted; pending, its lease lapsed: takes over, token {taken.token}", taken.at)
+        same = two.expect(Boundary.REQUEST).key == stopped.key
+        charged = two.expect(Boundary.RESPONSE)
         tell(
             "worker-2",
-            f"{'the same' if same else 'another'} key, {stopped['key'][:12]}...: {charged['charge']}",
-            charged["at"],
+            f"{'the same' if same else 'another'} key, {(stopped.key or '')[:12]}...: {charged.charge}",
+            charged.at,
         )
-    two.expect("acked")
+    two.expect(Boundary.ACK_AFTER)
     tell("worker-2", "acknowledges")
-    stage.evidence["hardened"] = _evidence(side)
-    stage.claim("hardened: the message was resumed: charged once, paid", len(side.charges()) == side.paid() == 1)
+    side.claim("hardened: the message was resumed: charged once, paid", len(side.charges()) == side.paid() == 1)
+    return _evidence(side)
 
 
-def _evidence(side: Side) -> dict[str, Any]:
+def _evidence(side: Side) -> Evidence:
     return {"orders": 1, "charges": len(side.charges()), "paid": side.paid(), "lost": 1 - side.paid()}

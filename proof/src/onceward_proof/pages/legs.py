@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
-from onceward_proof.alongside import alongside
+from onceward_proof.bundled import find_bundled
 from onceward_proof.faults import Leg
 from onceward_proof.pages.sequence import draw_sequence, parse
 from onceward_proof.run import ProofError
@@ -51,7 +51,7 @@ def anchor(leg: str) -> str:
 
 def read_sections(file: Path | None = None) -> list[Section]:
     """Every leg's section, in order. Raises `ProofError` when one is missing."""
-    text = (file or alongside("docs/guarantees.md")).read_text(encoding="utf-8")
+    text = (file or find_bundled("docs/guarantees.md")).read_text(encoding="utf-8")
     split = [part.partition("\n") for part in re.split(r"^#{2,3} ", text, flags=re.MULTILINE)]
     parts = {heading.strip(): rest for heading, _, rest in split}
     missing = [heading for heading in HEADINGS.values() if heading not in parts]

@@ -5,29 +5,10 @@ nothing of Onceward: the judge's evidence must not come from the code on trial.
 
     ledger.py      what was charged, and which answer each idempotency key has (SQLite)
     call.py        one request and its connection
-    answers.py     Stripe's answers and error objects         endpoints.py   charges, payment intents, refunds
+    answers.py     Stripe's answers and error objects         endpoints.py   charges
     hook.py        the one seam at which faults strike        faults.py      faults on demand, through that seam
     app.py         parse, authenticate, idempotency layer     admin.py       /_admin/: clock, window, faults, ledger
     server.py      as a process: serve, ProviderProcess, main
 
 Sources of the rules: docs.stripe.com/api/idempotent_requests and docs.stripe.com/error-low-level.
 """
-
-from onceward_proof.provider.app import create_app
-from onceward_proof.provider.hook import GO, Context, Hook, Kind, Verdict
-from onceward_proof.provider.ledger import Ledger
-from onceward_proof.provider.server import PortInUse, ProviderProcess, main, serve
-
-__all__ = [
-    "GO",
-    "Context",
-    "Hook",
-    "Kind",
-    "Ledger",
-    "PortInUse",
-    "ProviderProcess",
-    "Verdict",
-    "create_app",
-    "main",
-    "serve",
-]

@@ -1,44 +1,25 @@
-"""`python -m onceward_proof.provider`: the provider by hand, or as the child of `ProviderProcess`."""
+"""`python -m onceward_proof.provider JSON`: the provider as the child of a `ProviderProcess`.
+
+By hand it is `onceward provider`.
+"""
 
 from __future__ import annotations
 
-import argparse
 import functools
+import json
 import pkgutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from onceward_proof.provider.hook import Hook
-from onceward_proof.provider.server import HookFactory, PortInUse, main, serve
+from onceward_proof.provider.server import PortInUse, serve
 
 
-def arguments() -> argparse.Namespace:
-    """Read the command line; the three options of `ProviderProcess` are not shown."""
-    parser = argparse.ArgumentParser(prog="onceward_proof.provider", description="A payment provider to test against.")
-    parser.add_argument("--port", type=int, default=0, help="on loopback; 0 takes a free one")
-    parser.add_argument("--database", type=Path, default=Path("provider.sqlite"), help="the ledger (SQLite)")
-    parser.add_argument("--window", type=float, help="seconds after which a key is forgotten (default 86400)")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--hook", help=argparse.SUPPRESS)
-    parser.add_argument("--hook-argument", help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def factory(name: str | None, argument: str | None) -> HookFactory | None:
-    """Find the hook factory that is named, bound to its argument if there is one."""
-    if name is None:
-        return None
-    found: Callable[..., Hook] = pkgutil.resolve_name(name)
-    return found if argument is None else functools.partial(found, argument)
-
-
-def child(given: argparse.Namespace) -> int:
-    """Serve for the parent: one line, the URL, once ready; then nothing more on standard output."""
-    hook_factory = factory(given.hook, given.hook_argument)
+def serve_for_parent(database: str, port: int, window_seconds: float | None, hook: str | None, hook_argument: str) -> int:
+    """One line, the URL, once ready; then nothing more on standard output."""
+    make_hook = functools.partial(pkgutil.resolve_name(hook), hook_argument) if hook else None
     ready = functools.partial(print, flush=True)
     try:
-        serve(given.database, given.port, hook_factory, ready, window_seconds=given.window, with_parent=True)
+        serve(Path(database), port, make_hook, ready, window_seconds=window_seconds, with_parent=True)
     except PortInUse as error:
         print(f"provider: {error}", file=sys.stderr)
         return 2
@@ -46,5 +27,4 @@ def child(given: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    given = arguments()
-    sys.exit(child(given) if given.child else main(given.port, given.database, given.window))
+    sys.exit(serve_for_parent(**json.loads(sys.argv[1])))

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 JsonObject = dict[str, Any]
+OTHER_PARAMETERS: Final = (
+    "Keys for idempotent requests can only be used with the same parameters they were first used with. "
+    "Try using a key other than '%s' if you meant to execute a different request."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +98,4 @@ def key_in_use(key: str) -> Answer:
 
 def other_parameters(key: str) -> Answer:
     """Answer 400: the key was first used with other parameters."""
-    return error(400, "idempotency_error", f"{_SAME} with the same parameters they were first used with. {_TRY % key}")
-
-
-def other_endpoint(key: str, first: str, now: str) -> Answer:
-    """Answer 400: the key was first used at another endpoint."""
-    words = f"{_SAME} for the same endpoint they were first used for ('{first}' vs '{now}'). {_TRY % key}"
-    return error(400, "idempotency_error", words)
-
-
-_SAME: Final = "Keys for idempotent requests can only be used"
-_TRY: Final = "Try using a key other than '%s' if you meant to execute a different request."
+    return error(400, "idempotency_error", OTHER_PARAMETERS % key)

@@ -4,7 +4,7 @@ The rules of the idempotency layer, and where each comes from (docs.stripe.com/a
 
 * the first answer of a key is stored once endpoint execution has begun, success or failure, and replayed;
 * stored under no key: 401, 429, 404 of an unknown path, parameters that are wrong in themselves, and 409;
-* keys belong to the account, not to the endpoint: another endpoint or other parameters are a 400;
+* keys belong to the account: other parameters under the same key are a 400;
 * a key is *in flight* until its answer is stored, that is, until the effect is committed: an answer that is late or
   held after that is replayed to whoever asks again.
 """
@@ -23,7 +23,6 @@ from starlette.types import Receive, Scope, Send
 from onceward_proof.provider import admin, answers, endpoints
 from onceward_proof.provider.answers import Answer, Invalid
 from onceward_proof.provider.call import Call, Exchange, Gone
-from onceward_proof.provider.endpoints import Endpoint
 from onceward_proof.provider.faults import Faults
 from onceward_proof.provider.hook import Context, Hook, Hooks, Kind, Verdict
 from onceward_proof.provider.ledger import Ledger
@@ -86,6 +85,7 @@ class Gateway:
         answer = await self._answer(call, before, context)
         context.status, context.charge = answer.status, None if answer.original_request else answer.charge
         after = await self.hook.response(context)
+        # The effect is committed: what was asked for at the request, and what at the response, may now strike.
         for verdict in (before, after):
             await self._delay(verdict, exchange, context)
         return await exchange.send(_unsaved(after) or answer, call)
@@ -97,8 +97,8 @@ class Gateway:
         try:
             serve = self._once if call.method == "POST" else self._read
             return await serve(call, before, context)
-        except Invalid as refused:
-            return refused.answer
+        except Invalid as error:
+            return error.answer
 
     async def _read(self, call: Call, before: Verdict, context: Context) -> Answer:
         await self._slow(before, context)
@@ -107,19 +107,19 @@ class Gateway:
 
     async def _once(self, call: Call, before: Verdict, context: Context) -> Answer:
         """Let the first request of a key through, and give every other what the rules say."""
-        endpoint = endpoints.POSTS[call.path]
         if call.key is None:
             await self._slow(before, context)
-            return self._execute(endpoint, call, before)
+            return self._execute(call, before)
         flight = (call.credentials, call.key)
         if len(call.key) > KEY_LENGTH_MAX:
             return answers.key_too_long()
         if flight in self._in_flight:
             return answers.key_in_use(call.key)
+        # Until the answer is stored. Nothing awaits between the look and this line: no two requests can pass together.
         self._in_flight.add(flight)
         try:
             await self._slow(before, context)
-            return self._replay(call, call.key) or self._execute(endpoint, call, before)
+            return self._replay(call, call.key) or self._execute(call, before)
         finally:
             self._in_flight.discard(flight)
 
@@ -131,23 +131,21 @@ class Gateway:
         stored = self.ledger.find(call.credentials, key)
         if stored is None:
             return None
-        now = call.fingerprint
-        if stored.first.endpoint != now.endpoint:
-            return answers.other_endpoint(key, stored.first.endpoint, now.endpoint)
-        return stored.answer if stored.first == now else answers.other_parameters(key)
+        return stored.answer if stored.first == call.fingerprint else answers.other_parameters(key)
 
-    def _execute(self, endpoint: Endpoint, call: Call, before: Verdict) -> Answer:
+    def _execute(self, call: Call, before: Verdict) -> Answer:
         """Check, then commit the effect and the key's answer as one; `Invalid` leaves no trace.
 
         Crash before the commit: no charge, and the key is free. Crash after it: the charge, and its answer is replayed.
         """
-        endpoint.check(call.parameters)
+        # Before the transaction: parameters that are wrong in themselves leave the key free.
+        endpoints.check(call.parameters)
         origin = call.origin
         with self.ledger.transaction():
             if before.kind is Kind.ERROR_BEFORE:
                 answer = answers.server_error()
             else:
-                answer = endpoint.execute(self.ledger, call.parameters, origin)
+                answer = endpoints.execute(self.ledger, call.parameters, origin)
             if before.kind is Kind.ERROR_AFTER:
                 answer = Answer(500, answers.server_error().body, answer.charge)
             if call.key is not None:
@@ -187,7 +185,7 @@ def _refusal(call: Call) -> Answer | None:
     """Refuse what reaches neither the hook nor the idempotency layer: a bad API key, a POST to an unknown path."""
     if not call.credentials.startswith("sk_test_"):
         return answers.unauthorized(call.credentials)
-    if call.method == "GET" or (call.method == "POST" and call.path in endpoints.POSTS):
+    if call.method == "GET" or (call.method == "POST" and call.path == endpoints.CHARGES):
         return None
     return answers.unrecognized(call.method, call.path)
 

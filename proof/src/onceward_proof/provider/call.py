@@ -113,12 +113,12 @@ class Exchange:
     async def wait(self, release: asyncio.Event) -> None:
         """Return once `release` is set; Gone if the client leaves first."""
         released = asyncio.ensure_future(release.wait())
-        left = asyncio.ensure_future(self.disconnected())
+        client_left = asyncio.ensure_future(self.disconnected())
         try:
-            await asyncio.wait({released, left}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({released, client_left}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             released.cancel()
-            left.cancel()
+            client_left.cancel()
         if not release.is_set():
             raise Gone
 

@@ -16,12 +16,11 @@ from onceward_proof.provider.answers import Answer, JsonObject
 
 WINDOW_SECONDS: Final = 86_400.0
 
-# One table of objects, because what Stripe calls a charge, an intent and a refund differ in their JSON only. `created`
-# is the movable clock, `created_real` the wall clock. `keys.created` is indexed for pruning.
+# `created` is the movable clock, `created_real` the wall clock. `keys.created` is indexed for pruning.
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS objects (
     position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, account TEXT NOT NULL,
-    transfer_group TEXT, payment_intent TEXT, created REAL NOT NULL, created_real REAL NOT NULL,
+    transfer_group TEXT, created REAL NOT NULL, created_real REAL NOT NULL,
     idempotency_key TEXT, worker TEXT, body TEXT NOT NULL) STRICT;
 CREATE INDEX IF NOT EXISTS objects_group ON objects (account, kind, transfer_group, position);
 CREATE TABLE IF NOT EXISTS keys (
@@ -36,14 +35,14 @@ FIND_KEY: Final = """SELECT endpoint, parameters, request_id, status, body, char
 STORE_KEY: Final = """INSERT OR REPLACE INTO keys
     VALUES (:account, :key, :endpoint, :parameters, :created, :request_id, :status, :body, :charge)"""
 PRUNE_KEYS: Final = "DELETE FROM keys WHERE created <= :pruned"
-ADD_OBJECT: Final = """INSERT INTO objects VALUES (NULL, :id, :kind, :account, :transfer_group, :payment_intent,
-    :created, :created_real, :idempotency_key, :worker, :body)"""
-FIND_OBJECT: Final = "SELECT body FROM objects WHERE account = :account AND kind = :kind AND id = :id"
-CHANGE_OBJECT: Final = "UPDATE objects SET body = :body WHERE id = :id"
+# The columns are named, so that a ledger from before, which has one more of them, still serves.
+ADD_CHARGE: Final = """INSERT INTO objects
+    (id, kind, account, transfer_group, created, created_real, idempotency_key, worker, body) VALUES
+    (:id, 'charge', :account, :transfer_group, :created, :created_real, :idempotency_key, :worker, :body)"""
+FIND_CHARGE: Final = "SELECT body FROM objects WHERE account = :account AND kind = 'charge' AND id = :id"
 # A filter that is NULL is off. `since` is inclusive, `until` exclusive.
-LIST_OBJECTS: Final = """SELECT body FROM objects WHERE account = :account AND kind = :kind
+LIST_CHARGES: Final = """SELECT body FROM objects WHERE account = :account AND kind = 'charge'
     AND (:transfer_group IS NULL OR transfer_group = :transfer_group)
-    AND (:payment_intent IS NULL OR payment_intent = :payment_intent)
     AND (:since IS NULL OR created >= :since) AND (:until IS NULL OR created < :until)
     AND (:after IS NULL OR position < (SELECT position FROM objects WHERE id = :after))
     ORDER BY position DESC LIMIT :limit"""
@@ -152,44 +151,38 @@ class Ledger:
         """
         key = {"account": origin.account, "key": origin.key, "created": self.now(), "request_id": request_id}
         first_used = {"endpoint": first.endpoint, "parameters": first.parameters}
-        said = {"status": answer.status, "body": answer.body, "charge": answer.charge}
-        self._connection.execute(STORE_KEY, {**key, **first_used, **said})
+        stored = {"status": answer.status, "body": answer.body, "charge": answer.charge}
+        self._connection.execute(STORE_KEY, {**key, **first_used, **stored})
 
-    # Objects.
+    # Charges.
 
-    def add(self, kind: str, prefix: str, body: JsonObject, origin: Origin) -> JsonObject:
-        """Add an object, inside the caller's transaction; its id, type and time are filled in."""
+    def add(self, body: JsonObject, origin: Origin) -> JsonObject:
+        """Add a charge, inside the caller's transaction; its id, type and time are filled in."""
         now = self.now()
-        filled = {"id": f"{prefix}_{uuid4().hex[:24]}", "object": kind, "created": int(now), "livemode": False, **body}
+        filled = {"id": f"ch_{uuid4().hex[:24]}", "object": "charge", "created": int(now), "livemode": False, **body}
         row = {
             "id": filled["id"],
-            "kind": kind,
             "account": origin.account,
             "transfer_group": body.get("transfer_group"),
-            "payment_intent": body.get("payment_intent"),
             "created": now,
             "created_real": time.time(),
             "idempotency_key": origin.key,
             "worker": origin.worker,
             "body": json.dumps(filled),
         }
-        self._connection.execute(ADD_OBJECT, row)
+        self._connection.execute(ADD_CHARGE, row)
         return filled
 
-    def get(self, account: str, kind: str, id_: str) -> JsonObject | None:
-        """Give an object of this account, or None."""
-        row = self._connection.execute(FIND_OBJECT, {"account": account, "kind": kind, "id": id_}).fetchone()
+    def charge(self, account: str, id_: str) -> JsonObject | None:
+        """Give a charge of this account, or None."""
+        row = self._connection.execute(FIND_CHARGE, {"account": account, "id": id_}).fetchone()
         return None if row is None else _loaded(row[0])
 
-    def change(self, document: JsonObject) -> None:
-        """Replace an object's body, inside the caller's transaction."""
-        self._connection.execute(CHANGE_OBJECT, {"id": document["id"], "body": json.dumps(document)})
-
-    def newest(self, account: str, kind: str, limit: int, filters: dict[str, Any]) -> list[JsonObject]:
-        """Give at most `limit` objects that pass the filters, newest first."""
-        off = dict.fromkeys(("transfer_group", "payment_intent", "since", "until", "after"))
-        values = {**off, **filters, "account": account, "kind": kind, "limit": limit}
-        return [_loaded(body) for (body,) in self._connection.execute(LIST_OBJECTS, values)]
+    def newest(self, account: str, limit: int, filters: dict[str, Any]) -> list[JsonObject]:
+        """Give at most `limit` charges that pass the filters, newest first."""
+        off = dict.fromkeys(("transfer_group", "since", "until", "after"))
+        values = {**off, **filters, "account": account, "limit": limit}
+        return [_loaded(body) for (body,) in self._connection.execute(LIST_CHARGES, values)]
 
     def money(self) -> list[JsonObject]:
         """Give every charge that moved money, oldest first, with who asked for it: the checker's evidence."""

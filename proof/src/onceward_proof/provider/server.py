@@ -11,7 +11,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from sqlite3 import DatabaseError
 from types import FrameType, TracebackType
@@ -179,32 +179,26 @@ def main(port: int = 0, database: Path = Path("provider.sqlite"), window: float 
 class ProviderProcess:
     """The provider as a child process, on a port that it keeps over restarts; it dies when this process does."""
 
-    def __init__(self, command: list[str], port: int, log: Path | None) -> None:
-        self._command = command
-        self._port = port
-        self._log = log
-        self._child = self._begin()
-
-    @classmethod
-    def start(
-        cls,
+    def __init__(
+        self,
         database: Path,
         *,
         port: int = 0,
         window_seconds: float | None = None,
         hook: str | None = None,
-        hook_argument: str | None = None,
+        hook_argument: str = "",
         log: Path | None = None,
-    ) -> ProviderProcess:
-        """Start it, and return once it accepts requests.
+    ) -> None:
+        """Start it; it accepts requests when this returns.
 
-        `hook` names a factory ("package.module:function"), called in the child with `hook_argument` if that is given.
-        What is importable here is importable there. `log` takes its standard error; None: ours.
+        `hook` names a factory ("package.module:function"), called in the child with `hook_argument`. What is importable
+        here is importable there. `log` takes its standard error; None: ours.
         """
-        command = [sys.executable, "-m", "onceward_proof.provider", "--child", "--database", str(database)]
-        options = {"--window": window_seconds, "--hook": hook, "--hook-argument": hook_argument}
-        command += [word for name, value in options.items() if value is not None for word in (name, str(value))]
-        return cls(command, port, log)
+        self._options = {"database": str(database), "window_seconds": window_seconds, "hook": hook}
+        self._options["hook_argument"] = hook_argument
+        self._port = port
+        self._log = log
+        self._child = self._begin()
 
     @property
     def url(self) -> str:
@@ -252,22 +246,14 @@ class ProviderProcess:
         self.stop()
 
     def _begin(self) -> subprocess.Popen[str]:
-        log = None if self._log is None else self._log.open("a")
-        command = [*self._command, "--port", str(self._port)]
+        options = json.dumps(self._options | {"port": self._port})
+        command = [sys.executable, "-m", "onceward_proof.provider", options]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        try:
+        with self._log.open("a") if self._log else nullcontext() as log:
             child = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=environment,
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
                 start_new_session=True,
-            )
-        finally:
-            if log is not None:
-                log.close()
+            )  # fmt: skip
         self._port = _ready_port(child)
         return child
 
@@ -295,17 +281,9 @@ def _ready_port(child: subprocess.Popen[str]) -> int:
 
 def _config(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
-        app,
-        http=CuttableProtocol,
-        ws="none",
-        loop="asyncio",
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=1,
-    )
+        app, http=CuttableProtocol, ws="none", loop="asyncio", lifespan="off", log_level="warning", access_log=False,
+        server_header=False, timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=1,
+    )  # fmt: skip
 
 
 def _exit_at_end_of_input() -> None:

@@ -20,18 +20,18 @@ from rich.console import Console
 from rich.text import Text
 
 from onceward_proof import checker
+from onceward_proof.clusters import Clusters, start_clusters
 from onceward_proof.control import Counts
-from onceward_proof.crew import Crew
 from onceward_proof.lines import print_beside, print_verdict, some_of
 from onceward_proof.options import ProveOptions
-from onceward_proof.place import Place, place
+from onceward_proof.processes import Processes
 from onceward_proof.report import write_files
 from onceward_proof.soak import measure
 from onceward_proof.soak.endless import EndlessController
 from onceward_proof.soak.figures import figure_rows, finding_rows
 from onceward_proof.soak.watch import OLD_SECONDS, Look, look
 from onceward_proof.tables import to_terminal
-from onceward_proof.variants import CREWS
+from onceward_proof.variants import PROCESS_COUNTS
 
 EVIDENCE_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 10.0
@@ -115,8 +115,8 @@ def prove_soak(options: ProveOptions, seconds: float) -> int:
     console.print(
         f"seed {seed}: {options.rate:g} orders/s for {seconds:g} s; Ctrl-C ends it with a report", highlight=False
     )
-    with place(measure.SETTINGS) as where:
-        soaked = asyncio.run(_Soak(where, seed, options.rate, seconds, console).run())
+    with start_clusters(measure.SETTINGS) as clusters:
+        soaked = asyncio.run(_Soak(clusters, seed, options.rate, seconds, console).run())
     _print(console, soaked)
     write_files(options, console, soaked.to_json(), "soak", soaked)
     if soaked.why_failed():
@@ -127,11 +127,11 @@ def prove_soak(options: ProveOptions, seconds: float) -> int:
 class _Soak:
     """The workers, the controller, and the three clocks beside it: evidence, samples, looks."""
 
-    def __init__(self, where: Place, seed: int, rate: float, seconds: float, console: Console) -> None:
+    def __init__(self, clusters: Clusters, seed: int, rate: float, seconds: float, console: Console) -> None:
         self._console = console
         self._soaked = Soaked(seed, seconds, rate)
-        self._controller = EndlessController(seed, rate, CREWS["hardened"], where.servers())
-        self._crew = Crew(where, self._controller, "hardened")
+        self._controller = EndlessController(seed, rate, PROCESS_COUNTS["hardened"], clusters.servers())
+        self._processes = Processes(clusters, self._controller, "hardened")
         self._stop = asyncio.Event()
         self._missing: frozenset[str] = frozenset()
         self._look: Look | None = None
@@ -141,7 +141,7 @@ class _Soak:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
         try:
-            async with self._crew.at_work():
+            async with self._processes.at_work():
                 await self._go()
         finally:
             loop.remove_signal_handler(signal.SIGINT)
@@ -170,7 +170,7 @@ class _Soak:
         self._soaked.seconds = time.monotonic() - started
         controller.stop_giving()
         controller.last_progress = time.monotonic()
-        self._soaked.finished = await self._crew.until_quiet(STALLED_SECONDS)
+        self._soaked.finished = await self._processes.until_quiet(STALLED_SECONDS)
         self._soaked.all_seconds = time.monotonic() - started
         for clock in clocks:
             clock.cancel()
@@ -203,7 +203,7 @@ class _Soak:
         )
 
     async def _measure(self) -> None:
-        meter = measure.Meter(self._crew.database, self._crew.queue_database, *self._crew.pids)
+        meter = measure.Meter(self._processes.database, self._processes.queue_database, *self._processes.pids)
         pause = max(SAMPLE_SECONDS_MIN, self._soaked.asked_seconds / SAMPLES)
         while True:
             await asyncio.sleep(pause)
@@ -218,10 +218,11 @@ class _Soak:
             begin = time.monotonic()
             old = frozenset(order for order, at in self._controller.given_at.items() if at < begin - OLD_SECONDS)
             ordered = dict(self._controller.ordered)
-            crew = self._crew
-            # A server that is down (the schedule kills both) makes this look fail; the next one sees the same orders.
+            processes = self._processes
             with suppress(psycopg.Error):
-                found = await asyncio.to_thread(look, ordered, old, crew.ledger, crew.database, crew.queue_database)
+                found = await asyncio.to_thread(
+                    look, ordered, old, processes.ledger, processes.database, processes.queue_database
+                )
                 self._judge(found)
             pause = max(LOOK_SECONDS, LOOK_SHARE * (time.monotonic() - begin))
 
@@ -238,7 +239,7 @@ class _Soak:
 
     def _conclude(self) -> None:
         soaked, controller = self._soaked, self._controller
-        verdict = checker.judge(checker.gather(controller.ordered, self._crew.ledger, self._crew.database))
+        verdict = checker.judge(checker.gather(controller.ordered, self._processes.ledger, self._processes.database))
         soaked.verdict = verdict
         soaked.counts = controller.counts
         soaked.predicted = frozenset(controller.predicted)

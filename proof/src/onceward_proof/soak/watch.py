@@ -14,7 +14,7 @@ import psycopg
 from psycopg import sql
 
 from onceward_proof import checker
-from onceward_proof.roles import QUEUES
+from onceward_proof.workers.setting import QUEUES
 
 OLD_SECONDS: Final = 45.0  # an order with three faults, each of which costs it a lease, is finished by then
 

@@ -12,19 +12,21 @@ from typing import Any, Final, Literal
 
 from onceward.events import Event
 from onceward.testing.proxy import Proxy
-from onceward_proof.sweep.stand import SERVED, Stand, deliver_one
+from onceward_proof.sweep.payments_at_rest import SERVED, Payments, deliver_one
+from onceward_proof.workers.setting import Role
 
 COMMIT: Final = b"; COMMIT"  # of the commit guard; no other statement of ours ends so
 Cut = Literal["before", "after"]
+Shape = Literal["effectful", "transactional"]
 CUTS: Final[tuple[Cut, ...]] = ("before", "after")
-SHAPES: Final = {"effectful": "charge", "transactional": "ledger"}
+SHAPES: Final[dict[Shape, Role]] = {"effectful": "charge", "transactional": "ledger"}
 
 
 @dataclass(frozen=True, slots=True)
-class Met:
+class AmbiguousCommit:
     """One ambiguous commit: what the server had, what the queue was told, and what came of the message."""
 
-    shape: str
+    shape: Shape
     cut: Cut
     hits: int  # how often the proxy cut; 1
     committed: bool
@@ -36,10 +38,10 @@ class Met:
 
     @property
     def ok(self) -> bool:
-        """The outcome that was aimed at was met, and it came out right."""
-        met = self.hits == 1 and self.committed == (self.cut == "after") and self.settlement == "leave"
-        decided = self.redelivery == ("duplicate" if self.committed else "handled")
-        return met and decided and not (self.written or self.doubled or self.lost)
+        """The commit was cut as intended, and it came out right."""
+        is_met = self.hits == 1 and self.committed == (self.cut == "after") and self.settlement == "leave"
+        is_right = self.redelivery == ("duplicate" if self.committed else "handled")
+        return is_met and is_right and not (self.written or self.doubled or self.lost)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -48,51 +50,53 @@ class Met:
         }  # fmt: skip
 
 
-def ambiguous_commits(place: Stand) -> list[Met]:
-    """Each shape, cut before and after. The stand must be at rest."""
-    return [_meet(place, shape, cut) for shape in SHAPES for cut in CUTS]
+def ambiguous_commits(payments: Payments) -> list[AmbiguousCommit]:
+    """Each shape, cut before and after. The payments must be at rest."""
+    return [_cut_at_commit(payments, shape, cut) for shape in SHAPES for cut in CUTS]
 
 
-def _meet(place: Stand, shape: str, cut: Cut) -> Met:
+def _cut_at_commit(payments: Payments, shape: Shape, cut: Cut) -> AmbiguousCommit:
     order = f"{shape}-{cut}"
-    place.place(order)
-    place.send_one("order.placed")
+    payments.place(order)
+    payments.send_one("order.placed")
     if shape == "transactional":
-        place.consume("charge")
-        place.send_one("order.paid")
-    name = SHAPES[shape]
-    (message_id,) = place.ids(SERVED[name])[order]
-    settlement, hits = _deliver_cut(place, name, cut)
-    committed = _is_committed(place, message_id, name)
-    written = _written(place)
-    place.make_due()
-    _, redelivery = _deliver(place, name, place.database)
+        payments.consume("charge")
+        payments.send_one("order.paid")
+    role = SHAPES[shape]
+    (message_id,) = payments.ids(SERVED[role])[order]
+    settlement, hits = _deliver_cut(payments, role, cut)
+    committed = _is_committed(payments, message_id, role)
+    written = _written(payments)
+    payments.make_due()
+    _, redelivery = _deliver(payments, role, payments.database)
     if shape == "effectful":
-        place.send_one("order.paid")
-        place.consume("ledger")
-    verdict = place.judge()
+        payments.send_one("order.paid")
+        payments.consume("ledger")
+    verdict = payments.judge()
     doubled = order in {*verdict.double_charged, *verdict.doubled_writes}
     lost = order in {*verdict.lost, *verdict.wrong_charge, *verdict.parked}
-    return Met(shape, cut, hits, committed, settlement, redelivery, written, int(doubled), int(lost))
+    return AmbiguousCommit(shape, cut, hits, committed, settlement, redelivery, written, int(doubled), int(lost))
 
 
-def _deliver_cut(place: Stand, name: str, cut: Cut) -> tuple[str, int]:
-    with Proxy(place.database) as proxy:
+def _deliver_cut(payments: Payments, role: Role, cut: Cut) -> tuple[str, int]:
+    with Proxy(payments.database) as proxy:
         arm = proxy.lose_request if cut == "before" else proxy.lose_reply_to
 
         def arm_at_commit(event: Event) -> None:
             if event.point == "consumer.handled":
                 arm(COMMIT)
 
-        settlement, _ = _deliver(place, name, proxy.dsn, arm_at_commit)
+        settlement, _ = _deliver(payments, role, proxy.dsn, arm_at_commit)
         return settlement, proxy.hits
 
 
-def _deliver(place: Stand, name: str, database: str, listener: Callable[[Event], None] = lambda _: None) -> tuple[str, str]:
+def _deliver(
+    payments: Payments, role: Role, database: str, listener: Callable[[Event], None] = lambda _: None
+) -> tuple[str, str]:
     """How one delivery was settled, and whether its handler ran: `handled`, `duplicate`, or `none`."""
     points: list[str] = []
-    source = place.source(name)
-    with place.consumer(name).open(
+    source = payments.source(role)
+    with payments.consumer(role).open(
         database, source=source, listeners=[listener, lambda event: points.append(event.point)]
     ) as opened:
         settlement = deliver_one(opened, source)
@@ -101,14 +105,14 @@ def _deliver(place: Stand, name: str, database: str, listener: Callable[[Event],
     return settlement.action if settlement else "nothing came", seen
 
 
-def _is_committed(place: Stand, message_id: str, name: str) -> bool:
+def _is_committed(payments: Payments, message_id: str, role: Role) -> bool:
     """The message is done, as the database has it."""
-    key = [place.consumer(name).name, message_id]
+    key = [payments.consumer(role).name, message_id]
     statement = "SELECT state FROM onceward.inbox WHERE consumer = %s AND message_id = %s"
-    row = place.conn.execute(statement, key).fetchone()
+    row = payments.conn.execute(statement, key).fetchone()
     return row is not None and row[0] == "done"
 
 
-def _written(place: Stand) -> int:
-    row = place.conn.execute("SELECT (SELECT count(*) FROM onceward.attempts) + (SELECT count(*) FROM onceward.parked)")
+def _written(payments: Payments) -> int:
+    row = payments.conn.execute("SELECT (SELECT count(*) FROM onceward.attempts) + (SELECT count(*) FROM onceward.parked)")
     return int((row.fetchone() or (0,))[0])

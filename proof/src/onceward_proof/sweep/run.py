@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import psycopg
 from rich.console import Console
@@ -22,14 +22,17 @@ from onceward_proof.lines import count_of, print_beside, print_verdict
 from onceward_proof.options import ProveOptions
 from onceward_proof.report import write_files
 from onceward_proof.run import ProofError
-from onceward_proof.sweep.ambiguous import Met, ambiguous_commits
-from onceward_proof.sweep.stand import Stand, deliver_one, stand
-from onceward_proof.sweep.trace import Ended, Gate, check_strace, killed_at, run_child
+from onceward_proof.sweep.ambiguous import AmbiguousCommit, ambiguous_commits
+from onceward_proof.sweep.payments_at_rest import Payments, deliver_one, start_payments
+from onceward_proof.sweep.trace import Gate, TracedRun, check_strace, killed_at, run_child
+from onceward_proof.workers.setting import Role
 
 CALLS_MAX: Final = 2000
 TRIES_MAX: Final = 6  # at one call: a run may make one or two fewer than another
+Subject = Literal["consumer", "ledger", "relay"]
+ROLES: Final[dict[Subject, Role]] = {"consumer": "charge", "ledger": "ledger", "relay": "relay"}
 BEFORE_THE_FIRST: Final = "receiving"  # the step of a kill before the first named point
-SUBJECTS: Final = {
+SUBJECTS: Final[dict[Subject, str]] = {
     "consumer": "one delivery of the charge consumer: receive, claim, intent, charge, record, finish, ack",
     "ledger": "one delivery of the ledger consumer: receive, take with the booking, commit, ack",
     "relay": "one pass of the relay: connect, take, publish, delete, commit, look again",
@@ -37,13 +40,13 @@ SUBJECTS: Final = {
 
 
 @dataclass(slots=True)
-class Swept:
+class SubjectSweep:
     """One subject killed at each of its calls. `doubled`, `lost`: the orders, as the checker found them at the end."""
 
-    subject: str
+    subject: Subject
     calls: int = 0  # how many a run makes at the most
     unreached: int = 0  # of them, those that no run came to any more
-    kills: dict[str, Ended] = field(default_factory=dict)  # order -> how it was killed
+    kills: dict[str, TracedRun] = field(default_factory=dict)  # order -> how it was killed
     orders: list[str] = field(default_factory=list)
     doubled: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
@@ -54,11 +57,11 @@ class Swept:
         return not self.doubled and not self.lost
 
     def to_json(self) -> dict[str, Any]:
-        steps = Counter(ended.step or BEFORE_THE_FIRST for ended in self.kills.values())
+        steps = Counter(run.step or BEFORE_THE_FIRST for run in self.kills.values())
         return {
             "calls": self.calls, "unreached": self.unreached, "kills": len(self.kills),
             "doubled": len(self.doubled), "lost": len(self.lost),
-            "sent_again": self.sent_again, "by_call": dict(Counter(ended.calls[-1] for ended in self.kills.values())),
+            "sent_again": self.sent_again, "by_call": dict(Counter(run.calls[-1] for run in self.kills.values())),
             "after_step": dict(steps),
         }  # fmt: skip
 
@@ -67,26 +70,26 @@ class Swept:
 class Sweep:
     """What the whole command came to."""
 
-    swept: list[Swept]
-    ambiguous: list[Met]
+    swept: list[SubjectSweep]
+    ambiguous: list[AmbiguousCommit]
 
     @property
     def ok(self) -> bool:
-        return all(each.ok for each in self.swept) and all(met.ok for met in self.ambiguous)
+        return all(each.ok for each in self.swept) and all(commit.ok for commit in self.ambiguous)
 
     def to_json(self) -> dict[str, Any]:
-        found: dict[str, dict[str, Any]] = {}
-        for met in self.ambiguous:
-            found.setdefault(met.shape, {})[met.cut] = met.to_json()
+        shapes: dict[str, dict[str, Any]] = {}
+        for commit in self.ambiguous:
+            shapes.setdefault(commit.shape, {})[commit.cut] = commit.to_json()
         return {
             "syscalls": {each.subject: each.to_json() for each in self.swept},
-            "ambiguous": found,
+            "ambiguous": shapes,
             "ok": self.ok,
         }
 
 
 def prove_syscalls(options: ProveOptions) -> int:
-    """Run it; returns 0 nothing doubled or lost, 1 something was, 3 not each call was reached. Raises `NoTrace`."""
+    """Run it; returns 0 nothing doubled or lost, 1 something was, 3 not every call was reached. Raises `NoTrace`."""
     console = Console()
     for name in ("onceward", "psycopg.pool"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -99,30 +102,30 @@ def prove_syscalls(options: ProveOptions) -> int:
 
 
 def run_sweep(tell: Callable[[str], None] = lambda _: None, *, every: int = 1) -> Sweep:
-    """Sweep all subjects, at each `every`-th call, then meet the ambiguous commits. Raises `NoTrace`."""
+    """Sweep all subjects, at each `every`-th call, then cut the connection at COMMIT. Raises `NoTrace`."""
     strace = check_strace()
-    with stand() as place:
-        sweeper = _Sweeper(place, strace, every)
-        swept: list[Swept] = []
+    with start_payments() as payments:
+        sweeper = _Sweeper(payments, strace, every)
+        swept: list[SubjectSweep] = []
         for subject, story in SUBJECTS.items():
             tell(f"{subject}: {story}")
             swept.append(sweeper.sweep(subject))
         sweeper.judge(swept)
-        return Sweep(swept, ambiguous_commits(place))
+        return Sweep(swept, ambiguous_commits(payments))
 
 
 class _Sweeper:
     """Kills, recovers, looks; one order for each kill. Each sweep leaves the events that the next one needs."""
 
-    def __init__(self, place: Stand, strace: str, every: int) -> None:
-        self._stand = place
+    def __init__(self, payments: Payments, strace: str, every: int) -> None:
+        self._payments = payments
         self._strace = strace
         self._every = every
         self._works = {"consumer": self._consume, "ledger": self._consume, "relay": self._relay}
         self._two_ids: set[str] = set()
 
-    def sweep(self, subject: str) -> Swept:
-        swept = Swept(subject)
+    def sweep(self, subject: Subject) -> SubjectSweep:
+        swept = SubjectSweep(subject)
         if subject == "relay":
             self._recover("relay")
             self._recover("ledger")
@@ -131,83 +134,82 @@ class _Sweeper:
             swept.calls += self._sweep_kind(swept, call, made[call])
         return swept
 
-    def _sweep_kind(self, swept: Swept, call: str, most: int) -> int:
+    def _sweep_kind(self, swept: SubjectSweep, call: str, calls_max: int) -> int:
         """The 1st, 2nd, ... n-th call of this kind, until a run ends by itself, and none has made that many: how many."""
+        # Kind by kind: strace counts each kind of call by itself.
         for n in range(1, CALLS_MAX, self._every):
             for _ in range(TRIES_MAX):
-                ended = self._kill(swept, call, n)
-                most = max(most, ended.calls.count(call))
-                if ended.killed or n > most:
+                run = self._kill(swept, call, n)
+                calls_max = max(calls_max, run.calls.count(call))
+                if run.killed or n > calls_max:
                     break
-            if ended.killed:
-                swept.kills[swept.orders[-1]] = ended
-            elif n > most:
-                return most
+            if run.killed:
+                swept.kills[swept.orders[-1]] = run
+            elif n > calls_max:
+                return calls_max
             else:
                 swept.unreached += 1
         raise ProofError(f"{swept.subject} has not ended by itself after {CALLS_MAX} calls of {call}")
 
-    def _kill(self, swept: Swept, call: str, n: int) -> Ended:
+    def _kill(self, swept: SubjectSweep, call: str, n: int) -> TracedRun:
         """One order; the subject is killed at its `n`-th `call`, and a fresh one brings it to its end."""
         subject = swept.subject
         order = self._prepare(subject, f"{subject}-{len(swept.orders) + 1:04d}")
         swept.orders.append(order)
         work = self._works[subject]
-        ended = killed_at(self._strace, call, n, lambda gate: work(subject, gate), self._stand.folder / f"{subject}.log")
-        self._recover({"consumer": "charge"}.get(subject, subject))
+        run = killed_at(self._strace, call, n, lambda gate: work(subject, gate), self._payments.folder / f"{subject}.log")
+        self._recover(ROLES[subject])
         if subject == "relay":
-            ids = self._stand.ids("charges").get(order, [])
+            ids = self._payments.ids("charges").get(order, [])
             swept.sent_again += len(ids) > 1
             self._two_ids |= {order} if len(set(ids)) != 1 else set()
-        return ended
+        return run
 
-    def _prepare(self, subject: str, order: str) -> str:
+    def _prepare(self, subject: Subject, order: str) -> str:
         """The subject has one thing to do; whose it is. The ledger books what the charge consumer was killed at."""
         if subject == "ledger":
-            return self._stand.send_one("order.paid")
-        self._stand.place(order)
+            return self._payments.send_one("order.paid")
+        self._payments.place(order)
         if subject == "consumer":
-            self._stand.send_one("order.placed")
+            self._payments.send_one("order.placed")
         return order
 
-    # ---- in the traced child -----------------------------------------------------------------------------------------
-
-    def _consume(self, subject: str, gate: Gate) -> None:
+    def _consume(self, subject: Subject, gate: Gate) -> None:
         """One delivery on this thread, from a consumer that is open: heartbeat and nudge, on theirs, decide nothing."""
-        name = "ledger" if subject == "ledger" else "charge"
-        source = self._stand.source(name)
-        with self._stand.consumer(name).open(self._stand.database, source=source, listeners=[gate.listen]) as opened:
+        role = ROLES[subject]
+        source = self._payments.source(role)
+        with self._payments.consumer(role).open(self._payments.database, source=source, listeners=[gate.listen]) as opened:
             gate.open()
             deliver_one(opened, source)
 
-    def _relay(self, _: str, gate: Gate) -> None:
+    def _relay(self, _: Subject, gate: Gate) -> None:
         """A whole pass on the lane's own thread, which opens the gate when it first asks for a connection."""
 
         def connect() -> psycopg.Connection:
             if threading.current_thread() is not threading.main_thread():
                 gate.open()
-            return psycopg.connect(self._stand.database, autocommit=True)
+            return psycopg.connect(self._payments.database, autocommit=True)
 
-        self._stand.relay(connect, gate.listen)
+        self._payments.send_all(connect, gate.listen)
 
-    # ---- afterwards --------------------------------------------------------------------------------------------------
+    def _recover(self, role: Role) -> None:
+        log = self._payments.folder / f"recover-{role}.log"
+        work = self._payments.send_all if role == "relay" else lambda: self._payments.consume(role)
+        self._payments.until_empty(role, lambda: run_child(work, log))
 
-    def _recover(self, name: str) -> None:
-        log = self._stand.folder / f"recover-{name}.log"
-        work = self._stand.relay if name == "relay" else lambda: self._stand.consume(name)
-        self._stand.until_empty(name, lambda: run_child(work, log))
-
-    def judge(self, swept: list[Swept]) -> None:
+    def judge(self, swept: list[SubjectSweep]) -> None:
         """Everything is brought to its end; then the checker counts, and each harm goes to the sweep of its order."""
-        for name in ("relay", "charge", "relay", "ledger"):
-            self._recover(name)
-        verdict = self._stand.judge()
+        recoveries: tuple[Role, ...] = ("relay", "charge", "relay", "ledger")
+        for role in recoveries:
+            self._recover(role)
+        verdict = self._payments.judge()
         doubled = {*verdict.double_charged, *verdict.doubled_writes, *self._two_ids}
         lost = {*verdict.lost, *verdict.wrong_charge, *verdict.parked}
         for each in swept:
-            hop = each.subject == "ledger"  # it books what the charge consumer was killed at: the rest is not its doing
-            each.doubled = tuple(sorted((set(verdict.doubled_writes) if hop else doubled) & set(each.orders)))
-            each.lost = tuple(sorted((set(verdict.lost_second_hop) if hop else lost) & set(each.orders)))
+            # The ledger books what the charge consumer was killed at: harm of the first hop is not its doing.
+            is_ledger = each.subject == "ledger"
+            each.doubled = tuple(sorted((set(verdict.doubled_writes) if is_ledger else doubled) & set(each.orders)))
+            each.lost = tuple(sorted((set(verdict.lost_second_hop) if is_ledger else lost) & set(each.orders)))
         if not verdict.clean and not doubled and not lost:
             raise ProofError(f"the checker is not content, and names no order: {verdict}")
 
@@ -223,27 +225,26 @@ def _print(console: Console, sweep: Sweep) -> None:
     cuts = Table(title="The connection cut at COMMIT", title_justify="left")
     for name in ("", "the server", "settled", "redelivery", "doubled", "lost"):
         cuts.add_column(name, no_wrap=True)
-    for met in sweep.ambiguous:
-        cuts.add_row(
-            met.shape, "committed" if met.committed else "never got it", met.settlement, met.redelivery, str(met.doubled),
-            str(met.lost),
-        )  # fmt: skip
+    for commit in sweep.ambiguous:
+        server = "committed" if commit.committed else "never got it"
+        counts = (str(commit.doubled), str(commit.lost))
+        cuts.add_row(commit.shape, server, commit.settlement, commit.redelivery, *counts)
     console.print(cuts)
     for each in sweep.swept:
         if each.unreached:
             console.print(f"{each.subject}: {each.unreached} calls were not reached: run it again", highlight=False)
     kills = sum(len(each.kills) for each in sweep.swept)
     word, style = ("HELD", "green") if sweep.ok else ("BROKEN", "red")
-    said = f"{count_of(kills, 'kill')}, each at a call of its own; {count_of(len(sweep.ambiguous), 'ambiguous commit')}."
-    print_verdict(console, word, style, said)
+    summary = f"{count_of(kills, 'kill')}, each at a call of its own; {count_of(len(sweep.ambiguous), 'ambiguous commit')}."
+    print_verdict(console, word, style, summary)
     for each in sweep.swept:
         for harm_name, names in (("doubled", each.doubled), ("lost", each.lost)):
             for order in names[:10]:
                 print_beside(console, "  - ", f"{each.subject}: {harm_name}: {order} ({_where(each, order)})")
 
 
-def _where(swept: Swept, order: str) -> str:
-    ended = swept.kills.get(order)
-    if ended is None:
+def _where(swept: SubjectSweep, order: str) -> str:
+    run = swept.kills.get(order)
+    if run is None:
         return "not killed"
-    return f"killed at call {len(ended.calls)}, {ended.calls[-1]}, after {ended.step or BEFORE_THE_FIRST}"
+    return f"killed at call {len(run.calls)}, {run.calls[-1]}, after {run.step or BEFORE_THE_FIRST}"

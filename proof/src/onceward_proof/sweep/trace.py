@@ -15,17 +15,15 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from onceward.errors import OncewardError, UsageError
 from onceward.events import Event
-from onceward_proof.nursery import die_with_parent
+from onceward_proof.workers.fork import fork
 
 # What sends, stores or makes durable; and what receives: there, the server has acted, and the client does not know it.
 CALLS: Final = (
@@ -46,7 +44,7 @@ class NoTrace(UsageError):
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class TracedRun:
     """How one traced run ended: killed at its last call, after the last `step` that it had reached; or by itself."""
 
     killed: bool
@@ -78,23 +76,25 @@ def check_strace() -> str:
     path = shutil.which("strace")
     if path is None:
         raise NoTrace(HOW_TO_GET)
-    tried = subprocess.run([path, "-o", os.devnull, "true"], capture_output=True, text=True, check=False)
-    if tried.returncode != 0:
-        raise NoTrace(HOW_TO_ALLOW.format(why=" ".join(tried.stderr.split())[:200]))
+    trial = subprocess.run([path, "-o", os.devnull, "true"], capture_output=True, text=True, check=False)
+    if trial.returncode != 0:
+        raise NoTrace(HOW_TO_ALLOW.format(why=" ".join(trial.stderr.split())[:200]))
     return path
 
 
-def killed_at(strace: str, call: str, n: int, work: Callable[[Gate], None], log: Path) -> Ended:
+def killed_at(strace: str, call: str, n: int, work: Callable[[Gate], None], log: Path) -> TracedRun:
     """Run `work` in a child; it is killed before its n-th `call` is made, if it makes that many. `n` 0: it is watched."""
     steps = mmap.mmap(-1, NAME_BYTES)
     ready, ready_end = os.pipe()
     go_end, go = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+
+    def work_traced() -> None:
         os.close(ready)
         os.close(go)
         _allow_tracer()
-        child(lambda: work(Gate(ready_end, go_end, steps)), log)
+        work(Gate(ready_end, go_end, steps))
+
+    pid = fork(work_traced, log)
     os.close(ready_end)
     os.close(go_end)
     try:
@@ -109,57 +109,39 @@ def _injection(call: str, n: int) -> list[str]:
     return ["-e", f"inject={call}:signal=KILL:when={n}"] if n else []
 
 
-def _trace(strace: str, injection: list[str], pid: int, ready: int, go: int, log: Path, steps: mmap.mmap) -> Ended:
+def _trace(strace: str, injection: list[str], pid: int, ready: int, go: int, log: Path, steps: mmap.mmap) -> TracedRun:
     thread = os.read(ready, 32).strip().decode()
+    # An empty read: the child has closed its end of the pipe without a word, so it has ended.
     if not thread:
         os.waitpid(pid, 0)
         raise OncewardError(f"the traced process ended before it was ready:\n{_tail(log)}")
     out = log.with_suffix(".strace")
     command = [strace, "-p", thread, "-o", str(out), "-s", "0", "-e", f"trace={','.join(CALLS)}", *injection]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
-        said = tracer.stderr.readline() if tracer.stderr else ""
-        if "attached" not in said:
+        first_line = tracer.stderr.readline() if tracer.stderr else ""
+        if "attached" not in first_line:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            raise NoTrace(HOW_TO_ALLOW.format(why=said.strip()))
+            raise NoTrace(HOW_TO_ALLOW.format(why=first_line.strip()))
+        # Only now does the thread go on: no call of it is missed.
         os.write(go, b"+")
         status = os.waitpid(pid, 0)[1]
-    return _ended(status, out, log, steps[:NAME_BYTES].decode().strip("\0 "))
+    return _traced_run(status, out, log, steps[:NAME_BYTES].decode().strip("\0 "))
 
 
-def _ended(status: int, out: Path, log: Path, step: str) -> Ended:
+def _traced_run(status: int, out: Path, log: Path, step: str) -> TracedRun:
     code = os.waitstatus_to_exitcode(status)
     if code not in (0, -signal.SIGKILL):
         raise OncewardError(f"the traced process failed ({code}):\n{_tail(log)}")
     names = re.findall(r"^(\w+)\(", out.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-    return Ended(code != 0, tuple(names), step)
+    return TracedRun(code != 0, tuple(names), step)
 
 
 def run_child(work: Callable[[], None], log: Path) -> None:
     """Run `work` to its end in a child of its own. Raises `OncewardError`, with its log's end, when it fails."""
-    pid = os.fork()
-    if pid == 0:
-        child(work, log)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(fork(work, log), 0)[1])
     if code:
         raise OncewardError(f"a process of the proof failed ({code}):\n{_tail(log)}")
-
-
-def child(work: Callable[[], None], log: Path) -> NoReturn:
-    """Be a child that does `work` and nothing else; what it prints is in the log."""
-    code = 1
-    try:
-        die_with_parent()
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        work()
-        code = 0
-    except BaseException:  # noqa: BLE001 - told in the log, and by the exit code
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
 
 
 def _allow_tracer() -> None:

@@ -1,4 +1,4 @@
-"""The processes of one variant: the provider, the nursery with all that it forks, and the socket that they report to."""
+"""The processes of one variant: the provider, the warm parent with all that it forks, the socket that they report to."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import psycopg
 
+from onceward_proof.clusters import Clusters, count_waiting, prepare_databases
 from onceward_proof.control import Controller
-from onceward_proof.place import Place, count_waiting, prepare_databases
-from onceward_proof.provider import ProviderProcess
-from onceward_proof.roles import Setting
+from onceward_proof.provider.server import ProviderProcess
+from onceward_proof.workers.setting import Setting
 
 POLL_SECONDS: Final = 0.15
 QUIET_POLLS: Final = 3  # in a row, so that what was just about to start has started
@@ -28,19 +28,19 @@ QUIET_POLLS: Final = 3  # in a row, so that what was just about to start has sta
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changed:
-    """How one row of the ablation differs from hardened: its name, the layers taken away, the provider's scaled window."""
+    """How one row of the ablation differs from hardened: its name, the layers removed, the provider's scaled window."""
 
     name: str
     without: tuple[str, ...] = ()
     window_seconds: float | None = None
 
 
-class Crew:
-    """One variant's crew, from empty databases until it is quiet. Its files are in a folder of its own."""
+class Processes:
+    """One variant's processes, from empty databases until they are quiet. Their files are in a folder of their own."""
 
     def __init__(
         self,
-        where: Place,
+        clusters: Clusters,
         controller: Controller,
         variant: str,
         *,
@@ -48,35 +48,34 @@ class Crew:
         changed: Changed | None = None,
     ) -> None:
         self.name = changed.name if changed else variant
-        files = where.folder / self.name
+        files = clusters.folder / self.name
         files.mkdir()
         self.ledger = files / "ledger.sqlite"
-        self.database, self.queue_database = prepare_databases(where, self.name)
+        self.database, self.queue_database = prepare_databases(clusters, self.name)
         self._files = files
-        self._where = where
         self._controller = controller
         self._variant = variant
         self._schedule_file = str(schedule_file or "")
         self._changed = changed
-        # A socket's path must be short (about 100 bytes): relative to the folder is the shortest.
+        # A socket's path must be short (about 100 bytes): one letter, in this folder.
         self._socket = files / "c"
-        self._nursery = _Nursery(files / "workers.log")
+        self._parent: subprocess.Popen[bytes] | None = None
         self._provider: ProviderProcess | None = None
         self._waiting: dict[str, int] = {}
 
     @property
     def pids(self) -> tuple[int, int]:
-        """Of the nursery and of the provider, while they are at work."""
-        return self._nursery.pid, self._provider.pid if self._provider else 0
+        """Of the warm parent and of the provider, while they are at work."""
+        return self._parent.pid if self._parent else 0, self._provider.pid if self._provider else 0
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
-        """Inside, they work; afterwards nobody is left."""
+        """Inside, they work; afterwards none is left."""
         server = await asyncio.start_unix_server(self._controller.hear, path=str(self._socket), limit=1 << 20)
         provider = self._provider = self._start_provider()
         try:
-            async with self._nursery as (reader, writer):
-                await self._controller.nurse(reader, writer, asdict(self._setting(provider.url)))
+            async with self._warm_parent(self._setting(provider.url)) as (reader, writer):
+                await self._controller.start_workers(reader, writer)
                 yield
                 self._controller.kill_all()
         finally:
@@ -84,7 +83,7 @@ class Crew:
             server.close()
 
     def _start_provider(self) -> ProviderProcess:
-        return ProviderProcess.start(
+        return ProviderProcess(
             self.ledger,
             hook="onceward_proof.provider_hook:make",
             hook_argument=json.dumps([str(self._socket), self._schedule_file]),
@@ -101,14 +100,38 @@ class Crew:
             provider_url=provider_url,
             control_socket=str(self._socket),
             schedule=self._schedule_file,
-            service=str(self._where.service),
-            row=changed is not None,
+            is_ablation=changed is not None,
             without=changed.without if changed else (),
             window_seconds=changed.window_seconds if changed else None,
         )
 
+    @asynccontextmanager
+    async def _warm_parent(self, setting: Setting) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """The line to the warm parent; when it ends, the parent does, with all that it forked."""
+        ours, theirs = socket.socketpair()
+        fd = theirs.fileno()
+        command = [sys.executable, "-m", "onceward_proof.workers.parent", str(fd), json.dumps(asdict(setting))]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        with (self._files / "workers.log").open("ab") as log:
+            # A session of its own: Ctrl-C in the terminal reaches the controller only, which ends the others in order.
+            parent = self._parent = subprocess.Popen(  # noqa: ASYNC220 - milliseconds, once
+                command, pass_fds=[fd], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment,
+                start_new_session=True,
+            )  # fmt: skip
+        # With our copy open, the end of the parent would never be seen as the end of its line.
+        theirs.close()
+        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=1 << 20)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+            # The parent kills its workers when its line ends; afterwards none of them holds a connection to the clusters.
+            await asyncio.to_thread(parent.wait, 10)
+
     async def until_quiet(self, stalled_seconds: float, polled: Callable[[], None] = lambda: None) -> bool:
-        """Nobody is at work and nothing is on its way, several times in a row. False: no progress for `stalled_seconds`."""
+        """No worker is busy and nothing is on its way, several times in a row. False: no progress for `stalled_seconds`."""
         quiet = 0
         while quiet < QUIET_POLLS:
             await asyncio.sleep(POLL_SECONDS)
@@ -130,40 +153,6 @@ class Crew:
         return not any(self._waiting.values())
 
     def why_not_quiet(self) -> str:
-        """What is left, in words."""
-        left = ", ".join(f"{name}: {count}" for name, count in self._waiting.items() if count)
-        return left or "workers are still busy"
-
-
-class _Nursery:
-    """The warm parent as a child process, and the line to it; it ends, with all that it forked, when the line does."""
-
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
-        self._writer: asyncio.StreamWriter | None = None
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid if self._process is not None else 0
-
-    async def __aenter__(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "onceward_proof.nursery", str(theirs.fileno())]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: ASYNC220 - milliseconds, once
-                command, pass_fds=[theirs.fileno()], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment,
-                start_new_session=True,
-            )  # fmt: skip
-        theirs.close()
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=1 << 20)
-        return reader, self._writer
-
-    async def __aexit__(self, *_: Any) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            with suppress(ConnectionError):
-                await self._writer.wait_closed()
-        if self._process is not None:
-            await asyncio.to_thread(self._process.wait, 10)
+        """What still waits, in words."""
+        waiting = ", ".join(f"{name}: {count}" for name, count in self._waiting.items() if count)
+        return waiting or "workers are still busy"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,45 +17,41 @@ from onceward.consumer import Consumer, OpenConsumer
 from onceward.consumer_loop import Settler
 from onceward.events import Listener
 from onceward.lane import publish_rows
-from onceward.relay_loop import relay as send
-from onceward.schema import migrate
+from onceward.relay_loop import relay
 from onceward.testing.postgres import Cluster
 from onceward.transport import Settlement
 from onceward.transports import pgmq
 from onceward_proof import checker
-from onceward_proof.alongside import service_folder
-from onceward_proof.provider import ProviderProcess
-from onceward_proof.roles import QUEUES, Setting, make_card
+from onceward_proof.clusters import install
+from onceward_proof.provider.server import ProviderProcess
 from onceward_proof.run import ProofError
+from onceward_proof.workers.setting import CONSUMED, QUEUES, Role, Setting
+from onceward_proof.workers.worker import make_card, warm_up
+from payments import hardened
 
 VISIBILITY_SECONDS: Final = 30  # never runs out by itself: `make_due` ends it, so that nothing has to wait
 LEASE_SECONDS: Final = 60.0
 AMOUNT: Final = 1000
-SERVED: Final = {"charge": "charges", "ledger": "bookings"}  # consumer -> its queue
+SERVED: Final = {role: QUEUES[message_type] for role, message_type in CONSUMED.items()}  # consumer -> its queue
 RECOVERIES_MAX: Final = 40
 
 
 @dataclass(slots=True)
-class Stand:
+class Payments:
     """Two databases, the queues and the provider, with connections to look and to prepare with. One thread."""
 
     folder: Path
     database: str
     queue_database: str
-    provider: ProviderProcess
+    provider_url: str
     ledger: Path
     conn: psycopg.Connection[Any]
     queue_conn: psycopg.Connection[Any]
     sink: pgmq.Sink
-    setting: Setting
-    ordered: dict[str, int]
-
-    # ---- preparing ---------------------------------------------------------------------------------------------------
+    ordered: dict[str, int] = field(default_factory=dict)
 
     def place(self, order: str) -> None:
         """The order is committed, with its event in the outbox."""
-        from payments import hardened  # noqa: PLC0415 - found on the service's own path
-
         self.ordered[order] = AMOUNT
         hardened.place(self.conn, {"id": order, "amount": AMOUNT})
 
@@ -78,39 +73,33 @@ class Stand:
         self.conn.execute("UPDATE onceward.inbox SET lease_until = clock_timestamp() WHERE state = 'pending'")
         self.conn.execute("UPDATE onceward.outbox SET retry_at = NULL WHERE retry_at IS NOT NULL")
 
-    # ---- the parts under trial ---------------------------------------------------------------------------------------
-
-    def consumer(self, name: str) -> Consumer:
-        from payments import hardened  # noqa: PLC0415 - found on the service's own path
-
-        if name == "ledger":
+    def consumer(self, role: Role) -> Consumer:
+        if role == "ledger":
             return hardened.ledger(lease_seconds=LEASE_SECONDS)
-        return hardened.charges(make_card(self.setting, "stand")[0], lease_seconds=LEASE_SECONDS)
+        return hardened.charges(make_card(self.provider_url, "sweep")[0], lease_seconds=LEASE_SECONDS)
 
-    def source(self, name: str) -> pgmq.Source:
-        return pgmq.Source(SERVED[name], self.queue_database, visibility_seconds=VISIBILITY_SECONDS)
+    def source(self, role: Role) -> pgmq.Source:
+        return pgmq.Source(SERVED[role], self.queue_database, visibility_seconds=VISIBILITY_SECONDS)
 
-    def consume(self, name: str) -> None:
+    def consume(self, role: Role) -> None:
         """A fresh consumer takes what its queue has."""
-        source = self.source(name)
-        with self.consumer(name).open(self.database, source=source) as opened:
+        source = self.source(role)
+        with self.consumer(role).open(self.database, source=source) as opened:
             while deliver_one(opened, source) is not None:
                 pass
         source.close()
 
-    def relay(self, connect: Callable[[], psycopg.Connection] | None = None, *listeners: Listener) -> None:
+    def send_all(self, connect: Callable[[], psycopg.Connection] | None = None, *listeners: Listener) -> None:
         """One pass of a relay: until the outbox has nothing to take."""
-        send(
+        relay(
             sink=lambda: pgmq.Sink(QUEUES, self.queue_database), database=connect or self.database, lanes=1, batch=10,
             until_empty=True, listeners=listeners,
         )  # fmt: skip
 
-    # ---- looking -----------------------------------------------------------------------------------------------------
-
-    def waiting(self, name: str) -> int:
+    def waiting(self, role: Role) -> int:
         """Messages in this consumer's queue; or, for the relay, rows in the outbox."""
-        table = sql.Identifier("onceward", "outbox") if name == "relay" else sql.Identifier("pgmq", f"q_{SERVED[name]}")
-        conn = self.conn if name == "relay" else self.queue_conn
+        table = sql.Identifier("onceward", "outbox") if role == "relay" else sql.Identifier("pgmq", f"q_{SERVED[role]}")
+        conn = self.conn if role == "relay" else self.queue_conn
         row = conn.execute(sql.SQL("SELECT count(*) FROM {}").format(table)).fetchone()
         return int(row[0]) if row else 0
 
@@ -119,23 +108,23 @@ class Stand:
         statement = sql.SQL("SELECT headers->>'subject', headers->>'id' FROM {}").format(
             sql.Identifier("pgmq", f"q_{queue}")
         )
-        found: dict[str, list[str]] = {}
+        ids: dict[str, list[str]] = {}
         for order, message_id in self.queue_conn.execute(statement):
-            found.setdefault(order, []).append(message_id)
-        return found
+            ids.setdefault(order, []).append(message_id)
+        return ids
 
     def judge(self) -> checker.Verdict:
         return checker.judge(checker.gather(self.ordered, self.ledger, self.database))
 
-    def until_empty(self, name: str, work: Callable[[], None]) -> None:
+    def until_empty(self, role: Role, work: Callable[[], None]) -> None:
         """`work`, a fresh recovery, again and again until nothing waits; time passes before each."""
         for _ in range(RECOVERIES_MAX):
             self.make_due()
             work()
-            if not self.waiting(name):
+            if not self.waiting(role):
                 return
             time.sleep(0.05)  # the server has not seen yet that a killed client is gone: its locks are still held
-        raise ProofError(f"{self.waiting(name)} messages stay with {name} after {RECOVERIES_MAX} recoveries")
+        raise ProofError(f"{self.waiting(role)} messages stay with {role} after {RECOVERIES_MAX} recoveries")
 
 
 def deliver_one(opened: OpenConsumer, source: pgmq.Source) -> Settlement | None:
@@ -151,44 +140,21 @@ def deliver_one(opened: OpenConsumer, source: pgmq.Source) -> Settlement | None:
 
 
 @contextmanager
-def stand() -> Iterator[Stand]:
+def start_payments() -> Iterator[Payments]:
     """A cluster and a provider of our own, both gone afterwards."""
     with Cluster.start(name="prove-calls") as cluster:
         folder = cluster.folder / "proof"
         folder.mkdir()
         database, queue_database = cluster.create_database("app"), cluster.create_database("queue")
-        service = service_folder()
-        _prepare(service, database, queue_database)
+        install(database, queue_database)
         ledger = folder / "ledger.sqlite"
-        with ProviderProcess.start(ledger, log=folder / "provider.log") as provider:
-            setting = Setting(
-                variant="hardened", database=database, queue_database=queue_database, provider_url=provider.url,
-                control_socket="", schedule="", service=str(service),
-            )  # fmt: skip
-            _warm_up(setting)
-            with (
-                psycopg.connect(database, autocommit=True) as conn,
-                psycopg.connect(queue_database, autocommit=True) as queue_conn,
-            ):
-                sink = pgmq.Sink(QUEUES, queue_database)
-                yield Stand(folder, database, queue_database, provider, ledger, conn, queue_conn, sink, setting, {})
-                sink.close()
-
-
-def _prepare(service: Path, database: str, queue_database: str) -> None:
-    with psycopg.connect(database, autocommit=True) as conn:
-        conn.execute((service / "payments" / "schema.sql").read_bytes())
-        migrate(conn)
-    with psycopg.connect(queue_database, autocommit=True) as conn:
-        pgmq.install(conn)
-        for queue in QUEUES.values():
-            pgmq.create_queue(conn, queue)
-
-
-def _warm_up(setting: Setting) -> None:
-    """What a fork would import anew is imported: the service, and the half of the SDK that its first call imports."""
-    if setting.service not in sys.path:
-        sys.path.insert(0, setting.service)
-    card, session = make_card(setting, "warm-up")
-    card.find({"transfer_group": "warm-up"}, "")
-    session.close()
+        with (
+            ProviderProcess(ledger, log=folder / "provider.log") as provider,
+            psycopg.connect(database, autocommit=True) as conn,
+            psycopg.connect(queue_database, autocommit=True) as queue_conn,
+            closing(pgmq.Sink(QUEUES, queue_database)) as sink,
+        ):
+            warm_up(
+                Setting(variant="hardened", database=database, queue_database=queue_database, provider_url=provider.url)
+            )
+            yield Payments(folder, database, queue_database, provider.url, ledger, conn, queue_conn, sink)

@@ -1,4 +1,4 @@
-"""The layers of hardened, and how each is taken away, at one seam, inside a worker of the proof.
+"""The layers of hardened, and how each is removed, at one seam, inside a worker of the proof.
 
 Production code knows nothing of this (a test sees to it): a layer is one statement, one method or one constant of it, which
 is replaced here in a process that was forked for one row of the ablation.
@@ -23,7 +23,10 @@ from onceward.protocol.words import Ambiguous, Committed
 from onceward.retry import Backoff
 from onceward.statements import SCHEMA_DEFAULT, statements
 from onceward.transport import Sink
-from onceward_proof.passage import Line
+from onceward_proof.faults import Answer, Boundary
+from onceward_proof.workers.line import Line
+from onceward_proof.workers.reports import Report
+from payments import hardened
 
 logger = logging.getLogger("onceward_proof")
 SinkFactory = Callable[[], Sink]
@@ -60,48 +63,48 @@ STATEMENTS: Final = {
 def _cut(cut: Cut) -> None:
     def with_cut(schema: str = SCHEMA_DEFAULT) -> dict[str, str]:
         text = statements(schema)[cut.statement]
+        # A cut that finds nothing would remove nothing, and the row would hold for the wrong reason.
         if cut.was not in text:
-            raise AssertionError(f"{cut.statement} has changed: there is no {cut.was!r} to take away")
+            raise AssertionError(f"{cut.statement} has changed: there is no {cut.was!r} to remove")
         return {**statements(schema), cut.statement: text.replace(cut.was, cut.becomes)}
 
-    _put(cut.module, "statements", with_cut)
+    _replace(cut.module, "statements", with_cut)
 
 
-def _put(owner: Any, name: str, value: Any) -> None:
-    """Replace what `owner` calls `name`; what is not there cannot be taken away."""
+def _replace(owner: Any, name: str, value: Any) -> None:
+    """Replace what `owner` calls `name`; what is not there cannot be removed."""
     getattr(owner, name)
     setattr(owner, name, value)
 
 
 def _idempotency_key() -> None:
-    _put(intents.IntentTable, "key", lambda _self, _message, _name: f"ow1:{uuid4().hex}")
+    _replace(intents.IntentTable, "key", lambda _self, _message, _name: f"ow1:{uuid4().hex}")
 
 
 def _heartbeat() -> None:
-    _put(lease, "BEATS_PER_LEASE", NEVER)
+    _replace(lease, "BEATS_PER_LEASE", NEVER)
 
 
 def _nudge() -> None:
-    _put(Nudge, "__call__", lambda _self: None)
+    _replace(Nudge, "__call__", lambda _self: None)
 
 
 def _backoff() -> None:
-    _put(Backoff, "seconds_after", lambda _self, _attempts: 0.0)
+    _replace(Backoff, "seconds_after", lambda _self, _attempts: 0.0)
 
 
 def _commit_guard() -> None:
     def commit(conn: Connection[Any], _transaction: str, _putting_back: str) -> Committed | Ambiguous:
         """As most code commits: what the server made of it is not asked, only whether it is there."""
+        # Its reply is thrown away, on purpose: "ROLLBACK" is one of them.
         conn.pgconn.exec_(b"COMMIT")
         return Ambiguous() if conn.closed or conn.broken else Committed()
 
-    _put(transactions, "commit_guarded", commit)
+    _replace(transactions, "commit_guarded", commit)
 
 
 def _outbox(sink: SinkFactory) -> None:
     """Publish right after the commit, from the process that committed; what cannot be sent is a line in the log."""
-    from payments import hardened  # noqa: PLC0415 - found on the service's own path
-
     waiting: list[Message] = []
     opened: list[Sink] = []
     place, commit_guarded = hardened.place, session.commit_guarded
@@ -127,9 +130,9 @@ def _outbox(sink: SinkFactory) -> None:
         waiting.clear()
         return event
 
-    _put(hardened, "publish", lambda _conn, message: waiting.append(message))
-    _put(hardened, "place", place_then_send)
-    _put(transactions, "commit_guarded", commit_then_send)
+    _replace(hardened, "publish", lambda _conn, message: waiting.append(message))
+    _replace(hardened, "place", place_then_send)
+    _replace(transactions, "commit_guarded", commit_then_send)
 
 
 _OTHERS: Final[dict[str, Callable[[], None]]] = {
@@ -142,7 +145,7 @@ _OTHERS: Final[dict[str, Callable[[], None]]] = {
 LAYERS: Final = (*STATEMENTS, *_OTHERS, "outbox")
 
 
-def take_away(layer: str, sink: SinkFactory) -> None:
+def remove_layer(layer: str, sink: SinkFactory) -> None:
     """From now on this process works without `layer`. For a forked worker: there is no way back."""
     if layer in STATEMENTS:
         _cut(STATEMENTS[layer])
@@ -158,7 +161,8 @@ def report_handler(consumer: Consumer, message_type: str, line: Line) -> None:
 
     def handle(message: Message, tx: Connection[Any]) -> None:
         handler.call(message, tx)
-        if line.pass_by("handler.after", message.type, str(message.subject)) == "fail":
+        passage = Report(Boundary.HANDLER_AFTER, message_type=message.type, order=str(message.subject))
+        if line.report(passage) is Answer.FAIL:
             try:
                 tx.execute("SELECT 1 / 0")
             except psycopg.Error as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,48 +13,54 @@ from psycopg import sql
 from onceward.schema import migrate
 from onceward.testing.postgres import Cluster
 from onceward.transports import pgmq
-from onceward_proof.alongside import service_folder
-from onceward_proof.roles import QUEUES
+from onceward_proof.bundled import payments_folder
+from onceward_proof.faults import ServerFault
+from onceward_proof.workers.setting import QUEUES
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a proof runs: two clusters, a folder for its files, the service under test."""
+class Clusters:
+    """Where a proof runs: two clusters, and a folder for its files."""
 
     app: Cluster
     queue: Cluster
     folder: Path
-    service: Path
 
-    def servers(self) -> dict[str, Callable[[], None]]:
+    def servers(self) -> dict[ServerFault, Callable[[], None]]:
         """What a schedule may do to them: SIGKILL with all its backends, and start again, at once."""
         return {"kill-postgres-app": _restarter(self.app), "kill-postgres-queue": _restarter(self.queue)}
 
 
 @contextmanager
-def place(settings: Mapping[str, str] | None = None) -> Iterator[Place]:
+def start_clusters(settings: Mapping[str, str] | None = None) -> Iterator[Clusters]:
     """Two clusters of their own, both gone afterwards: the application's database and the queue's."""
+    # Two, because the queue is in Postgres, too: killing the one must leave the other alive, as a broker would be.
     with (
         Cluster.start(name="prove-app", settings=settings) as app,
         Cluster.start(name="prove-queue", settings=settings) as queue,
     ):
         folder = app.folder / "proof"
         folder.mkdir()
-        yield Place(app, queue, folder, service_folder())
+        yield Clusters(app, queue, folder)
 
 
-def prepare_databases(where: Place, variant: str) -> tuple[str, str]:
+def prepare_databases(clusters: Clusters, variant: str) -> tuple[str, str]:
     """The application's and the queue's, empty, with their schemas; as DSNs."""
-    database = where.app.create_database(f"app_{variant}".replace("-", "_"))
-    queue_database = where.queue.create_database(f"queue_{variant}".replace("-", "_"))
+    database = clusters.app.create_database(f"app_{variant}".replace("-", "_"))
+    queue_database = clusters.queue.create_database(f"queue_{variant}".replace("-", "_"))
+    install(database, queue_database)
+    return database, queue_database
+
+
+def install(database: str, queue_database: str, queues: Iterable[str] = QUEUES.values()) -> None:
+    """The service's and Onceward's tables are in the one database, the queues in the other (which may be the same)."""
     with psycopg.connect(database, autocommit=True) as conn:
-        conn.execute((where.service / "payments" / "schema.sql").read_bytes())
+        conn.execute((payments_folder() / "payments" / "schema.sql").read_bytes())
         migrate(conn)
     with psycopg.connect(queue_database, autocommit=True) as conn:
         pgmq.install(conn)
-        for queue in QUEUES.values():
+        for queue in queues:
             pgmq.create_queue(conn, queue)
-    return database, queue_database
 
 
 def _restarter(cluster: Cluster) -> Callable[[], None]:
@@ -67,6 +73,7 @@ def _restarter(cluster: Cluster) -> Callable[[], None]:
 
 def count_waiting(database: str, queue_database: str) -> dict[str, int]:
     """What is still on its way, in the queues and in the outbox. Raises `psycopg.Error` when a server is down."""
+    # Short: a server that was just killed must not hold up the poll.
     waiting: dict[str, int] = {}
     with psycopg.connect(queue_database, autocommit=True, connect_timeout=2) as conn:
         for name in QUEUES.values():

@@ -1,0 +1,198 @@
+"""What a demonstration works with: one Postgres with a database for each side, one payment provider, and workers."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, LiteralString
+
+import psycopg
+
+from onceward.message import Message
+from onceward.testing.postgres import Cluster
+from onceward.transports import pgmq
+from onceward_proof.clusters import install
+from onceward_proof.demos.narrator import Narrator
+from onceward_proof.demos.roles import store
+from onceward_proof.demos.worker_process import WorkerProcess
+from onceward_proof.provider.server import ProviderProcess
+from onceward_proof.workers.fork import fork
+from onceward_proof.workers.line import Line
+from onceward_proof.workers.reports import Note, Report, Word
+from onceward_proof.workers.roles import Work, work_of
+from onceward_proof.workers.setting import QUEUES, Role, Setting
+from onceward_proof.workers.worker import Worker, warm_up
+from payments import hardened, naive
+
+UNASKED: Final = "unasked"  # a queue of its own for the order whose charge cannot be looked up
+ORDER: Final = {"id": "O-123", "amount": 5000}
+Order = dict[str, Any]
+Evidence = dict[str, Any]
+SideName = Literal["naive", "hardened"]
+
+
+@dataclass(slots=True)
+class Demonstration:
+    """What both sides share: the narrator, the provider, and the claims that must hold."""
+
+    narrator: Narrator
+    folder: Path
+    provider: ProviderProcess
+    claims: list[tuple[str, bool]] = field(default_factory=list)
+    workers: list[WorkerProcess] = field(default_factory=list)
+
+    @property
+    def log(self) -> Path:
+        """What the workers wrote to standard error."""
+        return self.folder / "workers.log"
+
+    def kill_workers(self) -> None:
+        for worker in self.workers:
+            worker.close()
+        self.workers.clear()
+
+
+class Side:
+    """One of the two ways: a database of its own, an account of its own at the provider, and what its script does."""
+
+    def __init__(self, demonstration: Demonstration, name: SideName, dsn: str) -> None:
+        self.name: SideName = name
+        self.dsn = dsn
+        self.account = f"sk_test_{name}"
+        self.provider = demonstration.provider
+        self.heading = demonstration.narrator.heading
+        self.start_clock = demonstration.narrator.start_clock
+        self.tell = demonstration.narrator.tell
+        self.fast = demonstration.narrator.fast
+        self._demonstration = demonstration
+
+    def claim(self, what: str, held: bool) -> None:
+        """One claim of the demonstration; all must hold."""
+        self._demonstration.claims.append((what, held))
+
+    def place(self, order: Order = ORDER, queue: str = "charges") -> None:
+        """The order is in the database, and its event in the queue: each side by its own means."""
+        with psycopg.connect(self.dsn, autocommit=True) as conn, closing(pgmq.Sink(queue, self.dsn)) as sink:
+            if self.name == "naive":
+                naive.place(conn, sink, order)
+                return
+            hardened.place(conn, order)
+        self.start("relay", "relay", queue=queue, until_empty=True).finish()
+
+    def store(self, order: Order) -> None:
+        """The order and its account are in the database; nothing is sent."""
+        with psycopg.connect(self.dsn, autocommit=True) as conn:
+            store(conn, order)
+
+    def send(self, messages: Sequence[Message], queue: str) -> None:
+        with closing(pgmq.Sink(queue, self.dsn)) as sink:
+            for error in sink.publish(messages):
+                if error is not None:
+                    raise error
+
+    def start(
+        self,
+        role: Role | Work,
+        name: str,
+        *gates: Word,
+        variant: str = "",
+        queue: str = "charges",
+        orders: Sequence[Order] = (),
+        **setting: Any,
+    ) -> WorkerProcess:
+        """A worker process of this role, which waits at these gates until it is let go on.
+
+        `variant`: whose code it runs, this side's if none is named. `queue`: of the orders that are to be charged.
+        """
+        chosen = Setting(
+            variant=variant or self.name, database=self.dsn, queue_database=self.dsn, provider_url=self.provider.url,
+            account=self.account, queues={**QUEUES, "order.placed": queue}, is_demo=True,
+            **{"visibility_seconds": 1, "lease_seconds": 1.0, **setting},
+        )  # fmt: skip
+        work = work_of(chosen.variant, role) if isinstance(role, str) else role
+        ours, theirs = socket.socketpair()
+
+        def be_worker() -> None:
+            ours.close()
+            line = Line(theirs, lambda report: report.word in gates)
+            try:
+                work(Worker(chosen, line, name, orders))
+            except Exception as error:
+                line.report(Report(Note.RAISED, error=type(error).__name__))
+                raise
+            line.report(Report(Note.ENDED))
+
+        # This process holds no thread and no open connection here: the fork is a clean one.
+        worker = WorkerProcess(name, fork(be_worker, self._demonstration.log), ours)
+        theirs.close()
+        self._demonstration.workers.append(worker)
+        return worker
+
+    def charges(self) -> list[str]:
+        """The ids of the charges in the provider's own ledger, oldest first."""
+        return [charge["id"] for charge in self._ledger()]
+
+    def charged(self) -> int:
+        """The money that the provider took, in the smallest unit."""
+        return sum(charge["amount"] for charge in self._ledger())
+
+    def charges_per_order(self) -> dict[str, int]:
+        orders = [charge["transfer_group"] for charge in self._ledger()]
+        return {order: orders.count(order) for order in dict.fromkeys(orders)}
+
+    def _ledger(self) -> list[dict[str, Any]]:
+        return [charge for charge in self.provider.admin("ledger") if charge["account"] == self.account]
+
+    def look(self, statement: LiteralString) -> Any:
+        """The first column of the first row; None where there is none."""
+        with psycopg.connect(self.dsn, autocommit=True) as conn:
+            row = conn.execute(statement).fetchone()
+        return None if row is None else row[0]
+
+    def paid(self) -> int:
+        return int(self.look("SELECT count(*) FROM orders WHERE status = 'paid'"))
+
+    def queued(self, queue: str = "charges") -> int:
+        with psycopg.connect(self.dsn, autocommit=True) as conn:
+            row = conn.execute("SELECT queue_length FROM pgmq.metrics(%s)", (queue,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def received_at(self, visibility_seconds: int) -> float:
+        """When (monotonic) the one message of the charges was received: the queue knows until when it is hidden."""
+        hidden_seconds = float(self.look("SELECT extract(epoch FROM vt - clock_timestamp()) FROM pgmq.q_charges"))
+        return time.monotonic() + hidden_seconds - visibility_seconds
+
+    def outbox(self) -> int:
+        return int(self.look("SELECT count(*) FROM onceward.outbox"))
+
+
+@contextmanager
+def open_demonstration(narrator: Narrator) -> Iterator[tuple[Demonstration, list[Side]]]:
+    """A cluster, a provider and the two sides; nothing of them is left afterwards."""
+    logging.getLogger("onceward").setLevel(logging.CRITICAL)
+    logging.getLogger("payments").setLevel(logging.CRITICAL)
+    with ExitStack() as stack:
+        cluster = stack.enter_context(Cluster.start(name="demo"))
+        folder = cluster.folder / "demo"
+        folder.mkdir()
+        provider = stack.enter_context(ProviderProcess(folder / "ledger.sqlite", log=folder / "provider.log"))
+        stack.callback(cluster.kill)  # nothing of it is kept: there is nothing to stop gracefully for
+        stack.callback(provider.kill)
+        demonstration = Demonstration(narrator, folder, provider)
+        stack.callback(demonstration.kill_workers)
+        dsn = cluster.create_database("naive")
+        install(dsn, dsn, (*QUEUES.values(), UNASKED))
+        # A copy of the first, so that both sides start from the same.
+        copy = cluster.create_database("hardened", template="naive")
+        warm_up(Setting(variant="naive", database=dsn, queue_database=dsn, provider_url=provider.url))
+        yield demonstration, [Side(demonstration, "naive", dsn), Side(demonstration, "hardened", copy)]
+
+
+def wait_until(moment: float) -> None:
+    """Until this instant of the monotonic clock."""
+    time.sleep(max(0.0, moment - time.monotonic()))

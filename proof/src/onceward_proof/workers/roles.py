@@ -1,0 +1,120 @@
+"""What each worker does. A role is the service's own code, with its edges watched; it ends only for a producer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Final
+
+import psycopg
+
+from onceward.consumer import Consumer
+from onceward.consumer_loop import run
+from onceward.relay_loop import relay
+from onceward.retry import Backoff
+from onceward_proof.layer_removal import report_handler
+from onceward_proof.variants import MODULES
+from onceward_proof.workers.reports import Note, Report
+from onceward_proof.workers.setting import CONSUMED, Role
+from onceward_proof.workers.worker import Worker, profile
+from payments import hardened, naive
+
+PlaceOrder = Callable[[psycopg.Connection, dict[str, Any]], None]
+# Small: a kill of the relay hits few orders, so that each order meets its own faults.
+RELAY_BATCH: Final = 5
+SOON: Final = Backoff(first_seconds=0.3, seconds_max=0.5)  # nobody watches a demonstration wait
+
+
+def _produce(worker: Worker, place: PlaceOrder) -> None:
+    """Place all orders, or what the controller gives for as long as it gives any."""
+    with worker.connect() as conn:
+        if worker.orders or worker.setting.schedule:
+            _place_missing(worker, conn, place, worker.orders)
+        else:
+            while orders := worker.line.ask(Report(Note.WANTED)).orders:
+                _place_missing(worker, conn, place, orders)
+    worker.line.report(Report(Note.DONE))
+
+
+def _place_missing(worker: Worker, conn: psycopg.Connection, place: PlaceOrder, orders: Sequence[dict[str, Any]]) -> None:
+    """What a killed predecessor has placed, and perhaps not reported, is in the database already."""
+    # A producer that was killed reads its own past from the database, as a restarted job would.
+    ids = [order["id"] for order in orders]
+    placed = {row[0] for row in conn.execute("SELECT id FROM orders WHERE id = ANY(%s)", [ids])}
+    for order in orders:
+        is_placed = order["id"] in placed
+        if not is_placed:
+            place(conn, order)
+        worker.line.report(Report(Note.PLACED, order=order["id"], replayed=is_placed))
+
+
+def _plain_producer(worker: Worker) -> None:
+    sink = worker.sink()
+    _produce(worker, lambda conn, order: naive.place(conn, sink, order))
+
+
+def _plain_charge(worker: Worker) -> None:
+    _module(worker).consume_charges(worker.source("order.placed"), worker.connect(), worker.sink(), worker.card())
+
+
+def _plain_ledger(worker: Worker) -> None:
+    _module(worker).consume_bookings(worker.source("order.paid"), worker.connect())
+
+
+def _module(worker: Worker) -> ModuleType:
+    return import_module(MODULES[worker.setting.variant])
+
+
+def _hardened_producer(worker: Worker) -> None:
+    _produce(worker, hardened.place)
+
+
+def _hardened_charge(worker: Worker) -> None:
+    provider = profile(worker.setting)
+    card = worker.card(provider.call_timeout_seconds)
+    consume(worker, "charge", hardened.charges(card, lease_seconds=worker.setting.lease_seconds, provider=provider))
+
+
+def _hardened_ledger(worker: Worker) -> None:
+    consumer = hardened.ledger(lease_seconds=worker.setting.lease_seconds)
+    if worker.setting.is_ablation:
+        report_handler(consumer, "order.paid", worker.line)
+    consume(worker, "ledger", consumer)
+
+
+def consume(worker: Worker, role: Role, consumer: Consumer) -> None:
+    """Run the consumer on the role's queue, one delivery at a time: a kill hits one order."""
+    run(
+        consumer,
+        source=lambda: worker.source(CONSUMED[role]),
+        database=worker.setting.database,
+        threads=1,
+        prefetch=0,
+        drain_seconds=1.0,
+        listeners=[worker.watch],
+    )
+
+
+def _hardened_relay(worker: Worker) -> None:
+    setting = worker.setting
+    poll_seconds, backoff = (0.1, SOON) if setting.is_demo else (0.5, Backoff())
+    relay(
+        sink=worker.sink, database=setting.database, batch=RELAY_BATCH, lanes=1, poll_seconds=poll_seconds, backoff=backoff,
+        listeners=[worker.watch], until_empty=setting.until_empty,
+    )  # fmt: skip
+
+
+Work = Callable[[Worker], None]
+PLAIN: Final[Mapping[Role, Work]] = {"producer": _plain_producer, "charge": _plain_charge, "ledger": _plain_ledger}
+HARDENED: Final[Mapping[Role, Work]] = {
+    "producer": _hardened_producer,
+    "charge": _hardened_charge,
+    "ledger": _hardened_ledger,
+    "relay": _hardened_relay,
+}
+
+
+def work_of(variant: str, role: Role) -> Work:
+    """What this variant's worker of this role does."""
+    return (PLAIN if variant in MODULES else HARDENED)[role]

@@ -1,0 +1,37 @@
+"""What a worker is told before it starts: where everything is, and how the service is set up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+Role = Literal["producer", "charge", "ledger", "relay"]
+QUEUES: Final = {"order.placed": "charges", "order.paid": "bookings"}  # message type -> queue
+CONSUMED: Final[dict[Role, str]] = {"charge": "order.placed", "ledger": "order.paid"}  # consumer -> message type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What every worker of one variant needs to know. It goes to the warm parent as JSON: plain values only.
+
+    The times are those of a proof: a lease and a visibility timeout that run out while one watches.
+    """
+
+    variant: str
+    database: str
+    queue_database: str
+    provider_url: str
+    control_socket: str = ""  # "": the worker's line was there before it was forked
+    schedule: str = ""  # its file; "": orders and faults go on, and the controller is asked
+    is_ablation: bool = False  # a row of the ablation: handlers report, and may be made to fail
+    without: tuple[str, ...] = ()  # the layers that are removed
+    window_seconds: float | None = None  # the scaled window of the provider's keys; None: the real one, a day
+    account: str = "sk_test_proof"
+    queues: Mapping[str, str] = field(default_factory=lambda: QUEUES)
+    visibility_seconds: int = 2  # pgmq counts whole seconds
+    lease_seconds: float = 1.5
+    is_demo: bool = False  # the card and every point of the library are reported too
+    heartbeats: bool = True  # False: those to the queue are lost on the way
+    lookup: bool = True  # False: the provider cannot be asked afterwards
+    until_empty: bool = False  # the relay ends when nothing is left to send

@@ -1,0 +1,105 @@
+"""One worker, from the inside: its line and its connections; and what is imported before any worker is forked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import psycopg
+import requests
+import stripe
+from psycopg_pool import ConnectionPool
+
+from onceward.events import Event
+from onceward.provider import ProviderProfile
+from onceward.statements import statements
+from onceward.transports import pgmq
+from onceward_proof.variants import import_all
+from onceward_proof.workers.line import Line
+from onceward_proof.workers.reports import Point, Report
+from onceward_proof.workers.setting import Setting
+from onceward_proof.workers.watched import WatchedCard, WatchedSink, WatchedSource
+from payments.card import TIMEOUT_SECONDS, Card
+from payments.hardened import PROVIDER
+
+POINTS: Final = {str(point): point for point in Point}
+# Of thousands of deliveries, only what the controller counts: each report is a system call of both ends.
+COUNTED: Final = frozenset({Point.CLAIMED, Point.TAKEN, Point.DUPLICATE, Point.PARKED, Point.IN_FLIGHT})
+FIELDS: Final = ("token", "reason", "delivery")
+
+
+class Worker:
+    """What a role works with. `orders`: what a producer is to place; of a schedule without a file, it asks for them."""
+
+    def __init__(self, setting: Setting, line: Line, name: str, orders: Sequence[dict[str, Any]] = ()) -> None:
+        self.setting = setting
+        self.line = line
+        self.name = name
+        self.orders = orders
+
+    def source(self, message_type: str) -> WatchedSource:
+        setting = self.setting
+        inner = pgmq.Source(
+            setting.queues[message_type], setting.queue_database, visibility_seconds=setting.visibility_seconds
+        )
+        return WatchedSource(inner, self.line, heartbeats=setting.heartbeats)
+
+    def sink(self) -> WatchedSink:
+        return WatchedSink(pgmq.Sink(self.setting.queues, self.setting.queue_database), self.line)
+
+    def connect(self) -> psycopg.Connection:
+        return psycopg.connect(self.setting.database, autocommit=True, connect_timeout=5)
+
+    def card(self, timeout_seconds: float = TIMEOUT_SECONDS) -> Any:
+        setting = self.setting
+        card, _ = make_card(setting.provider_url, self.name, setting.account, timeout_seconds)
+        return WatchedCard(card, self.line, lookup=setting.lookup) if setting.is_demo else card
+
+    def watch(self, event: Event) -> None:
+        """A listener: the library's own points are reported too."""
+        point = POINTS.get(event.point)
+        if point in COUNTED or (point is not None and self.setting.is_demo):
+            fields = {name: event.fields[name] for name in FIELDS if name in event.fields}
+            self.line.report(Report(point, **fields))
+
+
+def make_card(
+    url: str, name: str, account: str = "sk_test_proof", timeout_seconds: float = TIMEOUT_SECONDS
+) -> tuple[Card, requests.Session]:
+    """The service's card client by the official SDK, and the session that it calls with.
+
+    The SDK's own retries are off, so that each request is one. The worker is named in a header of the connection: in the
+    request itself it would change what a key is compared with.
+    """
+    session = requests.Session()
+    session.headers["X-Onceward-Worker"] = name
+    # The environment may name a proxy; the provider is on this machine.
+    session.trust_env = False
+    http = stripe.RequestsClient(timeout=timeout_seconds, session=session)
+    addresses: Any = {"api": url}
+    return Card(stripe.StripeClient(account, base_addresses=addresses, max_network_retries=0, http_client=http)), session
+
+
+def profile(setting: Setting) -> ProviderProfile:
+    """The provider's promise; scaled, half of the window is margin: a late call on a busy machine is still inside it."""
+    window = setting.window_seconds
+    if window is None:
+        return PROVIDER
+    return replace(PROVIDER, window_seconds=window, margin_seconds=window / 2, call_timeout_seconds=window * 0.4)
+
+
+def warm_up(setting: Setting) -> None:
+    """Import, once, what every worker would import after its fork. No thread and no connection is left of it.
+
+    The SDK imports half of itself at its first call: 50 ms of every restart, ten times what the worker itself needs.
+    """
+    import_all()
+    card, session = make_card(setting.provider_url, "warm-up")
+    card.find({"transfer_group": "warm-up"}, "")
+    stripe.Charge.construct_from({"id": "ch_0", "object": "charge", "amount": 1}, None)
+    session.close()
+    for dsn in (setting.database, setting.queue_database):
+        ConnectionPool(dsn, min_size=1, open=False).close()
+        psycopg.connect(dsn).close()
+    statements()
