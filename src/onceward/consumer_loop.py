@@ -82,7 +82,7 @@ def _check_limits(threads: Any, prefetch: Any, drain_seconds: Any, stop: Any) ->
         raise UsageError(f"drain_seconds is a number of seconds, not {drain_seconds!r}")
     if not 0 <= drain_seconds <= threading.TIMEOUT_MAX:
         raise UsageError(
-            f"drain_seconds is from 0 (leave running handlers behind at once) on, and finite, not {drain_seconds!r}"
+            f"drain_seconds is at least 0 (which leaves running handlers behind at once), and finite, not {drain_seconds!r}"
         )
     if stop is not None and not isinstance(stop, threading.Event):
         raise UsageError(f"stop is a threading.Event, not a {type(stop).__name__}")
@@ -133,10 +133,10 @@ class Loop:
         failures = 0
         while not self._stopping.is_set():
             self._health.turned()
-            error = self._ask_database() or self._receive()
-            failures = 0 if error is None else failures + 1
-            if error is not None:
-                self._pause(error, failures)
+            failed_call = self._ask_database() or self._receive()
+            failures = 0 if failed_call is None else failures + 1
+            if failed_call is not None:
+                self._pause(failed_call, failures)
 
     def _ask_database(self) -> FailedCall | None:
         """Receiving waits while the database is away."""
@@ -220,11 +220,11 @@ class Room:
         0 at the stop, or when there is none for so long that the source must be called anyway.
         """
         # A third of what the source allows: a call may come late, and the one after it still in time.
-        until = math.inf if poll_seconds_max is None else time.monotonic() + poll_seconds_max / 3
+        deadline = math.inf if poll_seconds_max is None else time.monotonic() + poll_seconds_max / 3
         with self._changed:
             # In short waits: this is a turn of the loop, however long the handlers take, and a stop wakes no one here.
-            while self._held_max - self._held < self._room_min and not stopping.is_set() and time.monotonic() < until:
-                self._changed.wait(min(LOOK_SECONDS, max(0.0, until - time.monotonic())))
+            while self._held_max - self._held < self._room_min and not stopping.is_set() and time.monotonic() < deadline:
+                self._changed.wait(min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
                 self._health.turned()
             return 0 if stopping.is_set() else max(0, self._held_max - self._held)
 
@@ -246,7 +246,7 @@ class DatabaseCheck:
         self._suspected.set()
 
     def is_due(self) -> bool:
-        # An idle consumer asks its database nothing. Only where somebody watches its health must an outage be noticed.
+        # An idle consumer asks its database nothing. Only where a probe reads its health must an outage be noticed.
         return self._suspected.is_set() or (self._watched and self._health.database_is_doubtful())
 
     def ask(self) -> None:

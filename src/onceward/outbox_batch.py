@@ -32,8 +32,9 @@ Statements = Mapping[str, LiteralString]
 class OutboxBatch:
     """The rows that one transaction has locked on `conn`.
 
-    It is over with `settle`, or with the session.
-    Crash anywhere before `settle` has committed: every row is there as before, and free again.
+    It is over with `commit`, or with the session.
+
+    Crash anywhere before `commit`: every row is there as before, and free again.
     """
 
     def __init__(self, conn: Connection[Any], statements: Statements) -> None:
@@ -48,12 +49,12 @@ class OutboxBatch:
         With no row there is no transaction.
         """
         self._conn.execute("BEGIN")
-        # Two statements: a followers' row is safe without a lock only once its head is locked, which the first one does.
         heads = {"limit": rows_max, "except_for": list(except_for), "delay_seconds_max": delay_seconds_max}
         rows = self._fetch("outbox_lock_heads", heads)
         keys = [row["aggregateid"] for row in rows if row["aggregateid"] is not None]
         if keys and len(rows) < rows_max:
-            # Behind their heads, and without a lock of their own: a relay that wants them needs the head's lock first.
+            # In a statement of their own, once their heads are locked: they get no lock, because a relay that wants them
+            # needs the head's lock first.
             followers = {"keys": keys, "positions": [row["position"] for row in rows], "limit": rows_max - len(rows)}
             rows += self._fetch("outbox_followers", followers)
         # The savepoint stands behind the locks: going back to it after a row that cannot be read keeps them.

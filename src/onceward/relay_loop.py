@@ -94,7 +94,7 @@ class RelayLoop:
     def stop(self) -> None:
         """Lock and publish nothing more; what was confirmed is still deleted.
 
-        From any thread and more than once.
+        It may be called from any thread and more than once.
         """
         self._runtime.stopping.set()
 
