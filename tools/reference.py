@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Writes docs/reference.md: the public API, from its signatures and docstrings. `.venv/bin/python tools/reference.py`.
+"""Writes docs/reference.md, the public API from its docstrings, and the park reasons of docs/running.md from their enum.
+
+Run `.venv/bin/python tools/reference.py`.
 
 griffe reads signatures and docstrings from the sources. Public is what `onceward.__all__` lists, and what the modules
 beside it list, or document if they list nothing; of a class, its documented methods and properties, and those of its
@@ -9,16 +11,19 @@ fields that a comment explains.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, cast
 
 import griffe
 
 import onceward
+from onceward.protocol.reasons import park_reasons_table
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "docs" / "reference.md"
+RUNNING: Final = ROOT / "docs" / "running.md"
 SOURCES: Final = ROOT / "src"
 # The package itself, and the packages each of whose modules is public, too.
 PACKAGE: Final = "onceward"
@@ -40,6 +45,15 @@ The public API, from the docstrings. How the parts are used together is in [adop
 
 def main() -> None:
     PAGE.write_text(reference(), encoding="utf-8")
+    RUNNING.write_text(with_park_reasons(RUNNING.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def with_park_reasons(page: str) -> str:
+    """The page with the table of all park reasons between its two markers."""
+    before, begin, rest = page.partition("<!-- begin: park-reasons -->\n")
+    _, end, after = rest.partition("<!-- end: park-reasons -->")
+    table = "\n".join(park_reasons_table())
+    return f"{before}{begin}{table}\n{end}{after}"
 
 
 def reference() -> str:
@@ -65,7 +79,7 @@ def section(module: griffe.Module) -> Iterator[str]:
     if entries:
         yield f"## {module.path}"
         yield text_of(module) if prefix else ""
-        yield " ·\n".join(f"[`{name}`](#{_anchor(name)})" for name in entries)
+        yield " ·\n".join(f"[`{name}`](#{anchor})" for name, anchor in zip(entries, _anchors(entries), strict=True))
     for name, entry in entries.items():
         yield from described(name, entry)
 
@@ -187,8 +201,13 @@ def _target(entry: griffe.Object | griffe.Alias) -> griffe.Object:
     return target.functions.get(target.name, target) if isinstance(target, griffe.Module) else target
 
 
-def _anchor(heading: str) -> str:
-    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+def _anchors(headings: Iterable[str]) -> Iterator[str]:
+    """Where links to these headings lead: of two that differ in case only, the second gets a number."""
+    counts: Counter[str] = Counter()
+    for heading in headings:
+        anchor = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        yield f"{anchor}-{counts[anchor]}" if counts[anchor] else anchor
+        counts[anchor] += 1
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from onceward.consumer import Consumer as Consumer
     from onceward.consumer_loop import run as run
+    from onceward.endpoints import SinkOrFactory as SinkOrFactory
+    from onceward.endpoints import SourceOrFactory as SourceOrFactory
     from onceward.errors import ConflictError as ConflictError
     from onceward.errors import Defer as Defer
     from onceward.errors import EffectRefused as EffectRefused
@@ -73,6 +75,7 @@ else:
     _HOMES = {
         "consumer": "Consumer",
         "consumer_loop": "run",
+        "endpoints": "SinkOrFactory SourceOrFactory",
         "errors": "ConflictError Defer EffectRefused LeaseLost NotInTransaction OncewardError Reject SchemaMismatch"
         " TransportError UnknownOutcome UsageError",
         "events": "POINTS Event Listener",

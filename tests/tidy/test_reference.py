@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from tools.reference import PAGE, reference
+from tools.reference import PAGE, RUNNING, reference, with_park_reasons
 
 import onceward
+from onceward import ParkReason
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +18,12 @@ def current() -> str:
 
 def test_the_page_is_what_the_docstrings_say(current: str) -> None:
     assert PAGE.read_text(encoding="utf-8") == current, "run .venv/bin/python tools/reference.py"
+
+
+def test_the_park_reasons_are_what_their_enum_says() -> None:
+    page = RUNNING.read_text(encoding="utf-8")
+    assert with_park_reasons(page) == page, "run .venv/bin/python tools/reference.py"
+    assert all(f"| `{reason.value}` |" in page for reason in ParkReason)
 
 
 @pytest.mark.parametrize("name", vars(onceward)["__all__"])
