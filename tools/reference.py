@@ -79,7 +79,7 @@ def section(module: griffe.Module) -> Iterator[str]:
     if entries:
         yield f"## {module.path}"
         yield text_of(module) if prefix else ""
-        yield " ·\n".join(f"[`{name}`](#{anchor})" for name, anchor in zip(entries, _anchors(entries), strict=True))
+        yield " ·\n".join(f"[`{name}`](#{anchor})" for name, anchor in zip(entries, anchors(entries), strict=True))
     for name, entry in entries.items():
         yield from described(name, entry)
 
@@ -201,8 +201,8 @@ def _target(entry: griffe.Object | griffe.Alias) -> griffe.Object:
     return target.functions.get(target.name, target) if isinstance(target, griffe.Module) else target
 
 
-def _anchors(headings: Iterable[str]) -> Iterator[str]:
-    """Where links to these headings lead: of two that differ in case only, the second gets a number."""
+def anchors(headings: Iterable[str]) -> Iterator[str]:
+    """Where links to these headings lead, as a code forge makes them: of two that differ in case only, one gets a number."""
     counts: Counter[str] = Counter()
     for heading in headings:
         anchor = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")

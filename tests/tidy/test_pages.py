@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.tidy.sources import FOLDERS, PACKAGE, PROOF, ROOT, pages, short
+from tools.reference import anchors
 
 from onceward.cli import make_parser
 
@@ -82,10 +83,9 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
 
 
 def _anchors(page: Path) -> set[str]:
-    """Of each heading, as a code forge makes them."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return set(anchors(headings))
 
 
 @pytest.mark.parametrize("page", pages(), ids=short)
