@@ -202,7 +202,7 @@ def _target(entry: griffe.Object | griffe.Alias) -> griffe.Object:
 
 
 def anchors(headings: Iterable[str]) -> Iterator[str]:
-    """Where links to these headings lead, as a code forge makes them: of two that differ in case only, one gets a number."""
+    """Where links to these headings lead, as a code forge makes them: of two equal ones, the second gets a number."""
     counts: Counter[str] = Counter()
     for heading in headings:
         anchor = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
