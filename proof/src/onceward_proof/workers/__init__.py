@@ -7,7 +7,7 @@ watched.py     Source, Sink and card whose every boundary is reported
 worker.py      one worker: its line and its connections; what is imported before it is forked
 roles.py       what each worker does: producer, charge, ledger, relay
 fork.py        a child that does one piece of work
-parent.py      the warm parent: a process that forks workers in milliseconds
+supervisor.py  a warm process that forks workers in milliseconds, reaps them, and reports both
 """
 
 import sys

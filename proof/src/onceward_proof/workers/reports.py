@@ -1,4 +1,4 @@
-"""The words on the line: what a worker, the provider or the warm parent reports, and what it is answered.
+"""The words on the line: what a worker, the provider or the supervisor reports, and what it is answered.
 
 One line of JSON each. A report without `ask` is a note, and nobody waits; one with it waits for the answer of that number.
 """
@@ -18,7 +18,7 @@ from onceward_proof.workers.setting import Role
 class Note(StrEnum):
     """What is reported beside boundaries."""
 
-    READY = "ready"  # the warm parent may be asked to fork
+    READY = "ready"  # the supervisor may be asked to fork
     FORKED = "forked"
     EXITED = "exited"
     HELLO = "hello"  # who is at the other end of this line
