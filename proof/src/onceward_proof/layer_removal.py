@@ -146,7 +146,7 @@ LAYERS: Final = (*STATEMENTS, *_OTHERS, "outbox")
 
 
 def remove_layer(layer: str, sink: SinkFactory) -> None:
-    """From now on this process works without `layer`. For a forked worker: there is no way back."""
+    """From now on this process works without `layer`. Only for a forked worker: there is no way back."""
     if layer in STATEMENTS:
         _cut(STATEMENTS[layer])
     elif layer == "outbox":

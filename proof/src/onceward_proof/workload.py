@@ -42,9 +42,9 @@ def read_orders(path: Path) -> list[Order]:
 def _read(path: Path, rows: csv.DictReader[str]) -> list[Order]:
     missing = [name for name in ("id", "amount") if name not in (rows.fieldnames or ())]
     if missing:
-        found = ", ".join(rows.fieldnames or ()) or "nothing"
+        columns = ", ".join(rows.fieldnames or ()) or "nothing"
         raise UsageError(
-            f"{path}: line 1 must name the columns id and amount; missing: {', '.join(missing)}; found: {found}"
+            f"{path}: line 1 must name the columns id and amount; missing: {', '.join(missing)}; found: {columns}"
         )
     lines: dict[str, int] = {}
     orders = [_order(path, rows.line_num, row, lines) for row in rows]

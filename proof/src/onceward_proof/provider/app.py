@@ -6,7 +6,7 @@ The rules of the idempotency layer, and where each comes from (docs.stripe.com/a
 * stored under no key: 401, 429, 404 of an unknown path, parameters that are wrong in themselves, and 409;
 * keys belong to the account: other parameters under the same key are a 400;
 * a key is *in flight* until its answer is stored, that is, until the effect is committed: an answer that is late or
-  held after that is replayed to whoever asks again.
+  held after that is replayed to the next request with that key.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class Gateway:
 
     async def _read(self, call: Call, before: Verdict, context: Context) -> Answer:
         await self._slow(before, context)
-        found = endpoints.read(self.ledger, call.credentials, call.path, call.parameters)
-        return found or answers.unrecognized(call.method, call.path)
+        answer = endpoints.read(self.ledger, call.credentials, call.path, call.parameters)
+        return answer or answers.unrecognized(call.method, call.path)
 
     async def _once(self, call: Call, before: Verdict, context: Context) -> Answer:
         """Let the first request of a key through, and give every other what the rules say."""

@@ -22,7 +22,7 @@ WORKER_HEADER: Final = b"x-onceward-worker"
 
 
 class Gone(Exception):
-    """The client left, or the request is to be cut: there is nobody to answer."""
+    """The client left, or the request is to be cut: there is no one to answer."""
 
 
 @dataclass(slots=True)

@@ -62,8 +62,8 @@ def _list(ledger: Ledger, account: str, path: str, parameters: Parameters) -> An
     limit = _integer(parameters, "limit") if "limit" in parameters else 10
     if not 1 <= limit <= LIMIT_MAX:
         raise invalid("This value must be between 1 and 100.", "parameter_invalid_integer", "limit")
-    found = ledger.newest(account, limit + 1, _filters(ledger, account, parameters))
-    shape = {"object": "list", "url": path, "has_more": len(found) > limit, "data": found[:limit]}
+    newest = ledger.newest(account, limit + 1, _filters(ledger, account, parameters))
+    shape = {"object": "list", "url": path, "has_more": len(newest) > limit, "data": newest[:limit]}
     return answers.ok(shape)
 
 

@@ -48,7 +48,7 @@ class Fault:
 class Faults:
     """The hook behind /_admin/faults. Kept in memory only.
 
-    Crash: pending faults are gone; whoever restarts the provider adds them again.
+    Crash: pending faults are lost; the one that restarts the provider adds them again.
     """
 
     def __init__(self) -> None:

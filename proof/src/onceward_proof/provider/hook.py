@@ -59,7 +59,7 @@ class Context:
 
 
 class Hook(Protocol):
-    """Whoever decides which requests meet which fault. Both methods may wait; other requests go on meanwhile."""
+    """Decides which requests meet which fault. Both methods may wait; other requests go on meanwhile."""
 
     async def request(self, context: Context) -> Verdict:
         """Say what is to become of a request that has had no effect yet."""

@@ -58,7 +58,7 @@ class EndlessController(Controller):
     ) -> None:
         super().__init__(Schedule(seed, "pgmq", (), (), ()), {**process_counts, "producer": PRODUCERS}, servers)
         self.ordered: dict[str, int] = {}
-        self.given_at: dict[str, float] = {}  # of the orders that nobody has found finished yet
+        self.given_at: dict[str, float] = {}  # of the orders that the checker has not found finished yet
         self.predicted: set[str] = set()  # orders that a correct consumer must hold
         self.planned: Counter[str] = Counter()
         self.started = 0.0  # when a producer first asked; 0: not yet
@@ -81,7 +81,7 @@ class EndlessController(Controller):
     def backlog(self) -> int:
         """How many orders are under way: given, and neither at their last ack nor found finished.
 
-        One that is held never comes to its last ack; after one kill in a thousand, an ack is out that nobody tells of.
+        One that is held never comes to its last ack; after one kill in a thousand, an ack is made and not reported.
         """
         return len(self._under_way)
 

@@ -44,7 +44,7 @@ class SubjectSweep:
     """One subject killed at each of its calls. `doubled`, `lost`: the orders, as the checker found them at the end."""
 
     subject: Subject
-    calls: int = 0  # how many a run makes at the most
+    calls: int = 0  # how many a run makes at most
     unreached: int = 0  # of them, those that no run came to any more
     kills: dict[str, TracedRun] = field(default_factory=dict)  # order -> how it was killed
     orders: list[str] = field(default_factory=list)

@@ -1,6 +1,6 @@
 """The words on the line: what a worker, the provider or the supervisor reports, and what it is answered.
 
-One line of JSON each. A report without `ask` is a note, and nobody waits; one with it waits for the answer of that number.
+One line of JSON each. A report without `ask` is a note: no answer comes. One with it waits for the answer of that number.
 """
 
 from __future__ import annotations
