@@ -345,7 +345,10 @@ class Controller:
         self._add_moment(report.order, worker.name, f"receives {report.message_type}{' again' if again else ''}")
 
     def order_placed(self, producer: LiveWorker, order: str) -> None:
-        """The order is committed. This and the next three are for a schedule that goes on to do otherwise."""
+        """The order is committed.
+
+        This and the next three are for a schedule that goes on to do otherwise.
+        """
 
     def order_booked(self, order: str) -> None:
         """The order's last event was acknowledged for the first time."""

@@ -61,7 +61,10 @@ class Signal(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One kind of fault. `weight`: its share of all aimed faults; `last`: the order may bear no later fault."""
+    """One kind of fault.
+
+    `weight`: its share of all aimed faults; `last`: the order may bear no later fault.
+    """
 
     name: str
     leg: Leg  # the part of a message's way that it strikes

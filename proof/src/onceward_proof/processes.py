@@ -36,7 +36,10 @@ class Changed:
 
 
 class Processes:
-    """One variant's processes, from empty databases until they are quiet. Their files are in a folder of their own."""
+    """One variant's processes, from empty databases until they are quiet.
+
+    Their files are in a folder of their own.
+    """
 
     def __init__(
         self,
@@ -131,7 +134,10 @@ class Processes:
             await asyncio.to_thread(supervisor.wait, 10)
 
     async def until_quiet(self, stalled_seconds: float, polled: Callable[[], None] = lambda: None) -> bool:
-        """No worker is busy and nothing is on its way, several times in a row. False: no progress for `stalled_seconds`."""
+        """No worker is busy and nothing is on its way, several times in a row.
+
+        False: no progress for `stalled_seconds`.
+        """
         quiet = 0
         while quiet < QUIET_POLLS:
             await asyncio.sleep(POLL_SECONDS)
@@ -142,7 +148,10 @@ class Processes:
         return True
 
     def _all_empty(self) -> bool:
-        """Queues, outbox and the provider's open requests are empty. A server that is down is not empty."""
+        """Queues, outbox and the provider's open requests are empty.
+
+        A server that is down is not empty.
+        """
         if self._provider is None:
             return False
         try:

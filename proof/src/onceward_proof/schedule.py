@@ -35,7 +35,10 @@ class Aimed:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """`fault` strikes when `progress` orders have been acknowledged; a random kill hits worker `slot` after `delay_ms`."""
+    """`fault` strikes when `progress` orders have been acknowledged.
+
+    A random kill hits worker `slot` after `delay_ms`.
+    """
 
     fault: TimedFault
     progress: int

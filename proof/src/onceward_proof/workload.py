@@ -29,7 +29,10 @@ def make_orders(count: int, seed: int) -> list[Order]:
 
 
 def read_orders(path: Path) -> list[Order]:
-    """The orders of a CSV file with the columns `id` and `amount`. Raises `UsageError` naming the line that is wrong."""
+    """The orders of a CSV file with the columns `id` and `amount`.
+
+    Raises `UsageError` naming the line that is wrong.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             return _read(path, csv.DictReader(file))

@@ -1,4 +1,4 @@
-"""The pattern as printed: INSERT ... ON CONFLICT DO NOTHING; 0 rows inserted: already processed, skip."""
+"""The pattern as printed: 0 rows inserted by INSERT ... ON CONFLICT DO NOTHING, so skip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A worker is stopped past its lease, another finishes its message; then it wakes up and wants to write."""
+"""A worker is stopped past its lease, another finishes its message.
+
+Then it wakes up and wants to write.
+"""
 
 from __future__ import annotations
 

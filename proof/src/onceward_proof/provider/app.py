@@ -33,7 +33,9 @@ CUTS: Final = frozenset({Kind.CUT_AFTER, Kind.DROP_REQUEST})
 
 
 def create_app(ledger: Ledger, hook: Hook | None = None) -> Starlette:
-    """Make the provider over an open ledger; `hook` sees every request, and decides before the faults on demand.
+    """Make the provider over an open ledger.
+
+    `hook` sees every request, and decides before the faults on demand.
 
     Run it under server.py: cutting a connection needs its protocol class.
     """
@@ -45,7 +47,10 @@ def create_app(ledger: Ledger, hook: Hook | None = None) -> Starlette:
 
 
 class Gateway:
-    """The ASGI application behind every path but /_admin/. One event loop: nothing awaits inside a transaction."""
+    """The ASGI application behind every path but /_admin/.
+
+    One event loop: nothing awaits inside a transaction.
+    """
 
     def __init__(self, ledger: Ledger, hook: Hook) -> None:
         self.ledger = ledger
@@ -163,7 +168,10 @@ class Gateway:
                 await exchange.wait(release)
 
     async def _wait(self, verdict: Verdict, context: Context) -> None:
-        """Let the verdict's seconds pass; a client that leaves does not end it, as it would not end it at Stripe."""
+        """Let the verdict's seconds pass.
+
+        A client that leaves does not end it, as it would not end it at Stripe.
+        """
         async with self._held(context) as release:
             with suppress(TimeoutError):
                 await asyncio.wait_for(release.wait(), verdict.seconds)

@@ -128,7 +128,10 @@ class Payments:
 
 
 def deliver_one(opened: OpenConsumer, source: pgmq.Source) -> Settlement | None:
-    """What the loop does with one message, on this thread: receive, deliver, settle. None: there is no message."""
+    """What the loop does with one message, on this thread: receive, deliver, settle.
+
+    None: there is no message.
+    """
     received = source.receive(1, 0)
     if not received.deliveries:
         return None

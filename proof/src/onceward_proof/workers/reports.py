@@ -58,7 +58,10 @@ WORDS: Final[dict[str, Word]] = {str(word): word for words in (Boundary, Note, P
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One report. Which fields mean something depends on its word; the others are left out on the line."""
+    """One report.
+
+    Which fields mean something depends on its word; the others are left out on the line.
+    """
 
     word: Word
     at: float = field(default_factory=time.monotonic)  # the machine's one clock: all processes share it

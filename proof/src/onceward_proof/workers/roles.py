@@ -1,4 +1,7 @@
-"""What each worker does. A role is the service's own code, with its edges watched; it ends only for a producer."""
+"""What each worker does.
+
+A role is the service's own code, with its edges watched; it ends only for a producer.
+"""
 
 from __future__ import annotations
 

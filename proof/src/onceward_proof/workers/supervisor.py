@@ -62,7 +62,10 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
     def _work(self, role: Role, slot: int) -> None:
-        """In the worker. What it raises ends it, as in production, and the controller starts another."""
+        """In the worker.
+
+        What it raises ends it, as in production, and the controller starts another.
+        """
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         os.close(self._line.detach())  # its reader is still in use, in the frame that forked: it must not be closed twice
