@@ -20,7 +20,7 @@ VARIANT_KEYS = {
     "predicted_parked", "deliveries", "redeliveries", "dedup_checks", "dedup_hits", "dedup_hit_rate", "faults",
     "wall_seconds",
 }  # fmt: skip
-SIGNS = {"initdb": "initdb", "clusters": "postgres", "provider": "provider", "workers": "workers.parent"}
+SIGNS = {"initdb": "initdb", "clusters": "postgres", "provider": "provider", "workers": "workers.supervisor"}
 HARM = ("double_charged_orders", "phantom_charges", "lost_events", "doubled_writes")
 
 

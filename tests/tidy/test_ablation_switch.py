@@ -25,4 +25,4 @@ def test_only_the_proofs_workers_remove_layers() -> None:
     users = [
         short(file) for file in python_files("proof/src") if "onceward_proof.layer_removal.remove_layer" in imports(file)
     ]
-    assert users == ["proof/src/onceward_proof/workers/parent.py"]
+    assert users == ["proof/src/onceward_proof/workers/supervisor.py"]

@@ -8,7 +8,7 @@ Running it
     command.py     `onceward prove`, with its options.py
     run.py         one variant, from empty databases until it is quiet
     clusters.py    the two clusters, and a variant's databases in them
-    processes.py   a variant's processes: the provider, and the warm parent of all workers
+    processes.py   a variant's processes: the provider, and the supervisor of all workers
     workers/       what a worker is told, what it does, and what it reports
     control.py     hears every report, lets it go on, or strikes
     provider/      the payment provider, with Stripe's documented rules; provider_hook.py: faults inside it

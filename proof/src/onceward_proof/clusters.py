@@ -72,7 +72,10 @@ def _restarter(cluster: Cluster) -> Callable[[], None]:
 
 
 def count_waiting(database: str, queue_database: str) -> dict[str, int]:
-    """What is still on its way, in the queues and in the outbox. Raises `psycopg.Error` when a server is down."""
+    """What is still on its way, in the queues and in the outbox.
+
+    Raises `psycopg.Error` when a server is down.
+    """
     # Short: a server that was just killed must not hold up the poll.
     waiting: dict[str, int] = {}
     with psycopg.connect(queue_database, autocommit=True, connect_timeout=2) as conn:

@@ -26,7 +26,9 @@ from onceward_proof.workload import make_orders, read_orders
 
 
 def run_proof(options: ProveOptions) -> int:
-    """Run it; returns 0 proven, 1 hardened broke, 3 inconclusive. Raises `UsageError` before anything is started.
+    """Run it; returns 0 proven, 1 hardened broke, 3 inconclusive.
+
+    Raises `UsageError` before anything is started.
 
     The ablation returns 0 when every row is as expected, else 1.
     """
@@ -76,7 +78,10 @@ def _ablate(
 
 @contextmanager
 def _started(schedule: Schedule, console: Console, kept_folder: Path | None) -> Iterator[tuple[Clusters, Live]]:
-    """The clusters and the progress; with --keep, their files are copied, whatever became of the run."""
+    """The clusters and the progress.
+
+    With --keep, their files are copied, whatever became of the run.
+    """
     with start_clusters() as clusters, Live(console, len(schedule.orders)) as live:
         try:
             yield clusters, live

@@ -1,6 +1,6 @@
 """The controller: hears every passage, fires what the schedule says, restarts what has ended, and knows when it is over.
 
-One thread, one event loop. It records a passage before it fires. It kills only pids that the warm parent reported.
+One thread, one event loop. It records a passage before it fires. It kills only pids that the supervisor reported.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Controller:
         self._passed: set[Place] = set()
         self._seen: set[tuple[str, str, str]] = set()  # type, message id, order
         self._workers: dict[int, LiveWorker] = {}
-        self._parent: asyncio.StreamWriter | None = None
+        self._supervisor: asyncio.StreamWriter | None = None
         self._started = time.monotonic()
         self._ending = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -94,9 +94,9 @@ class Controller:
         self._ready = asyncio.Event()
 
     async def start_workers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Once the warm parent is ready, the producer starts (the rest start when all orders are placed)."""
-        self._parent = writer
-        self.spawn_task(self._hear_parent(reader))
+        """Once the supervisor is ready, the producer starts (the rest start when all orders are placed)."""
+        self._supervisor = writer
+        self.spawn_task(self._hear_supervisor(reader))
         await self._ready.wait()
         self.start_roles("producer", "relay")
 
@@ -106,10 +106,10 @@ class Controller:
                 self._fork(role, slot)
 
     def _fork(self, role: Role, slot: int) -> None:
-        if self._parent is not None:
-            self._parent.write(json.dumps([role, slot]).encode() + b"\n")
+        if self._supervisor is not None:
+            self._supervisor.write(json.dumps([role, slot]).encode() + b"\n")
 
-    async def _hear_parent(self, reader: asyncio.StreamReader) -> None:
+    async def _hear_supervisor(self, reader: asyncio.StreamReader) -> None:
         while line := await reader.readline():
             report = Report.decode(line)
             if report.word is Note.READY:
@@ -335,7 +335,10 @@ class Controller:
         self._add_moment(report.order, moment)
 
     def order_placed(self, producer: LiveWorker, order: str) -> None:
-        """The order is committed. This and the next three are for a schedule that goes on to do otherwise."""
+        """The order is committed.
+
+        This and the next three are for a schedule that goes on to do otherwise.
+        """
 
     def order_booked(self, order: str) -> None:
         """The order's last event was acknowledged for the first time."""

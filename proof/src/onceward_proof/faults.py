@@ -16,7 +16,7 @@ TimedFault = ServerFault | Literal["kill-random"]
 
 SLOW_SECONDS: Final = 3.0  # longer than the visibility timeout (2 s)
 FREEZE_SECONDS: Final = 3.0  # longer than the lease (1.5 s) and the visibility timeout
-FREEZE_SECONDS_MAX: Final = 8.0  # where nobody else took the message over
+FREEZE_SECONDS_MAX: Final = 8.0  # where no other worker took the message over
 
 
 class Boundary(StrEnum):
@@ -44,7 +44,7 @@ class Answer(StrEnum):
 
     GO = "go"
     DROP = "drop"  # it never happens
-    LOSE = "lose"  # it happens, and nobody hears of it
+    LOSE = "lose"  # it happens, and its confirmation is lost
     FAIL = "fail"
     SLOW = "slow"
     CUT = "cut"
@@ -61,7 +61,10 @@ class Signal(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One kind of fault. `weight`: its share of all aimed faults; `last`: the order may bear no later fault."""
+    """One kind of fault.
+
+    `weight`: its share of all aimed faults; `last`: the order may bear no later fault.
+    """
 
     name: str
     leg: Leg  # the part of a message's way that it strikes

@@ -104,7 +104,10 @@ def _commit_guard() -> None:
 
 
 def _outbox(sink: SinkFactory) -> None:
-    """Publish right after the commit, from the process that committed; what cannot be sent is a line in the log."""
+    """Publish right after the commit, from the process that committed.
+
+    What cannot be sent is a line in the log.
+    """
     waiting: list[Message] = []
     opened: list[Sink] = []
     place, commit_guarded = hardened.place, session.commit_guarded
@@ -146,7 +149,10 @@ LAYERS: Final = (*STATEMENTS, *_OTHERS, "outbox")
 
 
 def remove_layer(layer: str, sink: SinkFactory) -> None:
-    """From now on this process works without `layer`. For a forked worker: there is no way back."""
+    """From now on this process works without `layer`.
+
+    Only for a forked worker: there is no way back.
+    """
     if layer in STATEMENTS:
         _cut(STATEMENTS[layer])
     elif layer == "outbox":
@@ -156,7 +162,10 @@ def remove_layer(layer: str, sink: SinkFactory) -> None:
 
 
 def report_handler(consumer: Consumer, message_type: str, line: Line) -> None:
-    """The handler reports when it is through; where the fault waits, its last statement fails, and it goes on."""
+    """The handler reports when it is through.
+
+    Where the fault waits, its last statement fails, and it goes on.
+    """
     handler = consumer.handlers[message_type]
 
     def handle(message: Message, tx: Connection[Any]) -> None:

@@ -1,4 +1,4 @@
-"""The processes of one variant: the provider, the warm parent with all that it forks, the socket that they report to."""
+"""The processes of one variant: the provider, the supervisor with all that it forks, the socket that they report to."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ class Changed:
 
 
 class Processes:
-    """One variant's processes, from empty databases until they are quiet. Their files are in a folder of their own."""
+    """One variant's processes, from empty databases until they are quiet.
+
+    Their files are in a folder of their own.
+    """
 
     def __init__(
         self,
@@ -59,14 +62,14 @@ class Processes:
         self._changed = changed
         # A socket's path must be short (about 100 bytes): one letter, in this folder.
         self._socket = files / "c"
-        self._parent: subprocess.Popen[bytes] | None = None
+        self._supervisor: subprocess.Popen[bytes] | None = None
         self._provider: ProviderProcess | None = None
         self._waiting: dict[str, int] = {}
 
     @property
     def pids(self) -> tuple[int, int]:
-        """Of the warm parent and of the provider, while they are at work."""
-        return self._parent.pid if self._parent else 0, self._provider.pid if self._provider else 0
+        """Of the supervisor and of the provider, while they are at work."""
+        return self._supervisor.pid if self._supervisor else 0, self._provider.pid if self._provider else 0
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
@@ -74,7 +77,7 @@ class Processes:
         server = await asyncio.start_unix_server(self._controller.hear, path=str(self._socket), limit=1 << 20)
         provider = self._provider = self._start_provider()
         try:
-            async with self._warm_parent(self._setting(provider.url)) as (reader, writer):
+            async with self._start_supervisor(self._setting(provider.url)) as (reader, writer):
                 await self._controller.start_workers(reader, writer)
                 yield
                 self._controller.kill_all()
@@ -106,19 +109,19 @@ class Processes:
         )
 
     @asynccontextmanager
-    async def _warm_parent(self, setting: Setting) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """The line to the warm parent; when it ends, the parent does, with all that it forked."""
+    async def _start_supervisor(self, setting: Setting) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """The line to the supervisor; when it ends, the parent does, with all that it forked."""
         ours, theirs = socket.socketpair()
         fd = theirs.fileno()
-        command = [sys.executable, "-m", "onceward_proof.workers.parent", str(fd), json.dumps(asdict(setting))]
+        command = [sys.executable, "-m", "onceward_proof.workers.supervisor", str(fd), json.dumps(asdict(setting))]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         with (self._files / "workers.log").open("ab") as log:
             # A session of its own: Ctrl-C in the terminal reaches the controller only, which ends the others in order.
-            parent = self._parent = subprocess.Popen(  # noqa: ASYNC220 - milliseconds, once
+            supervisor = self._supervisor = subprocess.Popen(  # noqa: ASYNC220 - milliseconds, once
                 command, pass_fds=[fd], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment,
                 start_new_session=True,
             )  # fmt: skip
-        # With our copy open, the end of the parent would never be seen as the end of its line.
+        # With our copy open, the end of the supervisor would never be seen as the end of its line.
         theirs.close()
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=1 << 20)
         try:
@@ -127,11 +130,14 @@ class Processes:
             writer.close()
             with suppress(ConnectionError):
                 await writer.wait_closed()
-            # The parent kills its workers when its line ends; afterwards none of them holds a connection to the clusters.
-            await asyncio.to_thread(parent.wait, 10)
+            # It kills its workers when its line ends; afterwards none of them holds a connection to the clusters.
+            await asyncio.to_thread(supervisor.wait, 10)
 
     async def until_quiet(self, stalled_seconds: float, polled: Callable[[], None] = lambda: None) -> bool:
-        """No worker is busy and nothing is on its way, several times in a row. False: no progress for `stalled_seconds`."""
+        """No worker is busy and nothing is on its way, several times in a row.
+
+        False: no progress for `stalled_seconds`.
+        """
         quiet = 0
         while quiet < QUIET_POLLS:
             await asyncio.sleep(POLL_SECONDS)
@@ -142,7 +148,10 @@ class Processes:
         return True
 
     def _all_empty(self) -> bool:
-        """Queues, outbox and the provider's open requests are empty. A server that is down is not empty."""
+        """Queues, outbox and the provider's open requests are empty.
+
+        A server that is down is not empty.
+        """
         if self._provider is None:
             return False
         try:

@@ -54,7 +54,10 @@ def run_variant(
     progress: Progress,
     changed: Changed | None = None,
 ) -> Result:
-    """Fresh databases, a fresh ledger, all processes; returns when it is quiet, or has made no progress for long."""
+    """Fresh databases, a fresh ledger, all processes.
+
+    Returns when it is quiet, or has made no progress for long.
+    """
     started = time.monotonic()
     controller = Controller(schedule, PROCESS_COUNTS[variant], clusters.servers())
     processes = Processes(clusters, controller, variant, schedule_file=schedule_file, changed=changed)

@@ -35,7 +35,10 @@ class Aimed:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """`fault` strikes when `progress` orders have been acknowledged; a random kill hits worker `slot` after `delay_ms`."""
+    """`fault` strikes when `progress` orders have been acknowledged.
+
+    A random kill hits worker `slot` after `delay_ms`.
+    """
 
     fault: TimedFault
     progress: int
@@ -110,8 +113,8 @@ def _chain(first: Fault, rng: random.Random) -> list[Fault]:
 
 def _may_follow(fault: Fault, chain: Sequence[Fault]) -> bool:
     """Later on the way, at a boundary where nothing waits yet: two faults at one passage would be one."""
-    taken = {(before.boundary, before.message_type) for before in chain}
-    return PASSAGES[fault.name] > PASSAGES[chain[-1].name] and (fault.boundary, fault.message_type) not in taken
+    occupied = {(before.boundary, before.message_type) for before in chain}
+    return PASSAGES[fault.name] > PASSAGES[chain[-1].name] and (fault.boundary, fault.message_type) not in occupied
 
 
 def _time(orders: int, rng: random.Random) -> list[Timed]:
@@ -131,7 +134,7 @@ def write_schedule(schedule: Schedule, path: Path) -> None:
 
 
 def schedule_text(schedule: Schedule) -> str:
-    """One fault per line, so that people can read, compare and change it."""
+    """One fault per line, so that a reader can compare and change it."""
     head = {"version": VERSION, "seed": schedule.seed, "queue": schedule.queue}
     lines = ["{", *(f"  {json.dumps(name)}: {json.dumps(value)}," for name, value in head.items())]
     lines += [*_list("orders", [{"id": order.id, "amount": order.amount} for order in schedule.orders]), ","]
@@ -158,8 +161,8 @@ def read_schedule(path: Path) -> Schedule:
     except ValueError as error:
         raise UsageError(f"{path} is not a schedule: {error}") from error
     if not isinstance(document, dict) or document.get("version") != VERSION:
-        found = document.get("version") if isinstance(document, dict) else None
-        raise UsageError(f"{path} is a schedule of version {found}; this code reads version {VERSION}")
+        version = document.get("version") if isinstance(document, dict) else None
+        raise UsageError(f"{path} is a schedule of version {version}; this code reads version {VERSION}")
     try:
         return _read(document)
     except (KeyError, TypeError, ValueError) as error:

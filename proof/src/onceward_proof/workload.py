@@ -29,7 +29,10 @@ def make_orders(count: int, seed: int) -> list[Order]:
 
 
 def read_orders(path: Path) -> list[Order]:
-    """The orders of a CSV file with the columns `id` and `amount`. Raises `UsageError` naming the line that is wrong."""
+    """The orders of a CSV file with the columns `id` and `amount`.
+
+    Raises `UsageError` naming the line that is wrong.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             return _read(path, csv.DictReader(file))
@@ -42,9 +45,9 @@ def read_orders(path: Path) -> list[Order]:
 def _read(path: Path, rows: csv.DictReader[str]) -> list[Order]:
     missing = [name for name in ("id", "amount") if name not in (rows.fieldnames or ())]
     if missing:
-        found = ", ".join(rows.fieldnames or ()) or "nothing"
+        columns = ", ".join(rows.fieldnames or ()) or "nothing"
         raise UsageError(
-            f"{path}: line 1 must name the columns id and amount; missing: {', '.join(missing)}; found: {found}"
+            f"{path}: line 1 must name the columns id and amount; missing: {', '.join(missing)}; found: {columns}"
         )
     lines: dict[str, int] = {}
     orders = [_order(path, rows.line_num, row, lines) for row in rows]

@@ -1,1 +1,4 @@
-"""The commands that the proof adds to `onceward`; entry points of the group `onceward.commands` name them."""
+"""The commands that the proof adds to `onceward`.
+
+Entry points of the group `onceward.commands` name them.
+"""

@@ -74,7 +74,10 @@ def _send(side: Side) -> None:
 
 
 def _kill_before_last_ack(side: Side, one: WorkerProcess, gate: Word) -> float:
-    """All but the last go through; the last is committed, and its worker killed. When that was."""
+    """All but the last go through; the last is committed, and its worker killed.
+
+    Returns when it had committed (monotonic).
+    """
     side.start_clock()
     for number in range(1, MESSAGES + 1):
         committed = one.expect(gate)

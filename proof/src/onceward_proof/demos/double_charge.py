@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from onceward_proof.demos.demonstration import Evidence, Side, wait_until
 from onceward_proof.demos.worker_process import WorkerProcess
@@ -25,14 +25,8 @@ class _Incident:
     began: float = 0.0
 
     def charge(self, name: str, *gates: Word) -> WorkerProcess:
-        return self.side.start(
-            "charge",
-            name,
-            *gates,
-            visibility_seconds=self.visibility_seconds,
-            lease_seconds=LEASE_SECONDS,
-            heartbeats=False,
-        )
+        times: dict[str, Any] = {"visibility_seconds": self.visibility_seconds, "lease_seconds": LEASE_SECONDS}
+        return self.side.start("charge", name, *gates, heartbeats=False, **times)
 
     def wait_for(self, seconds: float) -> None:
         """Until T=`seconds` of the incident."""

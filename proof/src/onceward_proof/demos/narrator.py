@@ -29,7 +29,10 @@ class Step:
 
 @dataclass(slots=True)
 class Narrator:
-    """Keeps every step; prints it at once unless it is `quiet`. Times on the terminal run from the beginning of a side."""
+    """Keeps every step; prints it at once unless it is `quiet`.
+
+    Times on the terminal run from the beginning of a side.
+    """
 
     quiet: bool
     fast: bool

@@ -1,4 +1,7 @@
-"""Two workers hold one message, as in a rebalance; a barrier lets both look before either acts."""
+"""Two workers hold one message, as in a rebalance.
+
+A barrier lets both look before either acts.
+"""
 
 from __future__ import annotations
 

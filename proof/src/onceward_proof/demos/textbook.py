@@ -1,4 +1,4 @@
-"""The pattern as printed: INSERT ... ON CONFLICT DO NOTHING; 0 rows inserted: already processed, skip."""
+"""The pattern as printed: 0 rows inserted by INSERT ... ON CONFLICT DO NOTHING, so skip."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def hardened(side: Side) -> Evidence:
     one.kill()
     tell("worker-1", "SIGKILL, between its two commits")
     two = side.start("charge", "worker-2")
-    taken = two.expect(Point.CLAIMED, Point.DUPLICATE)
-    if taken.word is Point.CLAIMED:
-        tell("worker-2", f"0 rows inserted; pending, its lease lapsed: takes over, token {taken.token}", taken.at)
+    claimed = two.expect(Point.CLAIMED, Point.DUPLICATE)
+    if claimed.word is Point.CLAIMED:
+        tell("worker-2", f"0 rows inserted; pending, its lease lapsed: takes over, token {claimed.token}", claimed.at)
         same = two.expect(Boundary.REQUEST).key == stopped.key
         charged = two.expect(Boundary.RESPONSE)
         tell(

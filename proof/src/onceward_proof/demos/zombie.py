@@ -1,4 +1,7 @@
-"""A worker is stopped past its lease, another finishes its message; then it wakes up and wants to write."""
+"""A worker is stopped past its lease, another finishes its message.
+
+Then it wakes up and wants to write.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +59,8 @@ def hardened(side: Side) -> Evidence:
     tell = side.tell
     one, first = _stopped(side, Point.RECORDED)
     two = side.start("charge", "worker-2")
-    taken = two.expect(Point.CLAIMED)
-    tell("worker-2", f"receives it; the lease has lapsed: takes over, token {taken.token}", taken.at)
+    claimed = two.expect(Point.CLAIMED)
+    tell("worker-2", f"receives it; the lease has lapsed: takes over, token {claimed.token}", claimed.at)
     tell("worker-2", f"the answer is recorded already, {first}: no second call", two.expect(Point.REPLAYED).at)
     two.expect(Boundary.ACK_AFTER)
     tell("worker-2", f"writes: paid by {side.look(CHARGE_OF_ORDER)}; an outbox row for order.paid; acknowledges")

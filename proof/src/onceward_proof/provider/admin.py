@@ -1,4 +1,7 @@
-"""/_admin/: the movable clock, the window, faults on demand, the ledger as evidence. Loopback only, JSON, no key."""
+"""/_admin/: the movable clock, the window, faults on demand, the ledger as evidence.
+
+Loopback only, JSON, no key.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,10 @@ def routes(ledger: Ledger, faults: Faults, doors: Doors) -> list[Route]:
 
 
 class Admin:
-    """What each admin path does: a JSON object in, JSON out; ValueError and KeyError are the caller's mistake (400)."""
+    """What each admin path does: a JSON object in, JSON out.
+
+    ValueError and KeyError are the caller's mistake (400).
+    """
 
     def __init__(self, ledger: Ledger, faults: Faults, doors: Doors) -> None:
         self._ledger = ledger

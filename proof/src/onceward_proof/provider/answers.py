@@ -15,7 +15,10 @@ OTHER_PARAMETERS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A status and a body, as sent and as stored. `charge` is the id of a charge that made it come about, if any."""
+    """A status and a body, as sent and as stored.
+
+    `charge` is the id of a charge that made it come about, if any.
+    """
 
     status: int
     body: str
@@ -88,7 +91,10 @@ def key_too_long() -> Answer:
 
 
 def key_in_use(key: str) -> Answer:
-    """Answer 409: the first request with this key has no answer yet. Another status and type than a mismatch."""
+    """Answer 409: the first request with this key has no answer yet.
+
+    Another status and type than a mismatch.
+    """
     words = (
         "There is currently another in-progress request using this Idempotent Key (that probably means you submitted "
         f"twice, and the other request is still going through): {key}. Please try again later."

@@ -6,7 +6,7 @@ The rules of the idempotency layer, and where each comes from (docs.stripe.com/a
 * stored under no key: 401, 429, 404 of an unknown path, parameters that are wrong in themselves, and 409;
 * keys belong to the account: other parameters under the same key are a 400;
 * a key is *in flight* until its answer is stored, that is, until the effect is committed: an answer that is late or
-  held after that is replayed to whoever asks again.
+  held after that is replayed to the next request with that key.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ CUTS: Final = frozenset({Kind.CUT_AFTER, Kind.DROP_REQUEST})
 
 
 def create_app(ledger: Ledger, hook: Hook | None = None) -> Starlette:
-    """Make the provider over an open ledger; `hook` sees every request, and decides before the faults on demand.
+    """Make the provider over an open ledger.
+
+    `hook` sees every request, and decides before the faults on demand.
 
     Run it under server.py: cutting a connection needs its protocol class.
     """
@@ -45,7 +47,10 @@ def create_app(ledger: Ledger, hook: Hook | None = None) -> Starlette:
 
 
 class Gateway:
-    """The ASGI application behind every path but /_admin/. One event loop: nothing awaits inside a transaction."""
+    """The ASGI application behind every path but /_admin/.
+
+    One event loop: nothing awaits inside a transaction.
+    """
 
     def __init__(self, ledger: Ledger, hook: Hook) -> None:
         self.ledger = ledger
@@ -102,8 +107,8 @@ class Gateway:
 
     async def _read(self, call: Call, before: Verdict, context: Context) -> Answer:
         await self._slow(before, context)
-        found = endpoints.read(self.ledger, call.credentials, call.path, call.parameters)
-        return found or answers.unrecognized(call.method, call.path)
+        answer = endpoints.read(self.ledger, call.credentials, call.path, call.parameters)
+        return answer or answers.unrecognized(call.method, call.path)
 
     async def _once(self, call: Call, before: Verdict, context: Context) -> Answer:
         """Let the first request of a key through, and give every other what the rules say."""
@@ -163,7 +168,10 @@ class Gateway:
                 await exchange.wait(release)
 
     async def _wait(self, verdict: Verdict, context: Context) -> None:
-        """Let the verdict's seconds pass; a client that leaves does not end it, as it would not end it at Stripe."""
+        """Let the verdict's seconds pass.
+
+        A client that leaves does not end it, as it would not end it at Stripe.
+        """
         async with self._held(context) as release:
             with suppress(TimeoutError):
                 await asyncio.wait_for(release.wait(), verdict.seconds)

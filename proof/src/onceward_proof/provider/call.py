@@ -22,12 +22,15 @@ WORKER_HEADER: Final = b"x-onceward-worker"
 
 
 class Gone(Exception):
-    """The client left, or the request is to be cut: there is nobody to answer."""
+    """The client left, or the request is to be cut: there is no one to answer."""
 
 
 @dataclass(slots=True)
 class Call:
-    """One parsed request. `parameters` are the form's, or the query's on a GET; headers are never part of them."""
+    """One parsed request.
+
+    `parameters` are the form's, or the query's on a GET; headers are never part of them.
+    """
 
     method: str
     path: str
@@ -90,7 +93,10 @@ class Exchange:
                 return bytes(body)
 
     async def send(self, answer: Answer, call: Call) -> None:
-        """Send the answer, with the headers that Stripe sends; to a client that has left, nothing happens."""
+        """Send the answer, with the headers that Stripe sends.
+
+        To a client that has left, nothing happens.
+        """
         body = answer.body.encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         headers += [(name.encode(), value.encode("latin-1")) for name, value in _headers(answer, call)]

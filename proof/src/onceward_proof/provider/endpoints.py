@@ -41,14 +41,20 @@ def check(parameters: Parameters) -> None:
 
 
 def execute(ledger: Ledger, parameters: Parameters, origin: Origin) -> Answer:
-    """Add the charge, inside the caller's transaction; a declined one is added too, as failed: it moved no money."""
+    """Add the charge, inside the caller's transaction.
+
+    A declined one is added too, as failed: it moved no money.
+    """
     declined = parameters["source"] in DECLINED_SOURCES
     charge = ledger.add(_charge(parameters, declined=declined), origin)
     return answers.declined(charge=charge["id"]) if declined else answers.ok(charge, charge["id"])
 
 
 def read(ledger: Ledger, account: str, path: str, parameters: Parameters) -> Answer | None:
-    """Answer a GET, of one object or of the list of charges; None for a path that is not served."""
+    """Answer a GET, of one object or of the list of charges.
+
+    None for a path that is not served.
+    """
     if path == CHARGES:
         return _list(ledger, account, path, parameters)
     collection, _, id_ = path.rpartition("/")
@@ -62,13 +68,16 @@ def _list(ledger: Ledger, account: str, path: str, parameters: Parameters) -> An
     limit = _integer(parameters, "limit") if "limit" in parameters else 10
     if not 1 <= limit <= LIMIT_MAX:
         raise invalid("This value must be between 1 and 100.", "parameter_invalid_integer", "limit")
-    found = ledger.newest(account, limit + 1, _filters(ledger, account, parameters))
-    shape = {"object": "list", "url": path, "has_more": len(found) > limit, "data": found[:limit]}
+    newest = ledger.newest(account, limit + 1, _filters(ledger, account, parameters))
+    shape = {"object": "list", "url": path, "has_more": len(newest) > limit, "data": newest[:limit]}
     return answers.ok(shape)
 
 
 def _filters(ledger: Ledger, account: str, parameters: Parameters) -> dict[str, Any]:
-    """Turn the query into the ledger's filters; Stripe's `created` is whole seconds, the ledger's is not."""
+    """Turn the query into the ledger's filters.
+
+    Stripe's `created` is whole seconds, the ledger's is not.
+    """
     bounds = {"created[gte]": ("since", 0), "created[gt]": ("since", 1), "created[lt]": ("until", 0)}
     bounds |= {"created[lte]": ("until", 1)}
     filters: dict[str, Any] = {}

@@ -37,7 +37,10 @@ class Fault:
         return {"match": self.match, "times": self.times, **shape, "fired": self.fired}
 
     def fits(self, context: Context) -> bool:
-        """Tell whether this request is the next to bear the fault; a replay has no effect to fail before or after."""
+        """Tell whether this request is the next to bear the fault.
+
+        A replay has no effect to fail before or after.
+        """
         if self.times is not None and self.fired >= self.times:
             return False
         if context.replayed and self.verdict.kind in EFFECT_ONLY:
@@ -48,7 +51,7 @@ class Fault:
 class Faults:
     """The hook behind /_admin/faults. Kept in memory only.
 
-    Crash: pending faults are gone; whoever restarts the provider adds them again.
+    Crash: pending faults are lost; the one that restarts the provider adds them again.
     """
 
     def __init__(self) -> None:

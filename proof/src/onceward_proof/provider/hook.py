@@ -33,7 +33,10 @@ EFFECT_ONLY: Final = frozenset({Kind.ERROR_BEFORE, Kind.ERROR_AFTER})
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is to become of a request. At `request` it may name a fault of the response side: it is carried over."""
+    """What is to become of a request.
+
+    At `request` it may name a fault of the response side: it is carried over.
+    """
 
     kind: Kind = Kind.GO
     seconds: float = 0.0
@@ -45,7 +48,10 @@ GO: Final = Verdict()
 
 @dataclass(slots=True)
 class Context:
-    """One request as a hook sees it. `status` and `charge` are None until the answer is known, at `response`."""
+    """One request as a hook sees it.
+
+    `status` and `charge` are None until the answer is known, at `response`.
+    """
 
     method: str
     path: str
@@ -59,7 +65,10 @@ class Context:
 
 
 class Hook(Protocol):
-    """Whoever decides which requests meet which fault. Both methods may wait; other requests go on meanwhile."""
+    """Decides which requests meet which fault.
+
+    Both methods may wait; other requests go on meanwhile.
+    """
 
     async def request(self, context: Context) -> Verdict:
         """Say what is to become of a request that has had no effect yet."""

@@ -162,7 +162,10 @@ def listen(port: int) -> socket.socket:
 
 
 def main(port: int = 0, database: Path = Path("provider.sqlite"), window: float | None = None) -> int:
-    """Run the provider by hand until Ctrl-C; 0 at its end, 2 if the port is taken or the database is none."""
+    """Run the provider by hand until Ctrl-C.
+
+    0 at its end, 2 if the port is taken or the file is not a database.
+    """
 
     def ready(url: str) -> None:
         print(url)
@@ -177,7 +180,10 @@ def main(port: int = 0, database: Path = Path("provider.sqlite"), window: float 
 
 
 class ProviderProcess:
-    """The provider as a child process, on a port that it keeps over restarts; it dies when this process does."""
+    """The provider as a child process, on a port that it keeps over restarts.
+
+    It dies when this process does.
+    """
 
     def __init__(
         self,
@@ -265,7 +271,10 @@ class ProviderProcess:
 
 
 def _ready_port(child: subprocess.Popen[str]) -> int:
-    """Read the child's first line, its URL; a child that ends before it or says nothing for long is an error."""
+    """Read the child's first line, its URL.
+
+    A child that ends before it or says nothing for long is an error.
+    """
     assert child.stdout is not None  # noqa: S101  (asked for above)
     too_late = threading.Timer(START_SECONDS_MAX, child.kill)
     too_late.start()

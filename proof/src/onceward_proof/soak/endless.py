@@ -35,7 +35,10 @@ PRODUCERS: Final = 2
 
 
 def make_batch(seed: int, number: int) -> Schedule:
-    """The `number`-th batch of this seed (from 0): its orders, and their faults. Progress counts from the soak's start."""
+    """The `number`-th batch of this seed (from 0): its orders, and their faults.
+
+    Progress counts from the soak's start.
+    """
     rng = random.Random(f"soak {seed} {number}")
     orders = tuple(Order(f"S{number:05d}-{n:03d}", rng.randrange(500, 50_000)) for n in range(BATCH))
     first = number * BATCH + 1
@@ -58,7 +61,7 @@ class EndlessController(Controller):
     ) -> None:
         super().__init__(Schedule(seed, "pgmq", (), (), ()), {**process_counts, "producer": PRODUCERS}, servers)
         self.ordered: dict[str, int] = {}
-        self.given_at: dict[str, float] = {}  # of the orders that nobody has found finished yet
+        self.given_at: dict[str, float] = {}  # of the orders that the checker has not found finished yet
         self.predicted: set[str] = set()  # orders that a correct consumer must hold
         self.planned: Counter[str] = Counter()
         self.started = 0.0  # when a producer first asked; 0: not yet
@@ -81,12 +84,15 @@ class EndlessController(Controller):
     def backlog(self) -> int:
         """How many orders are under way: given, and neither at their last ack nor found finished.
 
-        One that is held never comes to its last ack; after one kill in a thousand, an ack is out that nobody tells of.
+        One that is held never comes to its last ack; after one kill in a thousand, an ack is made and not reported.
         """
         return len(self._under_way)
 
     def stop_giving(self) -> None:
-        """No order is given any more; what is under way goes to its end, and no random kill comes after it."""
+        """No order is given any more.
+
+        What is under way goes to its end, and no random kill comes after it.
+        """
         self._no_more = True
         self.unfired_timed = []
 
@@ -115,7 +121,10 @@ class EndlessController(Controller):
         self.spawn_task(self._give(producer))
 
     async def _give(self, producer: LiveWorker) -> None:
-        """Answer a producer once orders are due; what its killed predecessor was given, and did not place, comes first."""
+        """Answer a producer once orders are due.
+
+        What its killed predecessor was given, and did not place, comes first.
+        """
         # Kept by slot, not by process: the next process of this slot takes over what was not placed.
         unplaced = self._unplaced[producer.slot]
         while not unplaced and not self._no_more:
@@ -134,7 +143,10 @@ class EndlessController(Controller):
         return max(0, min(due, GIVEN_AT_ONCE))
 
     def give(self, count: int) -> dict[str, Order]:
-        """The next orders, by their ids. From now on they are under way, and their faults wait for them."""
+        """The next orders, by their ids.
+
+        From now on they are under way, and their faults wait for them.
+        """
         orders: dict[str, Order] = {}
         now = time.monotonic()
         for _ in range(count):

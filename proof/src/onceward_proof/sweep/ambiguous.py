@@ -1,4 +1,4 @@
-"""Ambiguous commits: the connection is cut between COMMIT and its answer, and nobody can tell whether it happened.
+"""Ambiguous commits: the connection is cut between COMMIT and its answer, and the client cannot tell whether it happened.
 
 A proxy before Postgres knows the commit guard's own bytes, and cuts before or after the server has them. Both outcomes
 must be met, in both shapes, and both must come out right: leave the message, redelivery decides.
@@ -32,7 +32,7 @@ class AmbiguousCommit:
     committed: bool
     settlement: str
     redelivery: str
-    written: int  # attempts and parked rows: neither may be written while nobody knows
+    written: int  # attempts and parked rows: neither may be written while the outcome is unknown
     doubled: int
     lost: int
 

@@ -117,18 +117,21 @@ class Payments:
         return checker.judge(checker.gather(self.ordered, self.ledger, self.database))
 
     def until_empty(self, role: Role, work: Callable[[], None]) -> None:
-        """`work`, a fresh recovery, again and again until nothing waits; time passes before each."""
+        """Do `work`, a fresh recovery, until nothing waits; time passes before each attempt."""
         for _ in range(RECOVERIES_MAX):
             self.make_due()
             work()
             if not self.waiting(role):
                 return
-            time.sleep(0.05)  # the server has not seen yet that a killed client is gone: its locks are still held
+            time.sleep(0.05)  # the server may not have noticed yet that a client was killed: its locks are still held
         raise ProofError(f"{self.waiting(role)} messages stay with {role} after {RECOVERIES_MAX} recoveries")
 
 
 def deliver_one(opened: OpenConsumer, source: pgmq.Source) -> Settlement | None:
-    """What the loop does with one message, on this thread: receive, deliver, settle. None: there is no message."""
+    """What the loop does with one message, on this thread: receive, deliver, settle.
+
+    None: there is no message.
+    """
     received = source.receive(1, 0)
     if not received.deliveries:
         return None

@@ -41,10 +41,13 @@ SUBJECTS: Final[dict[Subject, str]] = {
 
 @dataclass(slots=True)
 class SubjectSweep:
-    """One subject killed at each of its calls. `doubled`, `lost`: the orders, as the checker found them at the end."""
+    """One subject killed at each of its calls.
+
+    `doubled`, `lost`: the orders, as the checker found them at the end.
+    """
 
     subject: Subject
-    calls: int = 0  # how many a run makes at the most
+    calls: int = 0  # how many a run makes at most
     unreached: int = 0  # of them, those that no run came to any more
     kills: dict[str, TracedRun] = field(default_factory=dict)  # order -> how it was killed
     orders: list[str] = field(default_factory=list)
@@ -102,7 +105,10 @@ def prove_syscalls(options: ProveOptions) -> int:
 
 
 def run_sweep(tell: Callable[[str], None] = lambda _: None, *, every: int = 1) -> Sweep:
-    """Sweep all subjects, at each `every`-th call, then cut the connection at COMMIT. Raises `NoTrace`."""
+    """Sweep all subjects, at each `every`-th call, then cut the connection at COMMIT.
+
+    Raises `NoTrace`.
+    """
     strace = check_strace()
     with start_payments() as payments:
         sweeper = _Sweeper(payments, strace, every)
@@ -115,7 +121,10 @@ def run_sweep(tell: Callable[[str], None] = lambda _: None, *, every: int = 1) -
 
 
 class _Sweeper:
-    """Kills, recovers, looks; one order for each kill. Each sweep leaves the events that the next one needs."""
+    """Kills, recovers, looks; one order for each kill.
+
+    Each sweep leaves the events that the next one needs.
+    """
 
     def __init__(self, payments: Payments, strace: str, every: int) -> None:
         self._payments = payments
@@ -166,7 +175,10 @@ class _Sweeper:
         return run
 
     def _prepare(self, subject: Subject, order: str) -> str:
-        """The subject has one thing to do; whose it is. The ledger books what the charge consumer was killed at."""
+        """The subject has one thing to do; whose it is.
+
+        The ledger books what the charge consumer was killed at.
+        """
         if subject == "ledger":
             return self._payments.send_one("order.paid")
         self._payments.place(order)
@@ -198,7 +210,10 @@ class _Sweeper:
         self._payments.until_empty(role, lambda: run_child(work, log))
 
     def judge(self, swept: list[SubjectSweep]) -> None:
-        """Everything is brought to its end; then the checker counts, and each harm goes to the sweep of its order."""
+        """Everything is brought to its end.
+
+        Then the checker counts, and each harm goes to the sweep of its order.
+        """
         recoveries: tuple[Role, ...] = ("relay", "charge", "relay", "ledger")
         for role in recoveries:
             self._recover(role)

@@ -53,7 +53,10 @@ class TracedRun:
 
 
 class Gate:
-    """In the child: the thread that calls `open` waits here until it is traced. Its steps cost no system call."""
+    """In the child: the thread that calls `open` waits here until it is traced.
+
+    Its steps cost no system call.
+    """
 
     def __init__(self, ready: int, go: int, steps: mmap.mmap) -> None:
         self._ready = ready
@@ -138,7 +141,10 @@ def _traced_run(status: int, out: Path, log: Path, step: str) -> TracedRun:
 
 
 def run_child(work: Callable[[], None], log: Path) -> None:
-    """Run `work` to its end in a child of its own. Raises `OncewardError`, with its log's end, when it fails."""
+    """Run `work` to its end in a child of its own.
+
+    Raises `OncewardError`, with its log's end, when it fails.
+    """
     code = os.waitstatus_to_exitcode(os.waitpid(fork(work, log), 0)[1])
     if code:
         raise OncewardError(f"a process of the proof failed ({code}):\n{_tail(log)}")

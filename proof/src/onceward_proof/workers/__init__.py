@@ -1,13 +1,13 @@
 """The worker processes of prove, soak, demonstrations and sweep: what one is told, what it does, what it reports.
 
 setting.py     what a worker is told before it starts
-reports.py     the words on the line between a worker (or the provider) and whoever controls it
+reports.py     the words on the line between a worker (or the provider) and the one that controls it
 line.py        the worker's end of that line: report and go on, or report and wait
 watched.py     Source, Sink and card whose every boundary is reported
 worker.py      one worker: its line and its connections; what is imported before it is forked
 roles.py       what each worker does: producer, charge, ledger, relay
 fork.py        a child that does one piece of work
-parent.py      the warm parent: a process that forks workers in milliseconds
+supervisor.py  a warm process that forks workers in milliseconds, reaps them, and reports both
 """
 
 import sys

@@ -16,7 +16,9 @@ PR_SET_PDEATHSIG: Final = 1
 
 
 def fork(work: Callable[[], None], log: Path | None = None) -> int:
-    """A child does `work` and nothing else; its pid. What it prints is in `log`, its exit code is 0 or 1.
+    """A child does `work` and nothing else; its pid.
+
+    What it prints is in `log`, its exit code is 0 or 1.
 
     The caller holds no thread and no connection that a child must not share: then the fork is a clean one.
     """
@@ -44,7 +46,10 @@ def fork(work: Callable[[], None], log: Path | None = None) -> int:
 
 
 def die_with_parent() -> None:
-    """On Linux: SIGKILL when the parent ends. Elsewhere the line to the controller ends, and the worker with it."""
+    """On Linux: SIGKILL when the parent ends.
+
+    Elsewhere the line to the controller ends, and the worker with it.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

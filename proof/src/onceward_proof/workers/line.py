@@ -20,7 +20,10 @@ Waits = Callable[[Report], bool]  # this report is answered
 
 
 def waits_for(schedule_file: str) -> Waits:
-    """Where the aimed faults of this schedule wait; of a schedule without a file, only the controller knows: everywhere."""
+    """Where the aimed faults of this schedule wait.
+
+    Of a schedule without a file, only the controller knows: everywhere.
+    """
     if not schedule_file:
         return lambda report: isinstance(report.word, Boundary)
     armed = frozenset(read_schedule(Path(schedule_file)).armed())
@@ -28,7 +31,10 @@ def waits_for(schedule_file: str) -> Waits:
 
 
 class Line:
-    """One worker's connection to whoever controls it. Usable from any thread of the worker."""
+    """One worker's connection to the one that controls it.
+
+    Usable from any thread of the worker.
+    """
 
     def __init__(self, connection: socket.socket, waits: Waits) -> None:
         self._connection = connection

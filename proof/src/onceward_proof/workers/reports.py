@@ -1,6 +1,6 @@
-"""The words on the line: what a worker, the provider or the warm parent reports, and what it is answered.
+"""The words on the line: what a worker, the provider or the supervisor reports, and what it is answered.
 
-One line of JSON each. A report without `ask` is a note, and nobody waits; one with it waits for the answer of that number.
+One line of JSON each. A report without `ask` is a note: no answer comes. One with it waits for the answer of that number.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onceward_proof.workers.setting import Role
 class Note(StrEnum):
     """What is reported beside boundaries."""
 
-    READY = "ready"  # the warm parent may be asked to fork
+    READY = "ready"  # the supervisor may be asked to fork
     FORKED = "forked"
     EXITED = "exited"
     HELLO = "hello"  # who is at the other end of this line
@@ -58,7 +58,10 @@ WORDS: Final[dict[str, Word]] = {str(word): word for words in (Boundary, Note, P
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One report. Which fields mean something depends on its word; the others are left out on the line."""
+    """One report.
+
+    Which fields mean something depends on its word; the others are left out on the line.
+    """
 
     word: Word
     at: float = field(default_factory=time.monotonic)  # the machine's one clock: all processes share it

@@ -1,4 +1,7 @@
-"""What each worker does. A role is the service's own code, with its edges watched; it ends only for a producer."""
+"""What each worker does.
+
+A role is the service's own code, with its edges watched; it ends only for a producer.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from payments import hardened, naive
 PlaceOrder = Callable[[psycopg.Connection, dict[str, Any]], None]
 # Small: a kill of the relay hits few orders, so that each order meets its own faults.
 RELAY_BATCH: Final = 5
-SOON: Final = Backoff(first_seconds=0.3, seconds_max=0.5)  # nobody watches a demonstration wait
+SOON: Final = Backoff(first_seconds=0.3, seconds_max=0.5)  # a reader is watching
 
 
 def _produce(worker: Worker, place: PlaceOrder) -> None:

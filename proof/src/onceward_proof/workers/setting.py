@@ -13,7 +13,9 @@ CONSUMED: Final[dict[Role, str]] = {"charge": "order.placed", "ledger": "order.p
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What every worker of one variant needs to know. It goes to the warm parent as JSON: plain values only.
+    """What every worker of one variant needs to know.
+
+    It goes to the supervisor as JSON: plain values only.
 
     The times are those of a proof: a lease and a visibility timeout that run out while one watches.
     """

@@ -36,7 +36,7 @@ class WatchedSource:
         return self._inner.traits
 
     def receive(self, limit: int, wait_seconds: float) -> Received:
-        # Whoever asks for more has finished what it had, whatever became of its ack.
+        # A worker that asks for more has finished what it had, whatever became of its ack.
         if self._busy:
             self._line.report(Report(Note.IDLE))
         received = self._inner.receive(limit, wait_seconds)
@@ -50,7 +50,7 @@ class WatchedSource:
 
     def _settle(self, delivery: Delivery, settlement: Settlement) -> Outcome:
         is_ack = settlement.action == "ack"
-        # A release is told, but cannot be struck: what a fault could do to it, a lost ack does too.
+        # A release is reported, but no fault waits there: a lost ack has the same effect.
         answer = self._report(Boundary.ACK_BEFORE if is_ack else Note.RELEASED, delivery)
         if answer is Answer.LOSE:
             return Outcome.LOST

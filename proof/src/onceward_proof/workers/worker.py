@@ -1,4 +1,7 @@
-"""One worker, from the inside: its line and its connections; and what is imported before any worker is forked."""
+"""One worker, from the inside: its line and its connections.
+
+And what is imported before any worker is forked.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ FIELDS: Final = ("token", "reason", "delivery")
 
 
 class Worker:
-    """What a role works with. `orders`: what a producer is to place; of a schedule without a file, it asks for them."""
+    """What a role works with.
+
+    `orders`: what a producer is to place; of a schedule without a file, it asks for them.
+    """
 
     def __init__(self, setting: Setting, line: Line, name: str, orders: Sequence[dict[str, Any]] = ()) -> None:
         self.setting = setting
@@ -90,7 +96,9 @@ def profile(setting: Setting) -> ProviderProfile:
 
 
 def warm_up(setting: Setting) -> None:
-    """Import, once, what every worker would import after its fork. No thread and no connection is left of it.
+    """Import, once, what every worker would import after its fork.
+
+    No thread and no connection is left of it.
 
     The SDK imports half of itself at its first call: 50 ms of every restart, ten times what the worker itself needs.
     """

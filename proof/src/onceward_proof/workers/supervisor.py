@@ -1,7 +1,9 @@
-"""The warm parent: imports everything once, holds no thread and no connection, and forks a worker in milliseconds.
+"""The supervisor: a warm process that imports everything once, and forks a worker in milliseconds.
 
-Run as a process of its own: `python -m onceward_proof.workers.parent FD SETTING`, where FD is its line to the controller
-and SETTING is JSON. When that line ends (the controller was killed), every worker is killed at once.
+It holds no thread and no connection: a fork of it is a clean one.
+
+Run as a process of its own: `python -m onceward_proof.workers.supervisor FD SETTING`, where FD is its line to the
+controller and SETTING is JSON. When that line ends (the controller was killed), every worker is killed at once.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from onceward_proof.workers.setting import Role, Setting
 from onceward_proof.workers.worker import Worker, warm_up
 
 
-class WarmParent:
+class Supervisor:
     """Forks on request, reaps, and reports both."""
 
     def __init__(self, line: socket.socket, setting: Setting) -> None:
@@ -60,7 +62,10 @@ class WarmParent:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
     def _work(self, role: Role, slot: int) -> None:
-        """In the worker. What it raises ends it, as in production, and the controller starts another."""
+        """In the worker.
+
+        What it raises ends it, as in production, and the controller starts another.
+        """
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         os.close(self._line.detach())  # its reader is still in use, in the frame that forked: it must not be closed twice
@@ -93,7 +98,7 @@ def _orders(schedule_file: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     line = socket.socket(fileno=int(sys.argv[1]))
-    WarmParent(line, Setting(**json.loads(sys.argv[2]))).run()
+    Supervisor(line, Setting(**json.loads(sys.argv[2]))).run()
 
 
 if __name__ == "__main__":
