@@ -128,10 +128,11 @@ def test_sigterm_lets_what_runs_end(dsn: str, db: Db, shop: Path) -> None:
 
 
 def test_a_source_and_a_sink_may_be_made_already(dsn: str, db: Db, shop: Path) -> None:
+    message = placed(dsn)
+    # Before the consumer starts: what its handler publishes would not be empty.
+    done = onceward("relay", "--sink", "shop:made_sink", "--until-empty", cwd=shop, ONCEWARD_DATABASE=dsn)
+    assert done.returncode == 0, done
     with running("run", "shop:orders", "--source", "shop:made_source", cwd=shop, ONCEWARD_DATABASE=dsn) as run:
-        message = placed(dsn)
-        done = onceward("relay", "--sink", "shop:made_sink", "--until-empty", cwd=shop, ONCEWARD_DATABASE=dsn)
-        assert done.returncode == 0, done
         until(lambda: rows.state(db, message) == "done", "the message being done")
         assert run.stop() == 0
 
