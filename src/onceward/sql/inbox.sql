@@ -1,10 +1,10 @@
 -- name: inbox_insert
 -- why: INSERT-first. One row back = TAKEN; none = somebody was here, or the id's age forbids it: read the row next.
---      The settings make the commit durable whatever the session says, and give the handler its own lock timeout; they ride
---      on this statement because a round trip of their own would be the dearest part of a take. The transaction's id is
---      what the commit guard looks for, and tells later whether it was committed. What an earlier handler left in this
---      session (statements prepared by hand, cursors, temporary tables) comes with the SQL that takes it away: to
---      look for it costs less than to take away what is hardly ever there.
+--      The settings make the commit durable whatever the session's own are, and give the handler its own lock timeout; they
+--      are part of this statement because a round trip of their own would be the most expensive part of a take. The
+--      transaction's id is what the commit guard looks for, and shows later whether it was committed. What an earlier
+--      handler left in this session (statements prepared by hand, cursors, temporary tables) is returned as the SQL that
+--      clears it: looking costs less than clearing what is hardly ever there.
 -- locks: the new row; waits (lock_timeout) for an uncommitted row of the same id
 -- index: inbox_pkey
 INSERT INTO {schema}.inbox (consumer, message_id, fingerprint, state, lease_until, worker)
@@ -35,10 +35,10 @@ SELECT CASE WHEN to_timestamp(%(id_seconds)s) < clock_timestamp() - make_interva
   LEFT JOIN {schema}.inbox AS i ON i.consumer = %(consumer)s AND i.message_id = %(message_id)s
 
 -- name: inbox_take_over
--- why: the holder of a pending row let its lease lapse, or a person redrove it. The expected state and token are
---      repeated, so that of two that try, one gets no row. A lease that reaches further than any of ours was made by a
---      clock that was ahead: it counts as lapsed, or its message would wait until the calendar gets there. The fence makes
---      that as safe as any take-over.
+-- why: the holder of a pending row let its lease lapse, or a person redrove the message. The expected state and token are
+--      repeated, so that of two workers that try, one gets no row. A lease that reaches further than any of ours was made
+--      by a clock that was ahead: it counts as lapsed, or its message would wait until that time. The fence makes this as
+--      safe as any take-over.
 -- locks: the row
 -- index: inbox_pkey
 UPDATE {schema}.inbox
@@ -74,8 +74,8 @@ RETURNING (SELECT count(*) FROM {schema}.intents AS t
           set_config('synchronous_commit', 'on', true), set_config('lock_timeout', %(lock_timeout)s, true)
 
 -- name: inbox_committed
--- why: was the transaction of a take or a finish committed, although we did not commit it? After a handler ended it and then
---      failed, or lost the connection, the session itself can no longer say; the row that it wrote can. Not by
+-- why: was the transaction of a take or a finish committed, although we did not commit it? After a handler has ended it and
+--      then failed, or lost the connection, the session can no longer tell; the row that was written in it can. Not
 --      pg_xact_status: a server that crashed may give the id of an uncommitted transaction to another one.
 -- locks: none
 -- index: inbox_pkey
@@ -112,7 +112,7 @@ SELECT h.message_id
 
 -- name: inbox_give_back
 -- why: the holder gives its claim back without a failure (deferred, key in flight at the provider, database lost). The
---      take is forgiven: it was no crash.
+--      take is forgiven, because it did not end in a crash.
 -- locks: the row
 -- index: inbox_pkey
 UPDATE {schema}.inbox
@@ -122,7 +122,7 @@ RETURNING token
 
 -- name: fail_held
 -- why: a failed attempt of the holder of a claim: counted, and the lease given back so that the retry may take over. A lost
---      session is counted apart: it costs no attempt, but it may not go on for ever.
+--      session is counted apart: it costs no attempt, but must not happen without end.
 -- locks: the inbox row, the attempts row
 -- index: inbox_pkey, attempts_pkey
 WITH mine AS (
@@ -152,8 +152,8 @@ ON CONFLICT (consumer, message_id) DO UPDATE
 RETURNING n, sessions_lost, set_config('synchronous_commit', 'on', true)
 
 -- name: excuse
--- why: a delivery of a transactional message ended well without an outcome, and left no row to forgive a take in; its queue
---      counts it all the same, and too many counted deliveries are poison.
+-- why: a transactional message was released without a failure, so there is no row in which its take could be forgiven. Its
+--      queue has counted the delivery all the same, and too many counted deliveries are poison.
 -- locks: the attempts row
 -- index: attempts_pkey
 INSERT INTO {schema}.attempts AS a (consumer, message_id, n, excused, error)
@@ -161,7 +161,7 @@ VALUES (%(consumer)s, %(message_id)s, 0, 1, %(error)s)
 ON CONFLICT (consumer, message_id) DO UPDATE SET excused = a.excused + 1
 
 -- name: excused
--- why: asked only where a queue's count is beyond the limit: how many of these deliveries were no crash.
+-- why: how many of these deliveries did not end in a crash; asked only where the queue's count is beyond the limit.
 -- locks: none
 -- index: attempts_pkey
 SELECT excused FROM {schema}.attempts WHERE consumer = %(consumer)s AND message_id = %(message_id)s
@@ -214,9 +214,9 @@ ON CONFLICT (consumer, message_id, fingerprint) DO UPDATE
 RETURNING message_id, set_config('synchronous_commit', 'on', true)
 
 -- name: park_foreign_commit
--- why: the handler ended our transaction by itself: what it wrote may stand, also the row as done. A person must look.
---      Where it rolled back, the row is gone, or what it was before the take (token - 1): it is parked all the same, or
---      the next delivery would run the handler again.
+-- why: the handler ended our transaction by itself, so what it wrote may stand, the row as done included: a person must
+--      look. Where it rolled back, the row is gone, or is as it was before the take (token - 1): the message is parked all
+--      the same, or the next delivery would run the handler again.
 -- locks: the inbox row, the parked row
 -- index: inbox_pkey, parked_pkey
 WITH mine AS (
@@ -234,7 +234,7 @@ RETURNING message_id, set_config('synchronous_commit', 'on', true)
 
 -- name: park_beside
 -- why: parked without touching any inbox row: another payload under a known id, an id outside the window, no id at all,
---      a second answer met by a worker that holds nothing.
+--      a second answer that comes to a worker which holds nothing.
 -- locks: the parked row
 -- index: parked_pkey
 INSERT INTO {schema}.parked AS p (consumer, message_id, fingerprint, reason, detail, attempts, source, headers, body)
@@ -244,8 +244,8 @@ ON CONFLICT (consumer, message_id, fingerprint) DO UPDATE
 RETURNING message_id, set_config('synchronous_commit', 'on', true)
 
 -- name: park_outside
--- why: an id outside the window is parked without an inbox row, and only if there is none: between the look and this, a
---      slow worker or a redrive may have brought one back, and then it decides (no row back: leave, redelivery looks again).
+-- why: an id outside the window is parked without an inbox row, and only if there is none: since the take, a slow
+--      worker or a redrive may have made one, and then that decides (no row back: leave; the redelivery looks again).
 -- locks: the parked row
 -- index: inbox_pkey, parked_pkey
 INSERT INTO {schema}.parked AS p (consumer, message_id, fingerprint, reason, detail, attempts, source, headers, body)

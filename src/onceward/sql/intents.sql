@@ -1,7 +1,7 @@
 -- name: intent_insert
--- why: the intent is committed before the call. FOR SHARE holds the claim still: no take-over between the check of lease
---      and token and the row. held = false: the lease is lost or lapsed, and the effect must not start. Durable whatever the
---      session says: an intent that a crash takes back is a second call.
+-- why: the intent is committed before the call. FOR SHARE keeps the claim as it is: no take-over between the check of
+--      lease and token and the INSERT. held = false: the lease is lost or lapsed, and the effect must not start. Durable
+--      whatever the session's settings are: an intent that a crash takes back would mean a second call.
 -- locks: the inbox row (share), the new intent
 -- index: inbox_pkey, intents_pkey
 WITH held AS (
@@ -21,7 +21,7 @@ SELECT EXISTS (SELECT 1 FROM held) AS held, EXISTS (SELECT 1 FROM made) AS made,
 
 -- name: intent_read
 -- why: the intent was there already: its answer, or whether the provider still remembers its key (database's clock). A
---      provider without keys (0 seconds) never does, also when the clock was set back meanwhile.
+--      provider without keys (0 seconds) never does, even if the clock was set back meanwhile.
 -- locks: none
 -- index: intents_pkey
 SELECT name, request_fingerprint, key, state, refused, answer::text AS answer,

@@ -1,5 +1,5 @@
 -- name: parked_list
--- why: what a person looks at when paged; newest first, bounded; of the detail its first line, without the traceback.
+-- why: what a person looks at when paged; newest first, bounded. Of the detail only the first line, without the traceback.
 -- locks: none
 -- index: parked_age
 SELECT consumer, message_id, encode(fingerprint, 'hex') AS fingerprint, reason, left(split_part(detail, E'\n', 1), 500) AS detail, attempts,
@@ -22,7 +22,7 @@ SELECT p.consumer, p.message_id, encode(p.fingerprint, 'hex') AS fingerprint, p.
  ORDER BY p.consumer, p.parked_at
 
 -- name: parked_intents
--- why: the effects of a parked message: which are done, which nobody knows.
+-- why: the effects of a parked message: which are done, and of which nobody knows the outcome.
 -- locks: none
 -- index: intents_pkey
 SELECT n, name, state, refused, key, answer::text AS answer, started_at
@@ -31,8 +31,8 @@ SELECT n, name, state, refused, key, answer::text AS answer, started_at
  ORDER BY n
 
 -- name: redrive_read
--- why: what is parked under an id, and the inbox row that must be there, parked and of the same payload, to let it back.
---      Its answer is only for choosing and for saying why not; redrive_inbox repeats the condition.
+-- why: what is parked under an id, and the inbox row that must be there, parked and of the same payload, for a redrive.
+--      Its answer only serves to choose, and to say why not; redrive_inbox repeats the condition.
 -- locks: the parked rows (a second redrive waits, and then finds them gone)
 -- index: parked_pkey, inbox_pkey
 SELECT p.fingerprint, p.reason, p.headers, p.body, i.state AS inbox_state, i.fingerprint = p.fingerprint AS same_payload
@@ -43,7 +43,7 @@ SELECT p.fingerprint, p.reason, p.headers, p.body, i.state AS inbox_state, i.fin
    FOR UPDATE OF p
 
 -- name: redrive_inbox
--- why: parked becomes pending, under a new token (whoever held it before is fenced out), its takes forgiven.
+-- why: parked becomes pending, under a new token (the worker that held it before is fenced out), its takes forgiven.
 -- locks: the row
 -- index: inbox_pkey
 UPDATE {schema}.inbox
