@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Union, cast
 
 import psycopg
 from psycopg import Connection
-from psycopg.rows import tuple_row
+from psycopg.rows import dict_row, tuple_row
 
 from onceward.errors import UsageError
 from onceward.session import (
@@ -239,6 +239,12 @@ def one_tuple(conn: Connection[Any], statement: Any, params: Any = None) -> tupl
     """The first row, as a tuple; None when there is none."""
     with conn.cursor(row_factory=tuple_row) as cursor:
         return cursor.execute(statement, params).fetchone()
+
+
+def dicts(conn: Connection[Any], statement: Any, params: Any = None) -> list[dict[str, Any]]:
+    """The rows by the names of their columns, whatever row factory the caller's pool has."""
+    with conn.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(statement, params).fetchall()
 
 
 def check_pool_size(pool: ConnectionPool[Connection], needed: int) -> None:
