@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final
 
@@ -50,11 +50,6 @@ def check_done(result: object, what: str) -> None:
 def is_undone(result: object) -> bool:
     """A coroutine or a generator: nothing of it has run yet."""
     return inspect.iscoroutine(result) or inspect.isgenerator(result) or inspect.isasyncgen(result)
-
-
-def is_awaitable(result: object) -> bool:
-    """Something that may be under way: a task, a future."""
-    return isinstance(result, Awaitable)
 
 
 def _kind(call: Callable[..., Any]) -> str:

@@ -1,6 +1,5 @@
-"""Where connections come from: a DSN, a psycopg pool, or a callable.
+"""Where connections come from: a DSN, a psycopg pool, or a callable that gives one.
 
-The callable gives a psycopg connection.
 Every connection that the runtime uses is set up in the same way (see `onceward.session`): autocommit (each transaction is
 opened by us, on purpose), durable commits, a limit on every wait, and one thread that it is lent to.
 """
@@ -10,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Final, Union, cast
 
 import psycopg
@@ -147,11 +146,8 @@ class Database:
         conn = self._connected()
         if not isinstance(conn, Connection):
             raise UsageError(f"database: the callable gave a {type(conn).__name__}, not a psycopg 3 Connection")
-        try:
-            with self._lent_callers(conn):
-                yield conn
-        finally:
-            conn.close()
+        with closing(conn), self._lent_callers(conn):
+            yield conn
 
     def _connected(self) -> Connection:
         """What the callable gives.
@@ -197,11 +193,8 @@ class Database:
 
 
 def check_connection(conn: object) -> None:
-    """Raises `UsageError` unless `conn` is a synchronous psycopg 3 connection.
-
-    On anything else a call may do nothing.
-    An AsyncConnection would give a coroutine that nobody awaits, so the row would be missing without any error.
-    """
+    """Raises `UsageError` unless `conn` is a synchronous psycopg 3 connection."""
+    # An AsyncConnection would give a coroutine that nobody awaits, so the row would be missing without any error.
     if isinstance(conn, Connection):
         return
     kind = f"{type(conn).__module__}.{type(conn).__qualname__}"

@@ -101,15 +101,15 @@ class Intents:
 
         Crash after it: the intent is pending; the redelivery calls with the same key, inside the provider's window.
         """
+        _check_autocommit(conn)
         key = self.key(message, name)
-        params = self._params(message, n) | {
+        params = _row(self, message, n) | {
             "token": take.token,
             "name": name,
             "request_fingerprint": request_fingerprint(request),
             "key": key,
             "callable_seconds": provider.callable_seconds,
         }
-        _check_autocommit(conn)
         # One statement that locks the claim and inserts: between a check of the lease and an INSERT behind it, another
         # worker could take the message over and call as well.
         held, made, _ = one_tuple(conn, self.statements["intent_insert"], params) or (False, False, None)
@@ -143,27 +143,31 @@ class Intents:
         Crash before it: the intent stays pending, and the redelivery asks with the same key.
         Crash after it: the redelivery gets this answer without a call.
         """
-        return self.record_json(conn, message, n=n, answer_json=canonical_json(answer), refused=refused)
+        return record_json(self, conn, message, n=n, answer_json=canonical_json(answer), refused=refused)
 
-    def record_json(self, conn: Connection[Any], message: Message, *, n: int, answer_json: str, refused: bool) -> Record:
-        # Without a docstring, and so not in the reference: for the runtime, whose answers are canonical JSON text already.
-        _check_autocommit(conn)
-        params = self._params(message, n) | {"answer": answer_json, "refused": refused}
-        if one_tuple(conn, self.statements["intent_record"], params) is not None:
-            return Record(RecordResult.RECORDED)
-        rows = dicts(conn, self.statements["intent_read"], params | {"callable_seconds": 0.0})
-        if not rows:
-            raise psycopg.InternalError(f"intent {n} of message {message.id} is gone")
-        row = rows[0]
-        # Postgres gives the text back as it stores it, so both are compared in the one canonical form.
-        if canonical_json(json.loads(row["answer"])) == answer_json and row["refused"] == refused:
-            return Record(RecordResult.RECORDED)
-        # The new answer first: it is stored nowhere else, and a long detail is cut at its end.
-        detail = f"effect {n} was answered by {answer_json}, but the answer that is recorded is {row['answer']}"
-        return Record(RecordResult.TWO_ANSWERS, detail)
 
-    def _params(self, message: Message, n: int) -> dict[str, Any]:
-        return {"consumer": self.consumer, "message_id": UUID(message.id), "n": n}
+def record_json(
+    intents: Intents, conn: Connection[Any], message: Message, *, n: int, answer_json: str, refused: bool
+) -> Record:
+    """As `Intents.record`, for an answer that is canonical JSON text already."""
+    _check_autocommit(conn)
+    params = _row(intents, message, n) | {"answer": answer_json, "refused": refused}
+    if one_tuple(conn, intents.statements["intent_record"], params) is not None:
+        return Record(RecordResult.RECORDED)
+    rows = dicts(conn, intents.statements["intent_read"], params | {"callable_seconds": 0.0})
+    if not rows:
+        raise psycopg.InternalError(f"intent {n} of message {message.id} is gone")
+    row = rows[0]
+    # Postgres gives the text back as it stores it, so both are compared in the one canonical form.
+    if canonical_json(json.loads(row["answer"])) == answer_json and row["refused"] == refused:
+        return Record(RecordResult.RECORDED)
+    # The new answer first: it is stored nowhere else, and a long detail is cut at its end.
+    detail = f"effect {n} was answered by {answer_json}, but the answer that is recorded is {row['answer']}"
+    return Record(RecordResult.TWO_ANSWERS, detail)
+
+
+def _row(intents: Intents, message: Message, n: int) -> dict[str, Any]:
+    return {"consumer": intents.consumer, "message_id": UUID(message.id), "n": n}
 
 
 def request_fingerprint(request: object) -> bytes:

@@ -135,7 +135,7 @@ class LeaseKeeper:
     def is_lost(self, delivery: Delivery) -> bool:
         """Another worker has the message, or may have.
 
-        It may when no heartbeat reached the database for a whole lease.
+        The latter is so when no heartbeat reached the database for a whole lease.
         This only spares a handler work that would be refused. What decides is the fencing token.
         """
         held = self._held.get(id(delivery))

@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, assert_never
 
 import psycopg
 from psycopg import Connection
 
-from onceward.callables import check_done, check_plain, is_awaitable
+from onceward.callables import check_done, check_plain
 from onceward.database import is_broken
 from onceward.errors import ConflictError, Defer, EffectRefused, LeaseLost, Reject, Signal, UnknownOutcome, UsageError
-from onceward.intents import IntentResult, RecordResult, request_fingerprint
+from onceward.intents import IntentResult, RecordResult, record_json, request_fingerprint
 from onceward.message import Message, canonical_json
 from onceward.protocol import words as p
 from onceward.protocol.delivery import Place, start, step
@@ -333,8 +333,7 @@ class EffectSteps:
                     request=effect.request, provider=effect.provider,
                 )  # fmt: skip
         except psycopg.Error as error:
-            self._context.say_redelivery(f"effect {effect.name!r} was not started", error)
-            return p.DatabaseLost()
+            return self._context.database_lost(f"effect {effect.name!r} was not started", error)
         self._key = intent.key
         match intent.result:
             case IntentResult.CALL:
@@ -388,12 +387,12 @@ class EffectSteps:
     def _record(self, command: p.Record, effect: Effect) -> p.Event:
         try:
             with self._runtime.database.connection() as conn:
-                record = self._runtime.intents.record_json(
-                    conn, self._message, n=command.n, answer_json=command.answer, refused=command.refused
-                )
+                record = record_json(
+                    self._runtime.intents, conn, self._message,
+                    n=command.n, answer_json=command.answer, refused=command.refused,
+                )  # fmt: skip
         except psycopg.Error as error:
-            self._context.say_redelivery(f"the answer of effect {effect.name!r} was not recorded", error)
-            return p.DatabaseLost()
+            return self._context.database_lost(f"the answer of effect {effect.name!r} was not recorded", error)
         self._context.emit("effect.recorded", n=command.n, name=effect.name)
         match record.result:
             case RecordResult.RECORDED:
@@ -436,7 +435,7 @@ def read_answer(answer: Any, name: str) -> p.Answered | p.Unreadable:
                 return p.Answered(canonical_json(getattr(answer, method)()))
         return p.Answered(canonical_json(answer))
     except Exception as error:  # noqa: BLE001 - also what a client's own to_dict raises: the effect has happened
-        why = "may still be under way" if is_awaitable(answer) else f"is not JSON ({describe(error)})"
+        why = "may still be under way" if isinstance(answer, Awaitable) else f"is not JSON ({describe(error)})"
         return p.Unreadable(storable(f"effect {name!r} was answered by what {why}: {_shown(answer)}", ANSWER_CHARS_MAX))
 
 

@@ -59,10 +59,11 @@ class Context:
         failure = self.failure if failed else None
         say(self.runtime.inbox.consumer, self.message, level, text, *args, failure=failure, **fields)
 
-    def say_redelivery(self, what: str, error: Exception) -> None:
-        """One line about a database error that costs only time: the message comes again."""
+    def database_lost(self, what: str, error: Exception) -> p.DatabaseLost:
+        """The event, and one line about the error, which costs only time."""
         text = "%s; the message will be redelivered: %s"
         self.say(logging.WARNING, text, what, error, next="redelivery", reason=str(error))
+        return p.DatabaseLost()
 
 
 class HandlerSession:
@@ -166,8 +167,7 @@ class TakeTransactions:
             excused = self._excused(state)
         except psycopg.Error as error:
             self._session.close()
-            context.say_redelivery("the message was not taken", error)
-            return p.DatabaseLost()
+            return context.database_lost("the message was not taken", error)
         context.take = take
         self._session.transaction = take.transaction if transactional else ""
         self._session.cleaning = take.cleaning
@@ -261,7 +261,7 @@ class TakeTransactions:
             with context.runtime.database.connection() as conn:
                 conn.execute(context.statements["excuse"], context.key | {"error": why})
         except psycopg.Error as error:
-            context.say_redelivery("this delivery counts as a crash", error)
+            context.database_lost("this delivery counts as a crash", error)
 
 
 class HandlerTransaction:
@@ -283,8 +283,7 @@ class HandlerTransaction:
             row = one_tuple(conn, context.statements["inbox_finish"], context.key | fence)
         except psycopg.Error as error:
             session.close()
-            context.say_redelivery("the handler's transaction was not opened", error)
-            return p.DatabaseLost()
+            return context.database_lost("the handler's transaction was not opened", error)
         if row is None:
             session.close()
             context.emit("consumer.lease_lost")
@@ -501,8 +500,7 @@ class OutcomeTransactions:
                         raise psycopg.Rollback(transaction)
                 return event
         except psycopg.Error as error:
-            context.say_redelivery("the outcome was not written", error)
-            return p.DatabaseLost()
+            return context.database_lost("the outcome was not written", error)
 
     def _say_parked(self, command: p.Park) -> None:
         self._context.emit("consumer.parked", reason=command.reason.value)

@@ -19,7 +19,7 @@ from tests.support.shop import AT_ONCE
 from onceward.database import Database
 from onceward.events import Listeners
 from onceward.inbox import InboxTable
-from onceward.intents import Intent, IntentResult, Intents, Record, RecordResult
+from onceward.intents import Intent, IntentResult, Intents, Record, RecordResult, record_json
 from onceward.message import Message
 from onceward.parked import redrive
 from onceward.partitions import PARTITIONED, WINDOW_DEFAULT, day_of, make_partition_for, partition_name
@@ -170,7 +170,7 @@ class Pair:
         answer, refused = f'"c{payload}"', payload == 1
         with self.runtime.database.connection() as conn:
             try:
-                record = self.runtime.intents.record_json(conn, self.messages[0], n=1, answer_json=answer, refused=refused)
+                record = record_json(self.runtime.intents, conn, self.messages[0], n=1, answer_json=answer, refused=refused)
                 event: p.Event = _record_event(record, answer, refused=refused)
             except psycopg.Error:
                 event = p.DatabaseLost()

@@ -190,7 +190,7 @@ def _listeners(targets: list[str]) -> list[Listener]:
 
 
 def _found(target: str, what: str, *, or_with: str = "") -> Any:
-    """The user's function; or, of a Source or a Sink, also an object that has the method `or_with`."""
+    """The user's function; or an object that has the method `or_with`."""
     found = find(target, what)
     if not callable(found) and not (or_with and hasattr(found, or_with)):
         raise UsageError(f"{target} is a {type(found).__name__}, not {what}")

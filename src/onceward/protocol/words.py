@@ -18,7 +18,10 @@ Shape = Literal["transactional", "effectful"]
 
 @dataclass_transform(frozen_default=True)
 class Word:
-    """One command or event: immutable, a type of its own, and equal only to one of the same type with the same values."""
+    """One command or event: immutable, and equal only to one of its own type.
+
+    Each becomes a frozen dataclass when its class is made.
+    """
 
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True)(cls)
