@@ -201,6 +201,13 @@ def check_connection(conn: object) -> None:
     raise UsageError(f"a psycopg 3 Connection is needed here, not a {kind}{_how_to_get_one(conn)}")
 
 
+def check_outside_transaction(conn: Connection[Any], what: str) -> None:
+    """Raises `UsageError` inside a transaction, and for what is not a synchronous psycopg 3 connection."""
+    check_connection(conn)
+    if conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+        raise UsageError(f"{what} commits on its own: call it outside a transaction")
+
+
 def _how_to_get_one(conn: object) -> str:
     """How to reach the psycopg connection below what a framework hands out."""
     if isinstance(conn, psycopg.AsyncConnection):

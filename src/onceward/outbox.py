@@ -1,4 +1,4 @@
-"""The outbox row: "this message is to be sent", in the transaction of whoever wants it sent; and the nudge to relays."""
+"""The outbox row: "this message is to be sent", in the transaction of its publisher; and the nudge to relays."""
 
 from __future__ import annotations
 

@@ -156,8 +156,7 @@ def step(state: State, event: Event) -> Step:
     """The next state and what to do, given what happened."""
     if isinstance(event, DatabaseLost):
         # Nothing is deleted: what was sent already is sent again, under the same id.
-        after = _at_rest(state, state.failures + 1)
-        return after, Sleep(after.failures)
+        return _rest(state, state.failures + 1)
     match state.at, event:
         case Place.IDLE, Woken():
             return _take(state)
@@ -172,15 +171,16 @@ def step(state: State, event: Event) -> Step:
         case Place.PUBLISHING, SinkLost(error):
             return _settle(_sink_lost(state, error))
         case Place.SETTLING, RowsSettled():
-            after = _at_rest(state, state.failures)
-            return (after, Sleep(after.failures)) if after.failures else _take(after)
+            resting, sleep = _rest(state, state.failures)
+            return (resting, sleep) if state.failures else _take(resting)
         case _:
             raise AssertionError(f"{event!r} cannot follow in {state!r}")
 
 
-def _at_rest(state: State, failures: int) -> State:
+def _rest(state: State, failures: int) -> Step:
     """Outside any batch: only what was learned is kept."""
-    return State(reach=state.reach, suspects=state.suspects, answering=state.answering, failures=failures)
+    resting = State(reach=state.reach, suspects=state.suspects, answering=state.answering, failures=failures)
+    return resting, Sleep(failures)
 
 
 def _take(state: State) -> Step:

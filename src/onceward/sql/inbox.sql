@@ -1,8 +1,8 @@
 -- name: inbox_insert
 -- why: INSERT-first. One row back = TAKEN; none = somebody was here, or the id's age forbids it: read the row next.
 --      The settings make the commit durable whatever the session says, and give the handler its own lock timeout; they ride
---      on this statement because a round trip of their own would be the dearest part of a take. The transaction's id is
---      what the commit guard looks for, and tells later whether it was committed. What an earlier handler left in this
+--      on this statement because a round trip of their own would be the most expensive part of a take. The transaction's
+--      id is what the commit guard looks for, and tells later whether it was committed. What an earlier handler left in this
 --      session (statements prepared by hand, cursors, temporary tables) comes with the SQL that takes it away: to
 --      look for it costs less than to take away what is hardly ever there.
 -- locks: the new row; waits (lock_timeout) for an uncommitted row of the same id
@@ -234,7 +234,7 @@ RETURNING message_id, set_config('synchronous_commit', 'on', true)
 
 -- name: park_beside
 -- why: parked without touching any inbox row: another payload under a known id, an id outside the window, no id at all,
---      a second answer met by a worker that holds nothing.
+--      a second answer, found by a worker that holds nothing.
 -- locks: the parked row
 -- index: parked_pkey
 INSERT INTO {schema}.parked AS p (consumer, message_id, fingerprint, reason, detail, attempts, source, headers, body)
