@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final
 
@@ -37,7 +37,8 @@ def check_plain(call: Any, what: str, arguments: int) -> None:
 
 def check_done(result: object, what: str) -> None:
     """Raises `UsageError` when what a function returned must still be awaited or iterated: its work was not done."""
-    if result is None or not is_undone(result):
+    # A coroutine or a generator: nothing of it has run yet.
+    if not (inspect.iscoroutine(result) or inspect.isgenerator(result) or inspect.isasyncgen(result)):
         return
     close = getattr(result, "close", None)
     if callable(close):
@@ -45,16 +46,6 @@ def check_done(result: object, what: str) -> None:
         with suppress(RuntimeError, ValueError):
             close()
     raise UsageError(f"{what} returned a {type(result).__name__}, so its work was not done; {_INSTEAD}")
-
-
-def is_undone(result: object) -> bool:
-    """A coroutine or a generator: nothing of it has run yet."""
-    return inspect.iscoroutine(result) or inspect.isgenerator(result) or inspect.isasyncgen(result)
-
-
-def is_awaitable(result: object) -> bool:
-    """Something that may be under way: a task, a future."""
-    return isinstance(result, Awaitable)
 
 
 def _kind(call: Callable[..., Any]) -> str:

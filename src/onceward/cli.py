@@ -67,7 +67,7 @@ class HelpFormatter(RawDescriptionHelpFormatter):
 def _fit(line: str, width: int) -> str:
     """The line, continued below its last column.
 
-    That is what stands behind two spaces or more, as in a table.
+    The last column is what stands behind two spaces or more, as in a table.
     A command stays in one piece, so that it can be copied.
     """
     columns = re.match(r" *\S.* {2,}(?=\S)", line)
@@ -93,7 +93,7 @@ class Parser(ArgumentParser):
 def make_parser(command: str = "") -> Parser:
     """The parser of the whole command line.
 
-    It knows our own commands alone when `command` is one of these.
+    When `command` is one of our own, it knows only our own commands.
 
     Raises `UsageError` when `command` is one of the proof's, and no onceward-proof of our version is installed.
     """
@@ -142,8 +142,7 @@ def _check_proof(command: str, *, installed: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
-    Whatever goes wrong is one line on standard error, never a traceback.
-    ONCEWARD_TRACEBACK=1 shows the traceback too.
+    Whatever goes wrong is one line on standard error, without a traceback unless ONCEWARD_TRACEBACK=1 asks for it.
     """
     words = sys.argv[1:] if argv is None else argv
     try:

@@ -18,7 +18,7 @@ from onceward.endpoints import SourceOrFactory, opened_source
 from onceward.errors import UsageError
 from onceward.events import Listener, Listeners
 from onceward.inbox import LEASE_SECONDS_DEFAULT, InboxTable, check_identity
-from onceward.intents import IntentTable
+from onceward.intents import Intents
 from onceward.lease import LeaseKeeper
 from onceward.message import MalformedMessage, Message
 from onceward.outbox import Nudge
@@ -201,7 +201,7 @@ class OpenConsumer:
         self.keeper = LeaseKeeper(self.database, inbox, source, self.listeners)
         self.runtime = Runtime(
             inbox=inbox,
-            intents=IntentTable(consumer.name, schema=consumer.schema),
+            intents=Intents(consumer.name, schema=consumer.schema),
             database=self.database,
             limits=consumer.limits,
             backoff=consumer.backoff,

@@ -10,9 +10,9 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final
 
 import psycopg
 
@@ -108,6 +108,7 @@ class Loop:
         self._drain_seconds = drain_seconds
         self._health = health or Health()
         self._stopping = threading.Event()
+        self._failures = 0  # calls of the queue or the database that failed in a row
         self._room = Room(threads, prefetch, self._health)
         self._check = DatabaseCheck(opened.database, self._health, watched=health is not None)
         self._workers = Workers(opened, Settler(opened, source), threads, self._room, self._check, self._stopping)
@@ -130,41 +131,31 @@ class Loop:
             self._workers.drain(self._drain_seconds)
 
     def _receive_until_stopped(self) -> None:
-        failures = 0
         while not self._stopping.is_set():
             self._health.turned()
-            failed_call = self._ask_database() or self._receive()
-            failures = 0 if failed_call is None else failures + 1
-            if failed_call is not None:
-                self._pause(failed_call, failures)
+            # Receiving waits while the database is away: a delivery that cannot be taken would only wear out its message.
+            if (
+                self._try("the database check before receive", self._check.ask_if_due, self._check.failed)
+                and self._try("receive", self._receive, self._health.queue_failed)
+            ):  # fmt: skip
+                self._failures = 0
 
-    def _ask_database(self) -> FailedCall | None:
-        """Receiving waits while the database is away."""
-        # A delivery that cannot be taken would only wear out its message.
+    def _try(self, name: str, call: Callable[[], None], mark_failed: Callable[[], None]) -> bool:
+        """The call is done; or it failed, and the pause after it is over: False."""
         try:
-            if self._check.is_due():
-                self._check.ask()
+            call()
         except UsageError:
             raise  # the code or the configuration is wrong: no try ever succeeds, and a person must see it
-        except Exception as error:  # noqa: BLE001 - a caller's `database` may raise what it likes; asked again
-            self._health.database_failed()
-            self._check.suspect()
-            return FailedCall("the database check before receive", error)
-        return None
-
-    def _receive(self) -> FailedCall | None:
-        try:
-            self._receive_once()
-        except UsageError:
-            raise  # as above
         except Exception as error:  # noqa: BLE001 - logged, and tried again
-            # Whatever a client raises: an outage of any length, or a defect of an adapter that one message in a thousand
-            # brings out, must not end a consumer that the next try would serve.
-            self._health.queue_failed()
-            return FailedCall("receive", error)
-        return None
+            # Whatever a client or a caller's `database` raises: an outage of any length, or a defect of an adapter that
+            # one message in a thousand brings out, must not end a consumer that the next try would serve.
+            mark_failed()
+            self._failures += 1
+            self._pause(name, error)
+            return False
+        return True
 
-    def _receive_once(self) -> None:
+    def _receive(self) -> None:
         traits = self._source.traits
         room = self._room.wait(traits.poll_seconds_max, self._stopping)
         received = self._source.receive(min(room, traits.receive_max), RECEIVE_WAIT_SECONDS if room else 0)
@@ -176,22 +167,15 @@ class Loop:
             self._keeper.received(received.deliveries)
             self._workers.submit(received.deliveries)
 
-    def _pause(self, failed: FailedCall, failures: int) -> None:
-        seconds = min(0.05 * 2 ** min(failures, 10), PAUSE_SECONDS_MAX)
+    def _pause(self, name: str, error: Exception) -> None:
+        seconds = min(0.05 * 2 ** min(self._failures, 10), PAUSE_SECONDS_MAX)
         # An outage is one line in the log; a defect also shows where it is, once.
-        shows_trace = failures == 1 and not isinstance(failed.error, TransportError | psycopg.Error | OSError)
+        shows_trace = self._failures == 1 and not isinstance(error, TransportError | psycopg.Error | OSError)
         self._log.warning(
-            "%s failed; retrying in %.1f s: %s: %s", failed.call, seconds, type(failed.error).__name__, failed.error,
-            exc_info=failed.error if shows_trace else None,
+            "%s failed; retrying in %.1f s: %s: %s", name, seconds, type(error).__name__, error,
+            exc_info=error if shows_trace else None,
         )  # fmt: skip
         self._stopping.wait(seconds)
-
-
-class FailedCall(NamedTuple):
-    """What the receiving thread asked in vain, and how that failed."""
-
-    call: Literal["receive", "the database check before receive"]
-    error: Exception
 
 
 class Room:
@@ -245,15 +229,19 @@ class DatabaseCheck:
         """The database may be away: it is asked before anything more is received. From any thread."""
         self._suspected.set()
 
-    def is_due(self) -> bool:
-        # An idle consumer asks its database nothing. Only where a probe reads its health must an outage be noticed.
-        return self._suspected.is_set() or (self._watched and self._health.database_is_doubtful())
+    def failed(self) -> None:
+        """The database did not answer."""
+        self._health.database_failed()
+        self.suspect()
 
-    def ask(self) -> None:
-        """The database answers.
+    def ask_if_due(self) -> None:
+        """The database answers, or need not be asked.
 
-        Raises what it, or the caller's `database`, raises when it does not.
+        Raises what it, or the caller's `database`, raises when it does not answer.
         """
+        # An idle consumer asks its database nothing. Only where a probe reads its health must an outage be noticed.
+        if not self._suspected.is_set() and not (self._watched and self._health.database_is_doubtful()):
+            return
         with self._database.connection() as conn:
             conn.execute("SELECT 1")
         if self._suspected.is_set():

@@ -1,6 +1,5 @@
-"""Where connections come from: a DSN, a psycopg pool, or a callable.
+"""Where connections come from: a DSN, a psycopg pool, or a callable that gives one.
 
-The callable gives a psycopg connection.
 Every connection that the runtime uses is set up in the same way (see `onceward.session`): autocommit (each transaction is
 opened by us, on purpose), durable commits, a limit on every wait, and one thread that it is lent to.
 """
@@ -10,12 +9,12 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Final, Union, cast
 
 import psycopg
 from psycopg import Connection
-from psycopg.rows import tuple_row
+from psycopg.rows import dict_row, tuple_row
 
 from onceward.errors import UsageError
 from onceward.session import (
@@ -147,11 +146,8 @@ class Database:
         conn = self._connected()
         if not isinstance(conn, Connection):
             raise UsageError(f"database: the callable gave a {type(conn).__name__}, not a psycopg 3 Connection")
-        try:
-            with self._lent_callers(conn):
-                yield conn
-        finally:
-            conn.close()
+        with closing(conn), self._lent_callers(conn):
+            yield conn
 
     def _connected(self) -> Connection:
         """What the callable gives.
@@ -197,15 +193,19 @@ class Database:
 
 
 def check_connection(conn: object) -> None:
-    """Raises `UsageError` unless `conn` is a synchronous psycopg 3 connection.
-
-    On anything else a call may do nothing.
-    An AsyncConnection would give a coroutine that nobody awaits, so the row would be missing without any error.
-    """
+    """Raises `UsageError` unless `conn` is a synchronous psycopg 3 connection."""
+    # An AsyncConnection would give a coroutine that nobody awaits, so the row would be missing without any error.
     if isinstance(conn, Connection):
         return
     kind = f"{type(conn).__module__}.{type(conn).__qualname__}"
     raise UsageError(f"a psycopg 3 Connection is needed here, not a {kind}{_how_to_get_one(conn)}")
+
+
+def check_outside_transaction(conn: Connection[Any], what: str) -> None:
+    """Raises `UsageError` inside a transaction, and for what is not a synchronous psycopg 3 connection."""
+    check_connection(conn)
+    if conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+        raise UsageError(f"{what} commits on its own: call it outside a transaction")
 
 
 def _how_to_get_one(conn: object) -> str:
@@ -239,6 +239,12 @@ def one_tuple(conn: Connection[Any], statement: Any, params: Any = None) -> tupl
     """The first row, as a tuple; None when there is none."""
     with conn.cursor(row_factory=tuple_row) as cursor:
         return cursor.execute(statement, params).fetchone()
+
+
+def dicts(conn: Connection[Any], statement: Any, params: Any = None) -> list[dict[str, Any]]:
+    """The rows by the names of their columns, whatever row factory the caller's pool has."""
+    with conn.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(statement, params).fetchall()
 
 
 def check_pool_size(pool: ConnectionPool[Connection], needed: int) -> None:

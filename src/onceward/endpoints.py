@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any, Final
 
 from onceward.errors import UsageError
@@ -40,11 +40,8 @@ def _opened(endpoint: Any, kind: str, parts: tuple[str, ...]) -> Iterator[Any]:
         # Whoever made the instance closes it: it may be in use elsewhere.
         yield endpoint
         return
-    made = _made(endpoint, kind, parts)
-    try:
+    with closing(_made(endpoint, kind, parts)) as made:
         yield made
-    finally:
-        made.close()
 
 
 def _made(factory: Any, kind: str, parts: tuple[str, ...]) -> Any:

@@ -1,4 +1,4 @@
-"""What was called otherwise before: whoever still uses such a name is told the new one."""
+"""What was called otherwise before: code that still uses such a name gets an error with the new one."""
 
 from __future__ import annotations
 

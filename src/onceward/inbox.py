@@ -19,7 +19,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.types.json import Json
 
-from onceward.database import check_connection, one_tuple
+from onceward.database import check_connection, check_outside_transaction, one_tuple
 from onceward.errors import UsageError
 from onceward.message import Message, canonical_id, parse_uuid7
 from onceward.outbox import check_in_transaction
@@ -116,7 +116,7 @@ class Inbox:
 
         Crash in it: run it again. Raises `SchemaMismatch`, or `UsageError` inside an open transaction.
         """
-        _check_outside_transaction(conn, "register()")
+        check_outside_transaction(conn, "register()")
         check_schema(conn, schema=self._table.schema)
         self._table.seen(conn)
         make_partitions(conn, schema=self._table.schema)
@@ -127,7 +127,7 @@ class Inbox:
         For an id inside the window whose day nobody has served yet: one that is older than the schema, or waited while no
         upkeep ran. Outside any transaction: it must be committed before the take.
         """
-        _check_outside_transaction(conn, "make_partition()")
+        check_outside_transaction(conn, "make_partition()")
         make_partition_for(conn, message.id, schema=self._table.schema)
 
     def take(self, conn: Connection[Any], message: Message) -> Take:
@@ -149,7 +149,7 @@ class Inbox:
         Crash after it: the lease lapses, and a redelivery takes over with the next token.
         Raises `UsageError` inside an open transaction (the claim must be committed before any effect).
         """
-        _check_outside_transaction(conn, "claim()")
+        check_outside_transaction(conn, "claim()")
         with conn.transaction():
             _check_durable(conn)
             return self._take(conn, message, "pending")
@@ -382,12 +382,6 @@ def untimed(message: Message) -> Take:
 def locked_out() -> Take:
     """An uncommitted row of a slow or frozen transaction was waited for, and the wait ran out."""
     return Take(TakeResult.IN_FLIGHT, retry_after_seconds=1.0, detail="its row is locked by an open transaction")
-
-
-def _check_outside_transaction(conn: Connection[Any], what: str) -> None:
-    check_connection(conn)
-    if conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-        raise UsageError(f"{what} commits on its own: call it outside a transaction")
 
 
 def _check_durable(conn: Connection[Any]) -> None:

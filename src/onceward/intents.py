@@ -1,6 +1,6 @@
 """The intent row: "this consumer is about to touch the outside", committed before the call.
 
-`Intents` is the second door, for code that keeps its own loop. `IntentTable` is what it shares with the runtime.
+`Intents` is the second door, for code that keeps its own loop, and what the runtime itself uses.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from uuid import UUID
 
 import psycopg
 from psycopg import Connection
-from psycopg.rows import dict_row
 
-from onceward.database import check_connection, one_tuple
+from onceward.database import check_connection, dicts, one_tuple
 from onceward.errors import UsageError
 from onceward.inbox import Take
 from onceward.message import Message, canonical_id, canonical_json
@@ -74,11 +73,12 @@ class Intents:
 
     def __init__(self, consumer: str, *, schema: str = SCHEMA_DEFAULT) -> None:
         self.consumer = consumer
-        self._table = IntentTable(consumer, schema=schema)
+        self.statements = statements(schema)
 
     def key(self, message: Message, name: str) -> str:
         """The idempotency key to send with the effect `name` of `message`: the same for every attempt."""
-        return self._table.key(message, name)
+        # From the id's one canonical spelling: a resend that writes the same UUID in capitals is the same message.
+        return idempotency_key(self.consumer, canonical_id(message.id), name)
 
     def intend(
         self,
@@ -101,55 +101,12 @@ class Intents:
 
         Crash after it: the intent is pending; the redelivery calls with the same key, inside the provider's window.
         """
-        fingerprint = request_fingerprint(request)
-        return self._table.intend(
-            conn, message, token=take.token, n=n, name=name, fingerprint=fingerprint, provider=provider
-        )
-
-    def record(self, conn: Connection[Any], message: Message, *, n: int, answer: object, refused: bool = False) -> Record:
-        """The answer (any JSON value) of the n-th effect is stored, write-once.
-
-        It needs no lease: an answer is a fact, whoever reports it, and a worker that was taken over must not throw away the
-        only trace of a charge. `refused`: the provider said no, definitely, and `answer` is its reason.
-
-        Crash before it: the intent stays pending, and the redelivery asks with the same key.
-        Crash after it: the redelivery gets this answer without a call.
-        """
-        return self._table.record(conn, message, n=n, answer_json=canonical_json(answer), refused=refused)
-
-
-class IntentTable:
-    """The intents as the runtime and the second door use them: a request by its fingerprint, an answer as JSON text."""
-
-    def __init__(self, consumer: str, *, schema: str = SCHEMA_DEFAULT) -> None:
-        self.consumer = consumer
-        self.statements = statements(schema)
-
-    def key(self, message: Message, name: str) -> str:
-        """The idempotency key of one effect.
-
-        From the id's one canonical spelling: a resend that writes the same UUID in capitals is the same message.
-        """
-        return idempotency_key(self.consumer, canonical_id(message.id), name)
-
-    def intend(
-        self,
-        conn: Connection[Any],
-        message: Message,
-        *,
-        token: int,
-        n: int,
-        name: str,
-        fingerprint: bytes,
-        provider: ProviderProfile,
-    ) -> Intent:
-        """As `Intents.intend`."""
         _check_autocommit(conn)
         key = self.key(message, name)
-        params = self._params(message, n) | {
-            "token": token,
+        params = _row(self, message, n) | {
+            "token": take.token,
             "name": name,
-            "request_fingerprint": fingerprint,
+            "request_fingerprint": request_fingerprint(request),
             "key": key,
             "callable_seconds": provider.callable_seconds,
         }
@@ -162,11 +119,11 @@ class IntentTable:
 
     def _read(self, conn: Connection[Any], params: dict[str, Any]) -> Intent:
         key = params["key"]
-        with conn.cursor(row_factory=dict_row) as cursor:
-            row = cursor.execute(self.statements["intent_read"], params).fetchone()
-        if row is None:
+        rows = dicts(conn, self.statements["intent_read"], params)
+        if not rows:
             # Between the two statements the lease ran out, and upkeep dropped the message's day.
             return Intent(IntentResult.LEASE_LOST, key)
+        row = rows[0]
         # Before the state: an answer that is recorded belongs to the effect that was asked for then.
         if (row["name"], row["request_fingerprint"]) != (params["name"], params["request_fingerprint"]):
             recorded = "another request" if row["name"] == params["name"] else f"the effect {row['name']!r}"
@@ -177,25 +134,40 @@ class IntentTable:
         may_call = row["state"] == "pending" and row["callable"]
         return Intent(IntentResult.CALL if may_call else IntentResult.LOOK_UP, key)
 
-    def record(self, conn: Connection[Any], message: Message, *, n: int, answer_json: str, refused: bool) -> Record:
-        """As `Intents.record`; `answer_json` is canonical JSON."""
-        _check_autocommit(conn)
-        params = self._params(message, n) | {"answer": answer_json, "refused": refused}
-        with conn.cursor(row_factory=dict_row) as cursor:
-            if cursor.execute(self.statements["intent_record"], params).fetchone() is not None:
-                return Record(RecordResult.RECORDED)
-            row = cursor.execute(self.statements["intent_read"], params | {"callable_seconds": 0.0}).fetchone()
-        if row is None:
-            raise psycopg.InternalError(f"intent {n} of message {message.id} is gone")
-        # Postgres gives the text back as it stores it, so both are compared in the one canonical form.
-        if canonical_json(json.loads(row["answer"])) == answer_json and row["refused"] == refused:
-            return Record(RecordResult.RECORDED)
-        # The new answer first: it is stored nowhere else, and a long detail is cut at its end.
-        detail = f"effect {n} was answered by {answer_json}, but the answer that is recorded is {row['answer']}"
-        return Record(RecordResult.TWO_ANSWERS, detail)
+    def record(self, conn: Connection[Any], message: Message, *, n: int, answer: object, refused: bool = False) -> Record:
+        """The answer (any JSON value) of the n-th effect is stored, write-once.
 
-    def _params(self, message: Message, n: int) -> dict[str, Any]:
-        return {"consumer": self.consumer, "message_id": UUID(message.id), "n": n}
+        It needs no lease: an answer is a fact, whoever reports it, and a worker that was taken over must not throw away the
+        only trace of a charge. `refused`: the provider said no, definitely, and `answer` is its reason.
+
+        Crash before it: the intent stays pending, and the redelivery asks with the same key.
+        Crash after it: the redelivery gets this answer without a call.
+        """
+        return record_json(self, conn, message, n=n, answer_json=canonical_json(answer), refused=refused)
+
+
+def record_json(
+    intents: Intents, conn: Connection[Any], message: Message, *, n: int, answer_json: str, refused: bool
+) -> Record:
+    """As `Intents.record`, for an answer that is canonical JSON text already."""
+    _check_autocommit(conn)
+    params = _row(intents, message, n) | {"answer": answer_json, "refused": refused}
+    if one_tuple(conn, intents.statements["intent_record"], params) is not None:
+        return Record(RecordResult.RECORDED)
+    rows = dicts(conn, intents.statements["intent_read"], params | {"callable_seconds": 0.0})
+    if not rows:
+        raise psycopg.InternalError(f"intent {n} of message {message.id} is gone")
+    row = rows[0]
+    # Postgres gives the text back as it stores it, so both are compared in the one canonical form.
+    if canonical_json(json.loads(row["answer"])) == answer_json and row["refused"] == refused:
+        return Record(RecordResult.RECORDED)
+    # The new answer first: it is stored nowhere else, and a long detail is cut at its end.
+    detail = f"effect {n} was answered by {answer_json}, but the answer that is recorded is {row['answer']}"
+    return Record(RecordResult.TWO_ANSWERS, detail)
+
+
+def _row(intents: Intents, message: Message, n: int) -> dict[str, Any]:
+    return {"consumer": intents.consumer, "message_id": UUID(message.id), "n": n}
 
 
 def request_fingerprint(request: object) -> bytes:

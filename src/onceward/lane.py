@@ -1,7 +1,7 @@
 """A lane of a relay: one batch of outbox rows after the other is locked and sent.
 
-It publishes a batch chunk by chunk, and deletes what the sink confirmed.
-It carries out what `protocol.relay.step` says, and decides nothing itself.
+A batch is published chunk by chunk, and what the sink confirmed is deleted. The lane carries out what `protocol.relay.step`
+says, and decides nothing itself.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Lane:
         """Carry out the protocol until the stop.
 
         With `until_empty`, until there is nothing to lock.
+
         Crash anywhere: rows that were not deleted are sent again, under the same message id.
         """
         try:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -43,7 +44,7 @@ class Claim:
     good_until: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Held:
     """One delivery in this process.
 
@@ -54,8 +55,6 @@ class Held:
     received: bool = False
     claim: Claim | None = None
     lost: bool = False
-    queue_extension_runs: bool = False
-    claim_extension_runs: bool = False
 
 
 class LeaseKeeper:
@@ -76,6 +75,9 @@ class LeaseKeeper:
         # delivery is still in hand may come under the same delivery id (pgmq), and settling the one must not end the
         # heartbeat of the other. The record refers to its delivery, so Python cannot use that id() again meanwhile.
         self._held: dict[int, Held] = {}
+        # What the extension is about that is under way now: at the queue, and in the database.
+        self._extended_at_queue: set[Held] = set()
+        self._extended_claims: set[Held] = set()
         self._changed = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -110,7 +112,7 @@ class LeaseKeeper:
                 del self._held[id(delivery)]
             # An extension that is carried out after this would take back a lease that is about to be given up. But this
             # waits for one beat only: a database that hangs must not hold up a handler whose claim is to end.
-            self._changed.wait_for(lambda: not held.claim_extension_runs, timeout=self._every_seconds)
+            self._changed.wait_for(lambda: held not in self._extended_claims, timeout=self._every_seconds)
 
     def drop(self, deliveries: Sequence[Delivery]) -> None:
         """These deliveries are about to be settled.
@@ -120,7 +122,7 @@ class LeaseKeeper:
         with self._changed:
             dropped = [held for delivery in deliveries if (held := self._held.pop(id(delivery), None)) is not None]
             # An extension that is carried out after a release would hide the message for another lease.
-            self._changed.wait_for(lambda: not any(held.queue_extension_runs for held in dropped))
+            self._changed.wait_for(lambda: self._extended_at_queue.isdisjoint(dropped))
 
     def lost(self, deliveries: Sequence[Delivery]) -> None:
         """The queue has taken these away."""
@@ -133,7 +135,7 @@ class LeaseKeeper:
     def is_lost(self, delivery: Delivery) -> bool:
         """Another worker has the message, or may have.
 
-        It may when no heartbeat reached the database for a whole lease.
+        The latter is so when no heartbeat reached the database for a whole lease.
         This only spares a handler work that would be refused. What decides is the fencing token.
         """
         held = self._held.get(id(delivery))
@@ -175,33 +177,30 @@ class LeaseKeeper:
                 logger.exception("heartbeat failed; retrying in %.1f s", self._every_seconds)
 
     def _extend_at_queue(self) -> None:
-        with self._changed:
-            extended = [held for held in self._held.values() if held.received]
-            for held in extended:
-                held.queue_extension_runs = True
-        try:
-            # Outside the lock: the queue may take long to answer, and deliveries come and go meanwhile.
+        with self._extension(self._extended_at_queue, lambda held: held.received) as extended:
             lost = self._queue.extend([held.delivery for held in extended]) if extended else []
-        finally:
-            with self._changed:
-                for held in extended:
-                    held.queue_extension_runs = False
-                self._changed.notify_all()
         self._mark_lost(lost)
 
     def _extend_claims(self) -> None:
+        with self._extension(self._extended_claims, lambda held: held.claim is not None) as extended:
+            # Looked at again: one that has ended since must not be extended.
+            claims = [claim for held in extended if (claim := held.claim) is not None]
+            lost = self._claims.extend(claims) if claims else []
+        self._mark_lost(lost)
+
+    @contextmanager
+    def _extension(self, under_way: set[Held], is_wanted: Callable[[Held], bool]) -> Iterator[list[Held]]:
+        """Inside, an extension of these is under way, as `under_way` says to other threads."""
         with self._changed:
-            extended = [(held, held.claim) for held in self._held.values() if held.claim is not None]
-            for held, _ in extended:
-                held.claim_extension_runs = True
+            extended = [held for held in self._held.values() if is_wanted(held)]
+            under_way.update(extended)
         try:
-            lost = self._claims.extend([claim for _, claim in extended]) if extended else []
+            # Outside the lock: the queue may take long to answer, and deliveries come and go meanwhile.
+            yield extended
         finally:
             with self._changed:
-                for held, _ in extended:
-                    held.claim_extension_runs = False
+                under_way.clear()
                 self._changed.notify_all()
-        self._mark_lost(lost)
 
     def _mark_lost(self, deliveries: Sequence[Delivery]) -> None:
         """Say once of each delivery that its lease is lost.

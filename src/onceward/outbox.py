@@ -1,4 +1,4 @@
-"""The outbox row: "this message is to be sent", in the transaction of the code that sends it; and the nudge to relays."""
+"""The outbox row: "this message is to be sent", in the transaction of its publisher; and the nudge to relays."""
 
 from __future__ import annotations
 
@@ -105,10 +105,9 @@ def _time(seconds: str) -> datetime:
 
 def pop_published(conn: Connection[Any]) -> bool:
     """Whether something was published on `conn` since the last time that this was asked."""
-    if conn in _published:
-        _published.discard(conn)
-        return True
-    return False
+    published = conn in _published
+    _published.discard(conn)
+    return published
 
 
 def check_in_transaction(conn: Connection[Any]) -> None:
@@ -126,7 +125,7 @@ def check_in_transaction(conn: Connection[Any]) -> None:
 def check_numbering(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> None:
     """Raises `UsageError`, with the statements that repair it, when new rows would get positions below those that wait.
 
-    Not repaired here: that locks the table and moves every row, and whoever failed over may want to look first.
+    Not repaired here: that locks the table and moves every row, and the person who failed over may want to look first.
     """
     with conn.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(statements(schema)["outbox_numbering"]).fetchone()

@@ -16,7 +16,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.rows import dict_row
 
-from onceward.database import is_broken
+from onceward.database import dicts, is_broken
 from onceward.session import our_work
 
 logger = logging.getLogger("onceward")
@@ -50,13 +50,13 @@ class OutboxBatch:
         """
         self._conn.execute("BEGIN")
         heads = {"limit": rows_max, "except_for": list(except_for), "delay_seconds_max": delay_seconds_max}
-        rows = self._fetch("outbox_lock_heads", heads)
+        rows = dicts(self._conn, self._statements["outbox_lock_heads"], heads)
         keys = [row["aggregateid"] for row in rows if row["aggregateid"] is not None]
         if keys and len(rows) < rows_max:
             # In a statement of their own, once their heads are locked: they get no lock, because a relay that wants them
             # needs the head's lock first.
             followers = {"keys": keys, "positions": [row["position"] for row in rows], "limit": rows_max - len(rows)}
-            rows += self._fetch("outbox_followers", followers)
+            rows += dicts(self._conn, self._statements["outbox_followers"], followers)
         # The savepoint stands behind the locks: going back to it after a row that cannot be read keeps them.
         self._conn.execute("SAVEPOINT locked" if rows else "ROLLBACK")
         self.rows = {row["position"]: row for row in rows}
@@ -92,10 +92,6 @@ class OutboxBatch:
     def commit(self) -> None:
         """What was deleted and postponed is so, durably; all other rows are free, as they were."""
         self._conn.execute("COMMIT")
-
-    def _fetch(self, statement: str, params: dict[str, Any]) -> list[Row]:
-        with self._conn.cursor(row_factory=dict_row) as cursor:
-            return cursor.execute(self._statements[statement], params).fetchall()
 
     def _read_whole(self, rows: Sequence[Row]) -> list[Row]:
         first_pieces = self._pieces(rows, start=1)

@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from psycopg import Connection
-from psycopg.rows import dict_row
 
+from onceward.database import dicts, one_tuple
 from onceward.errors import SchemaMismatch
 from onceward.message import ATTRIBUTE_BYTES_MAX, MalformedMessage, Message, canonical_id, parse_uuid7
 from onceward.outbox import publish
@@ -83,9 +83,8 @@ def list_parked(
     conn: Connection[Any], *, consumer: str | None = None, limit: int = 100, schema: str = SCHEMA_DEFAULT
 ) -> list[ParkedRow]:
     """The parked messages, newest first, at most `limit`; of one consumer, or of all. A long `detail` is cut."""
-    params = {"consumer": consumer, "limit": limit}
-    with conn.cursor(row_factory=dict_row) as cursor:
-        return [ParkedRow(**_typed(row)) for row in cursor.execute(statements(schema)["parked_list"], params)]
+    rows = dicts(conn, statements(schema)["parked_list"], {"consumer": consumer, "limit": limit})
+    return [ParkedRow(**_typed(row)) for row in rows]
 
 
 def show_parked(
@@ -93,10 +92,10 @@ def show_parked(
 ) -> list[ParkedMessage]:
     """All that is parked under this id, whole: one per consumer and body; empty when there is none."""
     params = {"consumer": consumer, "message_id": canonical_id(message_id)}
-    with conn.cursor(row_factory=dict_row) as cursor:
-        rows = cursor.execute(statements(schema)["parked_show"], params).fetchall()
-    intents = [_intents(conn, schema, row["consumer"], row["message_id"]) for row in rows]
-    return [ParkedMessage(**_typed(row), intents=known) for row, known in zip(rows, intents, strict=True)]
+    return [
+        ParkedMessage(**_typed(row), intents=_intents(conn, schema, row["consumer"], row["message_id"]))
+        for row in dicts(conn, statements(schema)["parked_show"], params)
+    ]
 
 
 def _typed(row: dict[str, Any]) -> dict[str, Any]:
@@ -165,8 +164,7 @@ class _Candidate(NamedTuple):
 
 
 def _candidates(conn: Connection[Any], schema: str, params: dict[str, Any], fingerprint: str | None) -> list[_Candidate]:
-    with conn.cursor(row_factory=dict_row) as cursor:
-        rows = cursor.execute(statements(schema)["redrive_read"], params).fetchall()
+    rows = dicts(conn, statements(schema)["redrive_read"], params)
     wanted = (fingerprint or "").lower()
     return [_candidate(**_typed(row)) for row in rows if row["fingerprint"].hex().startswith(wanted)]
 
@@ -215,22 +213,20 @@ def _why_not(candidates: list[_Candidate]) -> str:
 def _move(conn: Connection[Any], schema: str, params: dict[str, Any]) -> int | None:
     """The inbox row is pending, attempts and parked row are gone; its new token, or None: it is no longer parked."""
     texts = statements(schema)
-    with conn.cursor(row_factory=dict_row) as cursor:
-        row = cursor.execute(texts["redrive_inbox"], params).fetchone()
-        if row is None:
-            return None
-        cursor.execute(texts["redrive_delete_attempts"], params)
-        cursor.execute(texts["redrive_delete_parked"], params)
-        return int(row["token"])
+    row = one_tuple(conn, texts["redrive_inbox"], params)
+    if row is None:
+        return None
+    conn.execute(texts["redrive_delete_attempts"], params)
+    conn.execute(texts["redrive_delete_parked"], params)
+    return int(row[0])
 
 
 def _intents(conn: Connection[Any], schema: str, consumer: str, message_id: str) -> list[ParkedIntent]:
     known = parse_uuid7(message_id)
     if known is None:
         return []
-    params = {"consumer": consumer, "message_id": known}
-    with conn.cursor(row_factory=dict_row) as cursor:
-        return [ParkedIntent(**row) for row in cursor.execute(statements(schema)["parked_intents"], params)]
+    rows = dicts(conn, statements(schema)["parked_intents"], {"consumer": consumer, "message_id": known})
+    return [ParkedIntent(**row) for row in rows]
 
 
 def parked_id(text: str) -> str:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, assert_never
 
 import psycopg
 from psycopg import Connection
 
-from onceward.callables import check_done, check_plain, is_awaitable
+from onceward.callables import check_done, check_plain
 from onceward.database import is_broken
 from onceward.errors import ConflictError, Defer, EffectRefused, LeaseLost, Reject, Signal, UnknownOutcome, UsageError
-from onceward.intents import IntentResult, RecordResult, request_fingerprint
+from onceward.intents import IntentResult, RecordResult, record_json, request_fingerprint
 from onceward.message import Message, canonical_json
 from onceward.protocol import words as p
 from onceward.protocol.delivery import Place, start, step
@@ -49,7 +49,6 @@ class Effect(NamedTuple):
     request: Any
     provider: ProviderProfile
     lookup: Call | None
-    fingerprint: bytes  # of the request
 
 
 class Once:
@@ -80,11 +79,12 @@ class Once:
         """
         self._check_turn()
         check_effect(name, call, provider, lookup)
-        effect = Effect(name, call, request, provider, lookup, request_fingerprint(request))
+        # Here, before the protocol is asked: a request that is not JSON must not leave an effect half begun.
+        request_fingerprint(request)
         if name in self._names:
             raise UsageError(f"two effects of one message are called {name!r}: they would share one key, and be one")
         self._names.add(name)
-        return json.loads(self._performer.perform_effect(effect))
+        return json.loads(self._performer.perform_effect(Effect(name, call, request, provider, lookup)))
 
     @contextmanager
     def transaction(self) -> Iterator[Connection[Any]]:
@@ -97,14 +97,14 @@ class Once:
         """
         self._check_turn()
         performer = self._performer
-        performer.open_transaction()
+        performer.ask(p.FinishAsked())
         try:
             yield performer.hand_out()
             performer.check_nothing_open()
         except BaseException:
             performer.break_transaction()
             raise
-        performer.commit_transaction()
+        performer.ask(p.BlockEnded())
 
     @property
     def lease_lost(self) -> bool:
@@ -130,9 +130,6 @@ class Performer:
         self, runtime: Runtime, shape: Shape, handler: Callable[..., None], message: Message, delivery: Delivery
     ) -> None:
         self.handler_has_left = False
-        self._runtime = runtime
-        self._message = message
-        self._delivery = delivery
         self._handler = handler
         self._context = Context(runtime, message, delivery)
         self._transactions = Transactions(self._context)
@@ -149,8 +146,9 @@ class Performer:
         the program is told to end, the message has neither finished nor failed, and its redelivery decides.
         """
         try:
-            self._context.emit("consumer.received", count=self._delivery.count)
-            command = self._advance(p.Received(self._delivery.count))
+            count = self._context.delivery.count
+            self._context.emit("consumer.received", count=count)
+            command = self._advance(p.Received(count))
             if isinstance(command, p.Run):
                 command = self._run_handler()
         finally:
@@ -176,7 +174,7 @@ class Performer:
     def _run_handler(self) -> p.Turn:
         argument = self.hand_out() if self._state.shape == "transactional" else Once(self)
         try:
-            check_done(self._handler(self._message, argument), "the handler")
+            check_done(self._handler(self._context.message, argument), "the handler")
             self.check_nothing_open()
         except BaseException as error:  # noqa: BLE001 - it becomes the protocol's event, and is recorded as that
             self.handler_has_left = True
@@ -239,19 +237,13 @@ class Performer:
     def perform_effect(self, effect: Effect) -> str:
         """The recorded answer of this effect, as JSON text."""
         self._steps.effect = effect
-        answer = self._ask(p.EffectAsked()).answer
+        answer = self.ask(p.EffectAsked()).answer
         if answer is None:
             raise AssertionError("the protocol went on without an answer")
         return answer
 
-    def open_transaction(self) -> None:
-        self._ask(p.FinishAsked())
-
     def hand_out(self) -> Connection[Any]:
         return self._session.hand_out()
-
-    def commit_transaction(self) -> None:
-        self._ask(p.BlockEnded())
 
     def break_transaction(self) -> None:
         """The body raised: what it wrote is rolled back."""
@@ -267,9 +259,9 @@ class Performer:
             raise UsageError(f"the handler left {what} on its connection: read it to its end, or close it")
 
     def is_lease_lost(self) -> bool:
-        return self._runtime.keeper.is_lost(self._delivery)
+        return self._context.runtime.keeper.is_lost(self._context.delivery)
 
-    def _ask(self, event: p.Event) -> p.Resume:
+    def ask(self, event: p.Event) -> p.Resume:
         """Let the handler go on, or raise in it what the protocol says."""
         command = self._advance(event)
         if isinstance(command, p.Resume):
@@ -312,8 +304,8 @@ class EffectSteps:
         self.effect: Effect | None = None  # the one that the handler asks for now
         self._key = ""  # its idempotency key, once it is intended
         self.failure: BaseException | None = None  # what its call, or its look-up, raised
-        self.runtime = context.runtime
-        self.message = context.message
+        self._runtime = context.runtime
+        self._message = context.message
         self._context = context
         self._is_cancelled = is_cancelled
 
@@ -335,14 +327,13 @@ class EffectSteps:
 
     def _intend(self, n: int, effect: Effect) -> p.Event:
         try:
-            with self.runtime.database.connection() as conn:
-                intent = self.runtime.intents.intend(
-                    conn, self.message, token=self._context.take.token, n=n, name=effect.name,
-                    fingerprint=effect.fingerprint, provider=effect.provider,
+            with self._runtime.database.connection() as conn:
+                intent = self._runtime.intents.intend(
+                    conn, self._message, take=self._context.take, n=n, name=effect.name,
+                    request=effect.request, provider=effect.provider,
                 )  # fmt: skip
         except psycopg.Error as error:
-            self._context.say_redelivery(f"effect {effect.name!r} was not started", error)
-            return p.DatabaseLost()
+            return self._context.database_lost(f"effect {effect.name!r} was not started", error)
         self._key = intent.key
         match intent.result:
             case IntentResult.CALL:
@@ -395,13 +386,13 @@ class EffectSteps:
 
     def _record(self, command: p.Record, effect: Effect) -> p.Event:
         try:
-            with self.runtime.database.connection() as conn:
-                record = self.runtime.intents.record(
-                    conn, self.message, n=command.n, answer_json=command.answer, refused=command.refused
-                )
+            with self._runtime.database.connection() as conn:
+                record = record_json(
+                    self._runtime.intents, conn, self._message,
+                    n=command.n, answer_json=command.answer, refused=command.refused,
+                )  # fmt: skip
         except psycopg.Error as error:
-            self._context.say_redelivery(f"the answer of effect {effect.name!r} was not recorded", error)
-            return p.DatabaseLost()
+            return self._context.database_lost(f"the answer of effect {effect.name!r} was not recorded", error)
         self._context.emit("effect.recorded", n=command.n, name=effect.name)
         match record.result:
             case RecordResult.RECORDED:
@@ -444,7 +435,7 @@ def read_answer(answer: Any, name: str) -> p.Answered | p.Unreadable:
                 return p.Answered(canonical_json(getattr(answer, method)()))
         return p.Answered(canonical_json(answer))
     except Exception as error:  # noqa: BLE001 - also what a client's own to_dict raises: the effect has happened
-        why = "may still be under way" if is_awaitable(answer) else f"is not JSON ({describe(error)})"
+        why = "may still be under way" if isinstance(answer, Awaitable) else f"is not JSON ({describe(error)})"
         return p.Unreadable(storable(f"effect {name!r} was answered by what {why}: {_shown(answer)}", ANSWER_CHARS_MAX))
 
 

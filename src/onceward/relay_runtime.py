@@ -128,8 +128,7 @@ class RelayRuntime:
     def check_numbering(self, conn: Connection[Any]) -> None:
         """Raises `UsageError` when positions were reset.
 
-        Asked at the first call, and then once in a while.
-        Not only at the start: a failover, which can reset them, may happen while the relay runs.
+        Asked at the first call and then once in a while: a failover, which can reset them, may happen while the relay runs.
         """
         now = time.monotonic()
         if now >= self._numbering_due:

@@ -9,7 +9,7 @@ from typing import Protocol
 from onceward.database import Database
 from onceward.events import Listeners
 from onceward.inbox import InboxTable
-from onceward.intents import IntentTable
+from onceward.intents import Intents
 from onceward.message import Message
 from onceward.protocol.delivery import Limits
 from onceward.retry import Backoff
@@ -29,7 +29,7 @@ class Runtime:
     """What the deliveries of one consumer in one process share."""
 
     inbox: InboxTable
-    intents: IntentTable
+    intents: Intents
     database: Database
     limits: Limits
     backoff: Backoff

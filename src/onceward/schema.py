@@ -8,9 +8,8 @@ from typing import Any, Final, NamedTuple
 
 import psycopg
 from psycopg import Connection, sql
-from psycopg.pq import TransactionStatus
 
-from onceward.database import tuples
+from onceward.database import check_outside_transaction, tuples
 from onceward.errors import SchemaMismatch, UsageError
 from onceward.partitions import LOCK_CLASS, make_partitions
 from onceward.statements import SCHEMA_DEFAULT, check_schema_name
@@ -42,8 +41,7 @@ def migrate(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> list[Migr
     Raises `SchemaMismatch` when the database is newer than this code.
     """
     check_schema_name(schema)
-    if conn.info.transaction_status != TransactionStatus.IDLE:
-        raise UsageError("migrate() commits on its own: call it outside a transaction")
+    check_outside_transaction(conn, "migrate()")
     # One transaction and one lock: of two deploys at once the second waits, and finds nothing left to do.
     with conn.transaction():
         conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK_CLASS, _LOCK_MIGRATE))

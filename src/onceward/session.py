@@ -71,10 +71,8 @@ def setting(values: dict[str, str]) -> str:
 def putting_back(conn: Connection[Any], values: dict[str, str]) -> str:
     """The calls that, after RESET ALL, make the session of `conn` what it is now.
 
-    And set it to `values` again.
-
-    Only what the session would not have by itself; but durability always: the server's own default may change while the
-    session lasts. And the role, which RESET ALL leaves alone.
+    They set the role, which RESET ALL leaves alone, and `values` again: only what the session would not have by itself, but
+    durability always, because the server's own default may change while the session lasts.
     """
     known = {**values, "role": "none"}
     asking = "SELECT " + ", ".join(f"current_setting('{name}')" for name in known)
@@ -201,7 +199,7 @@ _our_work: Final = _OurWork()
 def our_work() -> Iterator[None]:
     """In this block the thread may use connections that are lent to other threads.
 
-    Ours alone: those of another thread of ours, or those that wait in the pool.
+    Only where no handler has them: those of another thread of ours, or those that wait in the pool.
     """
     before, _our_work.here = _our_work.here, True
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, Final, assert_never
+from typing import Any, Final, TypeVar, assert_never
 
 import psycopg
 from psycopg import Connection
@@ -30,6 +30,8 @@ from onceward.transport import Delivery
 
 IS_IN_TRANSACTION: Final = "SELECT coalesce(pg_current_xact_id_if_assigned()::text = %(transaction)s, false)"
 Row = tuple[Any, ...]
+Written = TypeVar("Written")
+NotWritten = p.FencedOff | p.DatabaseLost
 
 
 class Context:
@@ -59,10 +61,11 @@ class Context:
         failure = self.failure if failed else None
         say(self.runtime.inbox.consumer, self.message, level, text, *args, failure=failure, **fields)
 
-    def say_redelivery(self, what: str, error: Exception) -> None:
-        """One line about a database error that costs only time: the message comes again."""
+    def database_lost(self, what: str, error: Exception) -> p.DatabaseLost:
+        """The event, and one line about the error, which costs only time."""
         text = "%s; the message will be redelivered: %s"
         self.say(logging.WARNING, text, what, error, next="redelivery", reason=str(error))
+        return p.DatabaseLost()
 
 
 class HandlerSession:
@@ -166,8 +169,7 @@ class TakeTransactions:
             excused = self._excused(state)
         except psycopg.Error as error:
             self._session.close()
-            context.say_redelivery("the message was not taken", error)
-            return p.DatabaseLost()
+            return context.database_lost("the message was not taken", error)
         context.take = take
         self._session.transaction = take.transaction if transactional else ""
         self._session.cleaning = take.cleaning
@@ -261,7 +263,7 @@ class TakeTransactions:
             with context.runtime.database.connection() as conn:
                 conn.execute(context.statements["excuse"], context.key | {"error": why})
         except psycopg.Error as error:
-            context.say_redelivery("this delivery counts as a crash", error)
+            context.database_lost("this delivery counts as a crash", error)
 
 
 class HandlerTransaction:
@@ -283,8 +285,7 @@ class HandlerTransaction:
             row = one_tuple(conn, context.statements["inbox_finish"], context.key | fence)
         except psycopg.Error as error:
             session.close()
-            context.say_redelivery("the handler's transaction was not opened", error)
-            return p.DatabaseLost()
+            return context.database_lost("the handler's transaction was not opened", error)
         if row is None:
             session.close()
             context.emit("consumer.lease_lost")
@@ -377,43 +378,35 @@ class OutcomeTransactions:
         Crash before it: nothing is counted. Crash after it: the queue delivers again, or is told of a duplicate.
         """
         context, limits = self._context, state.limits
-        counts: list[int] = []
-        parks: list[p.Park] = []
 
-        def write(conn: Connection[Any]) -> p.Event:
+        def write(conn: Connection[Any]) -> tuple[int, int, p.Park | None] | None:
             row = self._count(conn, state, command)
             if row is None:
-                return p.FencedOff()
-            counts[:] = row[:2]
-            park = after_failure(limits, command, attempts=counts[0], sessions_lost=counts[1])
-            if park is None:
-                return p.Counted(context.runtime.backoff.seconds_after(sum(counts)))
-            parks.append(park)
-            return p.Parked() if self._park_as_holder(conn, state, self._park_params(park)) else p.FencedOff()
+                return None
+            attempts, sessions_lost = row[:2]
+            park = after_failure(limits, command, attempts=attempts, sessions_lost=sessions_lost)
+            if park is not None and self._park_as_holder(conn, state, self._park_params(park)) is None:
+                return None
+            return attempts, sessions_lost, park
 
-        event = self._write(write)
-        if isinstance(event, p.Counted | p.Parked):
-            context.emit("consumer.failed", error=command.error)
-        if isinstance(event, p.Counted):
-            say_failed(context.say, command, counts[0], limits.attempts_max, event.delay_seconds)
-        if isinstance(event, p.Parked):
-            self._say_parked(parks[0])
-        return event
+        written = self._write(write)
+        if isinstance(written, NotWritten):
+            return written
+        attempts, sessions_lost, park = written
+        context.emit("consumer.failed", error=command.error)
+        if park is not None:
+            return self._parked(park)
+        delay_seconds = context.runtime.backoff.seconds_after(attempts + sessions_lost)
+        say_failed(context.say, command, attempts, limits.attempts_max, delay_seconds)
+        return p.Counted(delay_seconds)
 
     def park(self, state: State, command: p.Park) -> p.Event:
         """The message is parked under the fence of `command`.
 
         Crash before it: the redelivery comes here again. Crash after it: the redelivery is a duplicate.
         """
-
-        def write(conn: Connection[Any]) -> p.Event:
-            row = self._park_fenced(conn, state, command.fence, self._park_params(command))
-            return p.Parked() if row is not None else p.FencedOff()
-
-        event = self._write(write)
-        if isinstance(event, p.Parked):
-            self._say_parked(command)
-        return event
+        row = self._write(lambda conn: self._park_fenced(conn, state, command.fence, self._park_params(command)))
+        return row if isinstance(row, NotWritten) else self._parked(command)
 
     def give_back(self) -> p.Event:
         """The claim is given back; nothing is counted.
@@ -421,13 +414,9 @@ class OutcomeTransactions:
         Crash before it: the lease lapses, and this take counts as one that ended in nothing.
         """
         context = self._context
-
-        def write(conn: Connection[Any]) -> p.Event:
-            params = context.key | {"token": context.take.token}
-            row = one_tuple(conn, context.statements["inbox_give_back"], params)
-            return p.GivenBack() if row is not None else p.FencedOff()
-
-        return self._write(write)
+        params = context.key | {"token": context.take.token}
+        row = self._write(lambda conn: one_tuple(conn, context.statements["inbox_give_back"], params))
+        return row if isinstance(row, NotWritten) else p.GivenBack()
 
     def _count(self, conn: Connection[Any], state: State, command: p.Fail) -> Row | None:
         context = self._context
@@ -484,10 +473,10 @@ class OutcomeTransactions:
         inbox, source = context.runtime.inbox, context.delivery.source
         return inbox.park_params(context.message, source, command.reason, detail) | {"unknown_n": command.unknown_n}
 
-    def _write(self, write: Callable[[Connection[Any]], p.Event]) -> p.Event:
+    def _write(self, write: Callable[[Connection[Any]], Written | None]) -> Written | NotWritten:
         """One transaction of ours, after whatever was open is rolled back.
 
-        When a statement of it is fenced off, nothing of it is written.
+        `write` returns None when a statement of it was fenced off: then nothing of it is written.
         """
         context = self._context
         self._session.close()
@@ -496,17 +485,17 @@ class OutcomeTransactions:
         try:
             with context.runtime.database.connection() as conn:
                 with conn.transaction() as transaction:
-                    event = write(conn)
-                    if isinstance(event, p.FencedOff):
+                    written = write(conn)
+                    if written is None:
                         raise psycopg.Rollback(transaction)
-                return event
+                return p.FencedOff() if written is None else written
         except psycopg.Error as error:
-            context.say_redelivery("the outcome was not written", error)
-            return p.DatabaseLost()
+            return context.database_lost("the outcome was not written", error)
 
-    def _say_parked(self, command: p.Park) -> None:
+    def _parked(self, command: p.Park) -> p.Parked:
         self._context.emit("consumer.parked", reason=command.reason.value)
         say_parked(self._context.say, command)
+        return p.Parked()
 
 
 def _has_no_row(state: State) -> bool:

@@ -19,7 +19,7 @@ from tests.support.shop import AT_ONCE
 from onceward.database import Database
 from onceward.events import Listeners
 from onceward.inbox import InboxTable
-from onceward.intents import Intent, IntentResult, IntentTable, Record, RecordResult, request_fingerprint
+from onceward.intents import Intent, IntentResult, Intents, Record, RecordResult, record_json
 from onceward.message import Message
 from onceward.parked import redrive
 from onceward.partitions import PARTITIONED, WINDOW_DEFAULT, day_of, make_partition_for, partition_name
@@ -153,8 +153,8 @@ class Pair:
         with self.runtime.database.connection() as conn:
             try:
                 intent = self.runtime.intents.intend(
-                    conn, self.messages[holder.payload], token=holder.context.take.token, n=1, name="charge",
-                    fingerprint=request_fingerprint({}), provider=STRIPE_V1,
+                    conn, self.messages[holder.payload], take=holder.context.take, n=1, name="charge",
+                    request={}, provider=STRIPE_V1,
                 )  # fmt: skip
                 event: p.Event = _intent_event(intent)
             except psycopg.Error:
@@ -170,7 +170,7 @@ class Pair:
         answer, refused = f'"c{payload}"', payload == 1
         with self.runtime.database.connection() as conn:
             try:
-                record = self.runtime.intents.record(conn, self.messages[0], n=1, answer_json=answer, refused=refused)
+                record = record_json(self.runtime.intents, conn, self.messages[0], n=1, answer_json=answer, refused=refused)
                 event: p.Event = _record_event(record, answer, refused=refused)
             except psycopg.Error:
                 event = p.DatabaseLost()
@@ -398,7 +398,7 @@ def runtime(dsn: str) -> Iterator[Runtime]:
     try:
         yield Runtime(
             inbox=InboxTable(CONSUMER, lease_seconds=3600.0),
-            intents=IntentTable(CONSUMER),
+            intents=Intents(CONSUMER),
             database=database,
             limits=LIMITS,
             backoff=AT_ONCE,

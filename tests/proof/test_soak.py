@@ -16,7 +16,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from tests.proof.prove_run import ROOT, alive, family, prove, sabotaged, start
 
-from onceward.commands.arguments import duration
+from onceward_proof.commands.arguments import duration
 from onceward_proof.faults import AIMED, Boundary, Place
 from onceward_proof.moments import Kind, Moment
 from onceward_proof.pages.soak import render

@@ -11,7 +11,7 @@ import pytest
 import onceward
 from onceward.protocol import delivery
 from onceward.protocol.delivery import Place
-from onceward.protocol.reasons import ParkReason, park_reasons_table
+from onceward.protocol.reasons import ParkReason
 
 PACKAGE = Path(onceward.__file__).parent
 # The texts are in databases and in JSON that programs read.
@@ -30,7 +30,6 @@ def test_the_texts_that_are_stored_do_not_change() -> None:
 def test_a_reason_says_in_a_sentence_each_what_happened_and_what_to_do(reason: ParkReason) -> None:
     for sentence in (reason.what_happened, reason.what_to_do):
         assert re.fullmatch(r"[A-Z].{20,}\.", sentence)
-        assert "|" not in sentence, "it stands in a table"
 
 
 @pytest.mark.parametrize("reason", ParkReason, ids=lambda reason: reason.name)
@@ -51,12 +50,6 @@ def test_no_reason_is_written_as_a_bare_text() -> None:
         and any(isinstance(part, ast.Constant) and isinstance(part.value, str) for part in call.args)
     ]
     assert bare == []
-
-
-def test_the_table_for_the_docs_has_a_row_for_each() -> None:
-    head, rule, *rows = park_reasons_table()
-    assert (head.count("|"), rule.count("|")) == (4, 4)
-    assert [re.findall(r"`([^`]+)` \|", row)[0] for row in rows] == list(STORED)
 
 
 def test_the_protocol_answers_in_every_place() -> None:

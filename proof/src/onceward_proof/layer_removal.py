@@ -78,7 +78,7 @@ def _replace(owner: Any, name: str, value: Any) -> None:
 
 
 def _idempotency_key() -> None:
-    _replace(intents.IntentTable, "key", lambda _self, _message, _name: f"ow1:{uuid4().hex}")
+    _replace(intents.Intents, "key", lambda _self, _message, _name: f"ow1:{uuid4().hex}")
 
 
 def _heartbeat() -> None:

@@ -118,7 +118,7 @@ def run_command(arguments: Namespace) -> int:
 
 def _source(arguments: Namespace, dsn: str) -> SourceOrFactory:
     if arguments.source is not None:
-        source: SourceOrFactory = _endpoint(arguments.source, "receive", "a Source, or a function that gives a Source")
+        source: SourceOrFactory = _found(arguments.source, "a Source, or a function that gives a Source", or_with="receive")
         return source
     from onceward.transports import pgmq  # noqa: PLC0415
 
@@ -139,7 +139,7 @@ def relay_command(arguments: Namespace) -> int:
     # What the user wrote is read before any database is asked: its mistakes are reported first.
     sink: SinkOrFactory
     if arguments.sink is not None:
-        sink = _endpoint(arguments.sink, "publish", "a Sink, or a function that gives a Sink")
+        sink = _found(arguments.sink, "a Sink, or a function that gives a Sink", or_with="publish")
         dsn = answering(arguments.database, schema=arguments.schema)
     else:
         queues = parse_queues(arguments.queues)
@@ -184,27 +184,15 @@ def _pgmq_sink(queues: str | dict[str, list[str]], dsn: str) -> Callable[[], Sin
 
 def _listeners(targets: list[str]) -> list[Listener]:
     """What `MODULE:NAME,NAME` names, in that order; all must be there, and functions."""
-    listeners: list[Listener] = []
-    for target in targets:
-        module, _, names = target.partition(":")
-        for name in names.split(","):
-            one = f"{module}:{name.strip()}"
-            listeners.append(_function(one, "a function that takes an Event"))
-    return listeners
+    split = [target.partition(":") for target in targets]
+    each = [f"{module}:{name.strip()}" for module, _, names in split for name in names.split(",")]
+    return [_found(one, "a function that takes an Event") for one in each]
 
 
-def _function(target: str, what: str) -> Callable[..., Any]:
+def _found(target: str, what: str, *, or_with: str = "") -> Any:
+    """The user's function; or an object that has the method `or_with`."""
     found = find(target, what)
-    if not callable(found):
-        raise UsageError(f"{target} is a {type(found).__name__}, not {what}")
-    function: Callable[..., Any] = found
-    return function
-
-
-def _endpoint(target: str, method: str, what: str) -> Any:
-    """The user's Source or Sink, or the function that makes one."""
-    found = find(target, what)
-    if not callable(found) and not hasattr(found, method):
+    if not callable(found) and not (or_with and hasattr(found, or_with)):
         raise UsageError(f"{target} is a {type(found).__name__}, not {what}")
     return found
 

@@ -100,7 +100,7 @@ def step(state: State, event: p.Event) -> Step:
     """The next state and what to do, given what happened."""
     if isinstance(event, p.Ambiguous):
         # Neither ack nor fail nor park: each would be a decision on a row that we cannot see. Redelivery decides.
-        return _end(state, LEAVE, p.Interrupt(Interruption.LEASE_LOST, "the database did not confirm the commit"))
+        return _leave(state, Interruption.LEASE_LOST, "the database did not confirm the commit")
     return _TABLE[state.at](state, event)
 
 
@@ -174,7 +174,7 @@ def _raised(state: State, raised: p.Raised) -> Step:
             return _give_back(state, raised.delay_seconds, detail)
         case RaisedKind.CANCELLED:
             # Cut off, as by a crash: the handler has not failed, so nothing is counted and nothing is written.
-            return _end(state, LEAVE, p.Interrupt(Interruption.LATER, detail))
+            return _leave(state, Interruption.LATER, detail)
         case RaisedKind.REFUSED:
             return _park(state, p.Park(ParkReason.REFUSED, detail))
         case RaisedKind.REJECTED:
@@ -198,10 +198,9 @@ def _at_intending(state: State, event: p.Event) -> Step:
         case p.Changed(detail):
             return _park_misuse(state, ParkReason.EFFECTS_CHANGED, detail)
         case p.FencedOff():
-            return _end(state, LEAVE, p.Interrupt(Interruption.LEASE_LOST, "before the effect was started"))
+            return _leave(state, Interruption.LEASE_LOST, "before the effect was started")
         case p.DatabaseLost():
-            detail = "the database did not answer; the effect was not started"
-            return _end(state, LEAVE, p.Interrupt(Interruption.LATER, detail))
+            return _leave(state, Interruption.LATER, "the database did not answer; the effect was not started")
         case _:
             raise _impossible(state, event)
 
@@ -234,7 +233,7 @@ def _at_provider(state: State, event: p.Event) -> Step:
             # Its intent becomes unknown, so that a redrive, once the code is corrected, looks the effect up.
             return _park_misuse(state, ParkReason.ANSWER_IS_NOT_JSON, detail, unknown_n=state.n)
         case p.Cancelled(detail):
-            return _end(state, LEAVE, p.Interrupt(Interruption.CALL_FAILED, detail))
+            return _leave(state, Interruption.CALL_FAILED, detail)
         case p.Failed(detail):
             return _fail(state, detail)
         case _:
@@ -249,8 +248,7 @@ def _at_recording(state: State, event: p.Event) -> Step:
             park = p.Park(ParkReason.TWO_ANSWERS, detail, Fence.HOLDER_OR_BESIDE)
             return _park(state, park, p.Interrupt(Interruption.TWO_ANSWERS, detail))
         case p.DatabaseLost():
-            detail = "the answer could not be recorded; the retry asks again"
-            return _end(state, LEAVE, p.Interrupt(Interruption.LATER, detail))
+            return _leave(state, Interruption.LATER, "the answer could not be recorded; the retry asks again")
         case _:
             raise _impossible(state, event)
 
@@ -272,9 +270,9 @@ def _at_finishing(state: State, event: p.Event) -> Step:
         case p.Finishing():
             return state._replace(at=Place.COMMITTING), p.Commit()
         case p.FencedOff():
-            return _end(state, LEAVE, p.Interrupt(Interruption.LEASE_LOST, "before the transaction was opened"))
+            return _leave(state, Interruption.LEASE_LOST, "before the transaction was opened")
         case p.DatabaseLost():
-            return _end(state, LEAVE, p.Interrupt(Interruption.LATER, "the database did not answer"))
+            return _leave(state, Interruption.LATER, "the database did not answer")
         case _:
             raise _impossible(state, event)
 
@@ -377,6 +375,11 @@ def _end(state: State, settlement: Settlement, interrupt: p.Interrupt) -> Step:
     if not state.inside:
         return _settle(state, settlement)
     return state._replace(at=Place.UNWINDING, interrupt=interrupt, ending=settlement), interrupt
+
+
+def _leave(state: State, kind: Interruption, detail: str) -> Step:
+    """The queue is told nothing, and nothing more is written: the redelivery decides."""
+    return _end(state, LEAVE, p.Interrupt(kind, detail))
 
 
 def _fail(state: State, detail: str, *, session_lost: bool = False) -> Step:

@@ -94,9 +94,3 @@ class ParkReason(Enum):
         "Its envelope is not one of a message (without an id or a type, for example), so it was never taken.",
         "Fix the producer or the bridge that wrote the envelope, and publish the body as a message.",
     )
-
-
-def park_reasons_table() -> list[str]:
-    """The lines of a Markdown table of all reasons, in the order in which they are defined."""
-    rows = [f"| `{reason.value}` | {reason.what_happened} | {reason.what_to_do} |" for reason in ParkReason]
-    return ["| reason | what happened | what to do |", "|---|---|---|", *rows]

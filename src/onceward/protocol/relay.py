@@ -24,9 +24,10 @@ nothing waits behind it, and postponing it would make it late when the sink come
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
+
+from onceward.protocol.words import Word
 
 CHUNK_SECONDS: Final = 5.0  # what one chunk should take: a crash repeats at most a chunk, and a stop waits for one
 CHUNK_BYTES_MAX: Final = 8 * 1024 * 1024  # of payloads in one chunk; a larger row goes alone
@@ -41,22 +42,19 @@ class OutboxRow(NamedTuple):
     payload_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Take:
+class Take(Word):
     """Lock a batch of rows that are not at these positions."""
 
     beside: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Publish:
+class Publish(Word):
     """Send these rows, in this order, while they are locked."""
 
     rows: tuple[OutboxRow, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SettleRows:
+class SettleRows(Word):
     """Delete the confirmed rows, postpone the failed ones, and commit.
 
     Rows that are in neither are free again, as they were.
@@ -66,8 +64,7 @@ class SettleRows:
     failed: tuple[tuple[OutboxRow, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Sleep:
+class Sleep(Word):
     """Nothing can be done now: wait for a nudge or for the poll.
 
     `failures`: how many there were in a row; each makes the pause longer.
@@ -76,20 +73,17 @@ class Sleep:
     failures: int
 
 
-@dataclass(frozen=True, slots=True)
-class Woken:
+class Woken(Word):
     """A nudge came, or it is time to poll."""
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(Word):
     """These rows are locked (none: there is nothing to send)."""
 
     rows: tuple[OutboxRow, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(Word):
     """The sink has answered.
 
     `errors`: one entry per row; None: confirmed, else why not. `late`: the time of the batch is over.
@@ -100,25 +94,21 @@ class Published:
     late: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Stopped:
+class Stopped(Word):
     """The relay is to stop: the chunk was not sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowsSettled:
+class RowsSettled(Word):
     """The batch is committed."""
 
 
-@dataclass(frozen=True, slots=True)
-class SinkLost:
+class SinkLost(Word):
     """The sink gave no answer for this chunk; some of its rows may have been stored."""
 
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class DatabaseLost:
+class DatabaseLost(Word):
     """The database does not answer.
 
     Locked rows are free again; whether the confirmed ones are deleted is not known.
@@ -166,8 +156,7 @@ def step(state: State, event: Event) -> Step:
     """The next state and what to do, given what happened."""
     if isinstance(event, DatabaseLost):
         # Nothing is deleted: what was sent already is sent again, under the same id.
-        after = _at_rest(state, state.failures + 1)
-        return after, Sleep(after.failures)
+        return _rest(state, state.failures + 1)
     match state.at, event:
         case Place.IDLE, Woken():
             return _take(state)
@@ -182,15 +171,16 @@ def step(state: State, event: Event) -> Step:
         case Place.PUBLISHING, SinkLost(error):
             return _settle(_sink_lost(state, error))
         case Place.SETTLING, RowsSettled():
-            after = _at_rest(state, state.failures)
-            return (after, Sleep(after.failures)) if after.failures else _take(after)
+            resting, sleep = _rest(state, state.failures)
+            return (resting, sleep) if state.failures else _take(resting)
         case _:
             raise AssertionError(f"{event!r} cannot follow in {state!r}")
 
 
-def _at_rest(state: State, failures: int) -> State:
+def _rest(state: State, failures: int) -> Step:
     """Outside any batch: only what was learned is kept."""
-    return State(reach=state.reach, suspects=state.suspects, answering=state.answering, failures=failures)
+    resting = State(reach=state.reach, suspects=state.suspects, answering=state.answering, failures=failures)
+    return resting, Sleep(failures)
 
 
 def _take(state: State) -> Step:

@@ -1,20 +1,30 @@
 """The words of the delivery protocol: its commands, its events, their kinds. No I/O.
 
-`delivery.step` turns an event into a command; the driver carries the command out and answers with the next event. Each word
-is a type of its own and equal only to itself.
+`delivery.step` turns an event into a command; the driver carries the command out and answers with the next event.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
+from typing import Literal, dataclass_transform
 
 from onceward.protocol.reasons import ParkReason
 from onceward.transport import Settlement
 
 # Transactional: one transaction holds the take and the writes. Effectful: claim, call, finish.
 Shape = Literal["transactional", "effectful"]
+
+
+@dataclass_transform(frozen_default=True)
+class Word:
+    """One command or event: immutable, and equal only to one of its own type.
+
+    Each becomes a frozen dataclass when its class is made.
+    """
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True)(cls)
 
 
 class Interruption(Enum):
@@ -52,54 +62,46 @@ class RaisedKind(Enum):
     UNKNOWN_TYPE = "unknown type"
 
 
-@dataclass(frozen=True, slots=True)
-class Take:
+class Take(Word):
     """Take the message: INSERT first, else take over what is there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(Word):
     """Start the handler."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resume:
+class Resume(Word):
     """Let the handler go on, with the recorded answer (JSON text) if it asked for an effect."""
 
     answer: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Interrupt:
+class Interrupt(Word):
     """Raise in the handler."""
 
     kind: Interruption
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Intend:
+class Intend(Word):
     """Commit the n-th intent, or read it."""
 
     n: int
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Word):
     """Call the provider, with no transaction and no connection held."""
 
     n: int
 
 
-@dataclass(frozen=True, slots=True)
-class LookUp:
+class LookUp(Word):
     """Ask the provider whether the n-th effect happened."""
 
     n: int
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Word):
     """Store the answer, write-once."""
 
     n: int
@@ -107,18 +109,15 @@ class Record:
     refused: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(Word):
     """Open the handler's transaction; its first statement is the fenced UPDATE to done."""
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(Word):
     """Check that this is still our transaction, and commit it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(Word):
     """Count a failed attempt, or a lost session, and give the claim back.
 
     The same transaction parks the message when `delivery.after_failure` says so.
@@ -128,8 +127,7 @@ class Fail:
     session_lost: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Park:
+class Park(Word):
     """Write the parked row, and the inbox row as parked, under `fence`.
 
     `unknown_n`: the effect whose outcome is not known, if it is pending; 0: none.
@@ -141,13 +139,11 @@ class Park:
     unknown_n: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class GiveBack:
+class GiveBack(Word):
     """Give the claim back; nothing is counted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(Word):
     """The end: what the queue is told."""
 
     settlement: Settlement
@@ -160,15 +156,13 @@ Turn = Run | Resume | Interrupt | Settle
 Command = Transaction | EffectStep | Turn
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(Word):
     """A delivery arrived; `deliveries` is the queue's own count, 0 when it does not count."""
 
     deliveries: int
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(Word):
     """The message is ours.
 
     `fresh`: its row did not exist before. `takes`: takes of it that ended in nothing so far, this one included.
@@ -181,69 +175,57 @@ class Taken:
     excused: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Duplicate:
+class Duplicate(Word):
     """The row is done or parked."""
 
 
-@dataclass(frozen=True, slots=True)
-class InFlight:
+class InFlight(Word):
     """Another worker holds it, for at most this long."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Conflict:
+class Conflict(Word):
     """The row belongs to another payload."""
 
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class OutsideWindow:
+class OutsideWindow(Word):
     """Its id is unseen, and older than the window, from the future, or without a time."""
 
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class DatabaseLost:
+class DatabaseLost(Word):
     """The database did not answer, before any COMMIT was sent: nothing was written."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ambiguous:
+class Ambiguous(Word):
     """COMMIT was sent, and no reply came: it may or may not have happened."""
 
 
-@dataclass(frozen=True, slots=True)
-class EffectAsked:
+class EffectAsked(Word):
     """The handler calls `once.effect`."""
 
 
-@dataclass(frozen=True, slots=True)
-class FinishAsked:
+class FinishAsked(Word):
     """The handler enters `once.transaction()`."""
 
 
-@dataclass(frozen=True, slots=True)
-class BlockRaised:
+class BlockRaised(Word):
     """The body of `once.transaction()` raised: its transaction was rolled back."""
 
 
-@dataclass(frozen=True, slots=True)
-class BlockEnded:
+class BlockEnded(Word):
     """The body of `once.transaction()` came to its end."""
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(Word):
     """The handler returned."""
 
 
-@dataclass(frozen=True, slots=True)
-class Raised:
+class Raised(Word):
     """The handler raised. `delay_seconds`: of a deferral."""
 
     kind: RaisedKind
@@ -251,101 +233,86 @@ class Raised:
     delay_seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(Word):
     """The intent is done: this is its answer, stored now or before."""
 
     answer: str
     refused: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Intended:
+class Intended(Word):
     """The intent is pending, inside the provider's window: call."""
 
 
-@dataclass(frozen=True, slots=True)
-class Expired:
+class Expired(Word):
     """The intent is pending past the window, or unknown: look it up, never call."""
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(Word):
     """The effect recorded at this place is not the one that is asked for."""
 
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class FencedOff:
+class FencedOff(Word):
     """The row is not as this worker left it, so nothing was written.
 
     Another worker has the message now, or it is over.
     """
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(Word):
     """The provider answered; `answer` is canonical JSON."""
 
     answer: str
     refused: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Unreadable:
+class Unreadable(Word):
     """The effect may have happened, but its answer is not JSON; `detail` is all of it."""
 
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(Word):
     """The call, or the look-up, was cut off because the program is ending: as after a crash."""
 
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Later:
+class Later(Word):
     """The provider asks to come back later (the key is in use): nothing is decided."""
 
     delay_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Replayed:
+class Replayed(Word):
     """The provider replayed a stored 5xx, which no retry can change."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Word):
     """The call, or the look-up, ended without a definite answer."""
 
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Mismatch:
+class Mismatch(Word):
     """The provider knows the key with another request."""
 
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class NotFound:
+class NotFound(Word):
     """The look-up found nothing, or there is none."""
 
 
-@dataclass(frozen=True, slots=True)
-class TwoAnswers:
+class TwoAnswers(Word):
     """Another answer is recorded already."""
 
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Finishing:
+class Finishing(Word):
     """The transaction is open, with the row done in it.
 
     `intents`: how many are recorded. `intents_open`: how many of them have no answer.
@@ -355,35 +322,29 @@ class Finishing:
     intents_open: int
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(Word):
     """The reply to COMMIT was COMMIT."""
 
 
-@dataclass(frozen=True, slots=True)
-class Aborted:
+class Aborted(Word):
     """The transaction had failed inside, so it was rolled back."""
 
 
-@dataclass(frozen=True, slots=True)
-class ForeignCommit:
+class ForeignCommit(Word):
     """The session is not in the transaction that we opened: the handler ended it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
+class Counted(Word):
     """The failed attempt is counted; the retry is due after the delay."""
 
     delay_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Parked:
+class Parked(Word):
     """The message is parked."""
 
 
-@dataclass(frozen=True, slots=True)
-class GivenBack:
+class GivenBack(Word):
     """The claim is given back."""
 
 

@@ -234,7 +234,7 @@ RETURNING message_id, set_config('synchronous_commit', 'on', true)
 
 -- name: park_beside
 -- why: parked without touching any inbox row: another payload under a known id, an id outside the window, no id at all,
---      a second answer that comes to a worker which holds nothing.
+--      a second answer, found by a worker that holds nothing.
 -- locks: the parked row
 -- index: parked_pkey
 INSERT INTO {schema}.parked AS p (consumer, message_id, fingerprint, reason, detail, attempts, source, headers, body)

@@ -6,8 +6,9 @@ import sys
 from importlib import import_module
 from typing import Any, Final
 
-from onceward.commands.arguments import seconds, written_file
+from onceward.commands.arguments import seconds
 from onceward_proof.bundled import find_bundled
+from onceward_proof.commands.arguments import written_file
 
 BENCH: Final = """\
 examples:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from onceward.commands.arguments import say, whole, written_file
+from onceward.commands.arguments import say, whole
+from onceward_proof.commands.arguments import written_file
 
 EXPLORE: Final = """\
 examples:

@@ -7,8 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
-from onceward.commands.arguments import duration, need, seconds, whole, written_file
+from onceward.commands.arguments import need, seconds, whole
 from onceward.errors import UsageError
+from onceward_proof.commands.arguments import duration, written_file
 
 PROVE: Final = """\
 examples:

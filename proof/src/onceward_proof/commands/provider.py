@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from onceward.commands.arguments import need, seconds, whole, written_file
+from onceward.commands.arguments import need, seconds, whole
+from onceward_proof.commands.arguments import written_file
 
 PROVIDER: Final = """\
 examples:

@@ -11,7 +11,7 @@ import pwd
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from onceward.errors import UsageError
 
@@ -21,7 +21,7 @@ LAUNCH: Final = (sys.executable, "-I", "-S", str(Path(__file__).with_name("launc
 class Identity(NamedTuple):
     """How `launch.py` changes itself, and which owner the files need, seen from outside."""
 
-    kind: str
+    kind: Literal["plain", "namespace", "user"]
     uid: int
     gid: int
     file_uid: int
