@@ -10,21 +10,16 @@ import json
 import pkgutil
 import sys
 from pathlib import Path
+from typing import Any
 
-from onceward_proof.provider.server import PortInUse, serve
+from onceward_proof.provider.server import serve
 
 
-def serve_for_parent(database: str, port: int, window_seconds: float | None, hook: str | None, hook_argument: str) -> int:
+def serve_for_parent(database: str, port: int, hook: str | None, hook_argument: str, **options: Any) -> None:
     """One line, the URL, once ready; then nothing more on standard output."""
-    make_hook = functools.partial(pkgutil.resolve_name(hook), hook_argument) if hook else None
-    ready = functools.partial(print, flush=True)
-    try:
-        serve(Path(database), port, make_hook, ready, window_seconds=window_seconds, with_parent=True)
-    except PortInUse as error:
-        print(f"provider: {error}", file=sys.stderr)
-        return 2
-    return 0
+    made = pkgutil.resolve_name(hook)(hook_argument) if hook else None
+    serve(Path(database), port, functools.partial(print, flush=True), hook=made, **options)
 
 
 if __name__ == "__main__":
-    sys.exit(serve_for_parent(**json.loads(sys.argv[1])))
+    serve_for_parent(**json.loads(sys.argv[1]))

@@ -13,6 +13,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from onceward_proof.provider.answers import Answer, JsonObject
+from onceward_proof.provider.call import Call, Fingerprint
 
 WINDOW_SECONDS: Final = 86_400.0
 
@@ -50,23 +51,6 @@ ALL_CHARGES: Final = """SELECT body, account, created, created_real, idempotency
     WHERE kind = 'charge' ORDER BY position"""
 SETTINGS: Final = "SELECT name, value FROM settings"
 SET: Final = "INSERT OR REPLACE INTO settings VALUES (:name, :value)"
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Who asked for an object, for evidence; no part of what is compared."""
-
-    account: str
-    key: str | None
-    worker: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """What a key may be used for again: the endpoint and the parameters of its first request."""
-
-    endpoint: str
-    parameters: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,30 +128,30 @@ class Ledger:
         endpoint, parameters, request_id, status, body, charge = row
         return Stored(Fingerprint(endpoint, parameters), Answer(status, body, charge, request_id))
 
-    def store(self, origin: Origin, first: Fingerprint, request_id: str, answer: Answer) -> None:
-        """Give a key its answer, inside the transaction of the effect.
+    def store(self, call: Call, answer: Answer) -> None:
+        """Give the call's key its answer, inside the transaction of the effect.
 
         Crash before the commit: neither effect nor answer. Crash after it: both, and the answer is replayed.
         """
-        key = {"account": origin.account, "key": origin.key, "created": self.now(), "request_id": request_id}
-        first_used = {"endpoint": first.endpoint, "parameters": first.parameters}
+        key = {"account": call.account, "key": call.idempotency_key, "created": self.now()}
+        first_used = {**call.fingerprint._asdict(), "request_id": call.request_id}
         stored = {"status": answer.status, "body": answer.body, "charge": answer.charge}
         self._connection.execute(STORE_KEY, {**key, **first_used, **stored})
 
     # Charges.
 
-    def add(self, body: JsonObject, origin: Origin) -> JsonObject:
-        """Add a charge, inside the caller's transaction; its id, type and time are filled in."""
+    def add(self, body: JsonObject, call: Call) -> JsonObject:
+        """Add the charge that `call` asks for, inside the caller's transaction; its id, type and time are filled in."""
         now = self.now()
         filled = {"id": f"ch_{uuid4().hex[:24]}", "object": "charge", "created": int(now), "livemode": False, **body}
         row = {
             "id": filled["id"],
-            "account": origin.account,
-            "transfer_group": body.get("transfer_group"),
+            "account": call.account,
+            "transfer_group": call.transfer_group,
             "created": now,
             "created_real": time.time(),
-            "idempotency_key": origin.key,
-            "worker": origin.worker,
+            "idempotency_key": call.idempotency_key,
+            "worker": call.worker,
             "body": json.dumps(filled),
         }
         self._connection.execute(ADD_CHARGE, row)
