@@ -7,6 +7,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from rich.console import Console
+
 from onceward_proof.demos import DEMOS
 from onceward_proof.demos.demonstration import Evidence, open_demonstration
 from onceward_proof.demos.narrator import Narrator
@@ -17,8 +19,8 @@ def run_demo(name: str, *, fast: bool = False, as_json: bool = False) -> int:
     """0: all that it claims was seen. 1: not so."""
     module, title = DEMOS[name]
     script = import_module(f"onceward_proof.demos.{module}")
-    narrator = Narrator(quiet=as_json, fast=fast)
-    narrator.say(f"[bold]{name}[/bold]: {title}")
+    narrator = Narrator(Console(highlight=False, quiet=as_json), fast=fast)
+    narrator.console.print(f"[bold]{name}[/bold]: {title}")
     evidence: dict[str, Evidence] = {"naive": {}, "hardened": {}}
     missed = ""
     with open_demonstration(narrator) as (demonstration, sides):

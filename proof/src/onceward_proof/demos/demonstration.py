@@ -133,6 +133,17 @@ class Side:
         self._demonstration.workers.append(worker)
         return worker
 
+    def see(self, worker: WorkerProcess, word: Word, what: str, *, who: str = "", is_start: bool = False) -> Report:
+        """The worker's next report of this word is told, at the time at which it happened; T=0 if it `is_start`.
+
+        `what` may name the report's fields: {it.charge}. `who`: if it is not the worker's own doing.
+        """
+        report = worker.expect(word)
+        if is_start:
+            self.start_clock(at=report.at)
+        self.tell(who or worker.name, what.format(it=report), report.at)
+        return report
+
     def charges(self) -> list[str]:
         """The ids of the charges in the provider's own ledger, oldest first."""
         return [charge["id"] for charge in self._ledger()]

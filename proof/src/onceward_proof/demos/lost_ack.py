@@ -16,9 +16,8 @@ def naive(side: Side) -> Evidence:
         "The consumer is the hardened one, on both sides: it cannot help here.",
     )
     producer = side.start(resending_producer, "producer", Boundary.PUBLISH_AFTER, orders=[ORDER])
-    ids = [_lose_the_ack(side, producer, "producer")]
-    again = producer.expect(Boundary.PUBLISH_AFTER)
-    side.tell("producer", f"sends again, as {_short(again.message_id)}; confirmed", again.at)
+    ids = [_lose_the_ack(side, producer)]
+    again = side.see(producer, Boundary.PUBLISH_AFTER, "sends again, as {it.message}; confirmed")
     producer.go()
     producer.finish()
     ids.append(again.message_id)
@@ -35,10 +34,9 @@ def hardened(side: Side) -> Evidence:
     )
     side.start("producer", "producer", orders=[ORDER]).finish()
     relay = side.start("relay", "relay", Boundary.PUBLISH_AFTER)
-    ids = [_lose_the_ack(side, relay, "relay")]
+    ids = [_lose_the_ack(side, relay)]
     relay.expect(Point.POSTPONED)
-    again = relay.expect(Boundary.PUBLISH_AFTER)
-    side.tell("relay", f"sends the row again, as {_short(again.message_id)}; confirmed", again.at)
+    again = side.see(relay, Boundary.PUBLISH_AFTER, "sends the row again, as {it.message}; confirmed")
     relay.go()
     relay.expect(Point.DELETED)
     ids.append(again.message_id)
@@ -50,11 +48,10 @@ def hardened(side: Side) -> Evidence:
     return _evidence(side, ids) | {"duplicates_turned_away": duplicates}
 
 
-def _lose_the_ack(side: Side, producer: WorkerProcess, who: str) -> str:
+def _lose_the_ack(side: Side, producer: WorkerProcess) -> str:
     """The first attempt: stored, and not confirmed. The id that it went under."""
-    published = producer.expect(Boundary.PUBLISH_AFTER)
-    side.start_clock(at=published.at)
-    side.tell(who, f"sends order.placed of O-123, as {_short(published.message_id)}", published.at)
+    what = "sends order.placed of O-123, as {it.message}"
+    published = side.see(producer, Boundary.PUBLISH_AFTER, what, is_start=True)
     producer.go(Answer.LOSE)
     side.tell("queue", "has stored it; its confirmation is lost on the way back")
     return published.message_id
@@ -68,13 +65,9 @@ def _consume(side: Side) -> WorkerProcess:
         received = worker.expect(Note.RECEIVED)
         what = worker.expect(Boundary.RESPONSE, Point.DUPLICATE)
         did = f"charges the card: {what.charge}" if what.word is Boundary.RESPONSE else "finds the inbox row: a duplicate"
-        side.tell("worker", f"receives {_short(received.message_id)}: {did}", what.at)
+        side.tell("worker", f"receives {received.message}: {did}", what.at)
         worker.expect(Boundary.ACK_AFTER)
     return worker
-
-
-def _short(message_id: str) -> str:
-    return f"msg-{message_id[-4:]}"
 
 
 def _evidence(side: Side, ids: list[str]) -> Evidence:

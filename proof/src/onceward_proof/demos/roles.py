@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import Any
 
 from psycopg import Connection
 
 from onceward.message import Message
-from onceward.provider import ProviderProfile
 from onceward.transport import ACK, Sink
-from onceward_proof.workers.roles import consume
 from onceward_proof.workers.worker import Worker
-from payments import hardened, naive
+from payments import naive
 from payments.card import Card, Order
-
-# The provider's promise, an hour told as 0.2 s: the database's clock, which judges an intent's age, is never faked.
-HOUR_SECONDS: Final = 0.2
-SCALED: Final = ProviderProfile(
-    name="stripe-v1, scaled", window_seconds=24 * HOUR_SECONDS, margin_seconds=3.2, call_timeout_seconds=3.0
-)
 
 
 def blind_charge(worker: Worker) -> None:
@@ -35,12 +27,6 @@ def _charge_with_key(conn: Connection, sink: Sink, card: Any, message_id: str, o
     paid = card.create(Card.request(order), key=message_id)
     conn.execute("UPDATE orders SET status = 'paid', charge_id = %s WHERE id = %s", (paid["id"], order["id"]))
     naive.announce(sink, "order.paid", order)
-
-
-def scaled_charge(worker: Worker) -> None:
-    """The hardened charge, at a provider that forgets keys in seconds."""
-    card = worker.card(SCALED.call_timeout_seconds)
-    consume(worker, "charge", hardened.charges(card, lease_seconds=worker.setting.lease_seconds, provider=SCALED))
 
 
 def resending_producer(worker: Worker) -> None:

@@ -14,16 +14,12 @@ LEASE_SECONDS: Final = 4.0  # the claim outlives a machine that is busy
 
 def _both_receive(side: Side, *gates: Word, **setting: Any) -> tuple[WorkerProcess, WorkerProcess]:
     """Both hold the same message, and wait at the first gate."""
-    tell = side.tell
     one = side.start("charge", "worker-1", *gates, **setting)
     side.place()
-    received = one.expect(Note.RECEIVED)
-    side.start_clock(at=received.at)
-    tell("worker-1", "receives the message", received.at)
+    side.see(one, Note.RECEIVED, "receives the message", is_start=True)
     one.expect(gates[0])
     two = side.start("charge", "worker-2", *gates, **setting)
-    again = two.expect(Note.RECEIVED)
-    tell("worker-2", f"receives the same message (delivery {again.count})", again.at)
+    side.see(two, Note.RECEIVED, "receives the same message (delivery {it.count})")
     two.expect(gates[0])
     return one, two
 
@@ -39,10 +35,9 @@ def naive(side: Side) -> Evidence:
     one.go()
     two.go()
     for worker in (one, two):
-        charged = worker.expect(Boundary.RESPONSE)
-        tell(worker.name, f"charges the card: {charged.charge}", charged.at)
+        side.see(worker, Boundary.RESPONSE, "charges the card: {it.charge}")
     one.go()
-    tell("worker-1", "remembers the message, and acknowledges", one.expect(Boundary.ACK_AFTER).at)
+    side.see(one, Boundary.ACK_AFTER, "remembers the message, and acknowledges")
     two.go()
     end = two.expect(Note.RAISED, Boundary.ACK_AFTER)
     tell("worker-2", f"cannot remember it: {end.error}. The unique key speaks up, too late", end.at)

@@ -71,19 +71,19 @@ def _hardened_producer(worker: Worker) -> None:
 
 
 def _hardened_charge(worker: Worker) -> None:
-    provider = profile(worker.setting)
+    provider = profile(worker.setting.window_seconds)
     card = worker.card(provider.call_timeout_seconds)
-    consume(worker, "charge", hardened.charges(card, lease_seconds=worker.setting.lease_seconds, provider=provider))
+    _consume(worker, "charge", hardened.charges(card, lease_seconds=worker.setting.lease_seconds, provider=provider))
 
 
 def _hardened_ledger(worker: Worker) -> None:
     consumer = hardened.ledger(lease_seconds=worker.setting.lease_seconds)
     if worker.setting.is_ablation:
         report_handler(consumer, "order.paid", worker.line)
-    consume(worker, "ledger", consumer)
+    _consume(worker, "ledger", consumer)
 
 
-def consume(worker: Worker, role: Role, consumer: Consumer) -> None:
+def _consume(worker: Worker, role: Role, consumer: Consumer) -> None:
     """Run the consumer on the role's queue, one delivery at a time: a kill hits one order."""
     run(
         consumer,

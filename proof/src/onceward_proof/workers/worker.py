@@ -81,12 +81,12 @@ def make_card(
     return Card(stripe.StripeClient(account, base_addresses=addresses, max_network_retries=0, http_client=http)), session
 
 
-def profile(setting: Setting) -> ProviderProfile:
+def profile(window_seconds: float | None) -> ProviderProfile:
     """The provider's promise; scaled, half of the window is margin: a late call on a busy machine is still inside it."""
-    window = setting.window_seconds
-    if window is None:
+    if window_seconds is None:
         return PROVIDER
-    return replace(PROVIDER, window_seconds=window, margin_seconds=window / 2, call_timeout_seconds=window * 0.4)
+    margin, timeout = window_seconds / 2, window_seconds * 0.4
+    return replace(PROVIDER, window_seconds=window_seconds, margin_seconds=margin, call_timeout_seconds=timeout)
 
 
 def warm_up(setting: Setting) -> None:
