@@ -200,7 +200,7 @@ def open_demonstration(narrator: Narrator) -> Iterator[tuple[Demonstration, list
         install(dsn, dsn, (*QUEUES.values(), UNASKED))
         # A copy of the first, so that both sides start from the same.
         copy = cluster.create_database("hardened", template="naive")
-        warm_up(Setting(variant="naive", database=dsn, queue_database=dsn, provider_url=provider.url))
+        warm_up(provider.url, dsn)
         yield demonstration, [Side(demonstration, "naive", dsn), Side(demonstration, "hardened", copy)]
 
 

@@ -86,12 +86,8 @@ class Ledger:
     def transaction(self) -> Iterator[None]:
         """Commit what happens inside as one, durably, or nothing of it."""
         self._connection.execute("BEGIN IMMEDIATE")
-        try:
+        with self._connection:  # commits, or rolls back
             yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
 
     # The movable clock and the window.
 

@@ -25,7 +25,7 @@ from onceward_proof import checker
 from onceward_proof.clusters import install
 from onceward_proof.provider.server import ProviderProcess
 from onceward_proof.run import ProofError
-from onceward_proof.workers.setting import CONSUMED, QUEUES, Role, Setting
+from onceward_proof.workers.setting import CONSUMED, QUEUES, Role
 from onceward_proof.workers.worker import make_card, warm_up
 from payments import hardened
 
@@ -154,7 +154,5 @@ def start_payments() -> Iterator[Payments]:
             psycopg.connect(queue_database, autocommit=True) as queue_conn,
             closing(pgmq.Sink(QUEUES, queue_database)) as sink,
         ):
-            warm_up(
-                Setting(variant="hardened", database=database, queue_database=queue_database, provider_url=provider.url)
-            )
+            warm_up(provider.url, database, queue_database)
             yield Payments(folder, database, queue_database, provider.url, ledger, conn, queue_conn, sink)
