@@ -35,7 +35,7 @@ SABOTAGES = {
     "dropped-publish": (("sql/outbox.sql", POSTPONE, "DELETE FROM {schema}.outbox\n"), "both orders were charged"),
     "lost-ack": (("outbox.py", '        id=row["id"],\n', ""), "the card charged once"),
     "select-then-act": (("sql/inbox.sql", TAKE, ALWAYS_TAKEN), "of the two, one took the message"),
-    "textbook": (("inbox.py", 'if state != "pending":', "if True:"), "resumed: charged once, paid"),
+    "textbook": (("inbox.py", 'if row.state != "pending":', "if True:"), "resumed: charged once, paid"),
     "zombie": (("sql/inbox.sql", FINISH + FENCE, FINISH), "refused at the domain write"),
     "key-expired": (("intents.py", ' and row["callable"]', ""), "one charge for each order"),
 }

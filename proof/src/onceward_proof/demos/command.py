@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from onceward_proof.demos import DEMOS
-from onceward_proof.demos.demonstration import Evidence, open_demonstration
+from onceward_proof.demos.demonstration import Evidence, open_sides
 from onceward_proof.demos.narrator import Narrator
 from onceward_proof.demos.worker_process import Missed
 
@@ -23,15 +23,15 @@ def run_demo(name: str, *, fast: bool = False, as_json: bool = False) -> int:
     narrator.console.print(f"[bold]{name}[/bold]: {title}")
     evidence: dict[str, Evidence] = {"naive": {}, "hardened": {}}
     missed = ""
-    with open_demonstration(narrator) as (demonstration, sides):
+    with open_sides(narrator) as sides:
         try:
             for side in sides:
                 evidence[side.name] = getattr(script, side.name)(side)
-                demonstration.kill_workers()
+                side.kill_workers()
         except Missed as error:
             missed = str(error)
-            _show_log(demonstration.log)
-    claims = demonstration.claims
+            _show_log(sides[0].log)
+    claims = [claim for side in sides for claim in side.claims]
     ok = not missed and bool(claims) and all(held for _, held in claims)
     narrator.evidence(evidence["naive"], evidence["hardened"])
     for what, held in claims:
