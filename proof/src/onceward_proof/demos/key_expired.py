@@ -1,4 +1,4 @@
-"""The provider keeps an idempotency key for a day. Whoever retries later is a new customer to it."""
+"""The provider keeps an idempotency key for a day. A later retry is a new request to it."""
 
 from __future__ import annotations
 

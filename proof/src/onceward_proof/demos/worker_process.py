@@ -33,9 +33,9 @@ class WorkerProcess:
         self._is_over = False
         self._is_reaped = False
 
-    def expect(self, *words: Word, seconds: float = EXPECT_SECONDS_MAX) -> Report:
+    def expect(self, *words: Word) -> Report:
         """The next report of these words. Raises `Missed`."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + EXPECT_SECONDS_MAX
         while True:
             for report in self._reports[self._seen :]:
                 self._seen += 1

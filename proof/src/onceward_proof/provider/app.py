@@ -6,7 +6,7 @@ The rules of the idempotency layer, and where each comes from (docs.stripe.com/a
 * stored under no key: 401, 429, 404 of an unknown path, parameters that are wrong in themselves, and 409;
 * keys belong to the account: other parameters under the same key are a 400;
 * a key is *in flight* until its answer is stored, that is, until the effect is committed: an answer that is late or
-  held after that is replayed to whoever asks again.
+  held after that is replayed to the next request with this key.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def read(ledger: Ledger, call: Call) -> Answer | None:
     if collection != CHARGES:
         return None
     charge = ledger.charge(call.account, id_)
-    return answers.missing("charge", id_) if charge is None else answers.ok(charge)
+    return answers.missing(id_) if charge is None else answers.ok(charge)
 
 
 def _list(ledger: Ledger, account: str, parameters: Parameters) -> Answer:

@@ -49,7 +49,7 @@ class Fault:
 class Faults:
     """The hook behind /_admin/faults. Kept in memory only.
 
-    Crash: pending faults are gone; whoever restarts the provider adds them again.
+    Crash: pending faults are gone; they have to be added again after a restart.
     """
 
     def __init__(self) -> None:

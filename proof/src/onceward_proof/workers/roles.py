@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
@@ -66,10 +67,6 @@ def _module(worker: Worker) -> ModuleType:
     return import_module(MODULES[worker.setting.variant])
 
 
-def _hardened_producer(worker: Worker) -> None:
-    _produce(worker, hardened.place)
-
-
 def _hardened_charge(worker: Worker) -> None:
     provider = profile(worker.setting.window_seconds)
     card = worker.card(provider.call_timeout_seconds)
@@ -108,7 +105,7 @@ def _hardened_relay(worker: Worker) -> None:
 Work = Callable[[Worker], None]
 PLAIN: Final[Mapping[Role, Work]] = {"producer": _plain_producer, "charge": _plain_charge, "ledger": _plain_ledger}
 HARDENED: Final[Mapping[Role, Work]] = {
-    "producer": _hardened_producer,
+    "producer": partial(_produce, place=hardened.place),
     "charge": _hardened_charge,
     "ledger": _hardened_ledger,
     "relay": _hardened_relay,

@@ -29,7 +29,7 @@ class WatchedSource(pgmq.Source):
         self._extended: set[str] = set()
 
     def receive(self, limit: int, wait_seconds: float) -> Received:
-        # Whoever asks for more has finished what it had, whatever became of its ack.
+        # A consumer that asks for more has finished what it had, even if its ack was lost.
         if self._busy:
             self._line.report(Report(Note.IDLE))
         received = super().receive(limit, wait_seconds)
