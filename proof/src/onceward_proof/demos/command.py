@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from importlib import import_module
-from pathlib import Path
 
 from rich.console import Console
 
@@ -13,6 +12,7 @@ from onceward_proof.demos import DEMOS
 from onceward_proof.demos.demonstration import Evidence, open_sides
 from onceward_proof.demos.narrator import Narrator
 from onceward_proof.demos.worker_process import Missed
+from onceward_proof.workers.fork import end_of
 
 
 def run_demo(name: str, *, fast: bool = False, as_json: bool = False) -> int:
@@ -30,7 +30,7 @@ def run_demo(name: str, *, fast: bool = False, as_json: bool = False) -> int:
                 side.kill_workers()
         except Missed as error:
             missed = str(error)
-            _show_log(sides[0].log)
+            sys.stderr.write(end_of(sides[0].log))
     claims = [claim for side in sides for claim in side.claims]
     ok = not missed and bool(claims) and all(held for _, held in claims)
     narrator.evidence(evidence["naive"], evidence["hardened"])
@@ -49,8 +49,3 @@ def run_demo(name: str, *, fast: bool = False, as_json: bool = False) -> int:
         }
         print(json.dumps(document, indent=2))
     return 0 if ok else 1
-
-
-def _show_log(log: Path) -> None:
-    if log.exists():
-        sys.stderr.write("".join(log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[-20:]))

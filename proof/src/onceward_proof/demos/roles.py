@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from psycopg import Connection
 
 from onceward.message import Message
-from onceward.transport import ACK, Sink
+from onceward.transport import ACK
 from onceward_proof.workers.worker import Worker
 from payments import naive
 from payments.card import Card, Order
@@ -19,14 +18,11 @@ def blind_charge(worker: Worker) -> None:
     source, conn, sink, card = worker.source("order.placed"), worker.connect(), worker.sink(), worker.card()
     while True:
         for delivery in source.receive(1, wait_seconds=1.0).deliveries:
-            _charge_with_key(conn, sink, card, delivery.headers["id"], json.loads(delivery.body))
+            order = json.loads(delivery.body)
+            charge = card.create(Card.request(order), key=delivery.headers["id"])
+            conn.execute("UPDATE orders SET status = 'paid', charge_id = %s WHERE id = %s", (charge["id"], order["id"]))
+            naive.announce(sink, "order.paid", order)
             source.settle([(delivery, ACK)])
-
-
-def _charge_with_key(conn: Connection, sink: Sink, card: Any, message_id: str, order: Order) -> None:
-    paid = card.create(Card.request(order), key=message_id)
-    conn.execute("UPDATE orders SET status = 'paid', charge_id = %s WHERE id = %s", (paid["id"], order["id"]))
-    naive.announce(sink, "order.paid", order)
 
 
 def resending_producer(worker: Worker) -> None:

@@ -7,9 +7,13 @@ from typing import Any, Final
 from onceward_proof.demos.demonstration import Evidence, Side
 from onceward_proof.demos.worker_process import WorkerProcess
 from onceward_proof.faults import Boundary
-from onceward_proof.workers.reports import Note, Point, Report, Word
+from onceward_proof.workers.reports import Note, Point, Word
 
 LEASE_SECONDS: Final = 4.0  # the claim outlives a machine that is busy
+ROWS: Final[dict[Word, str]] = {
+    Point.CLAIMED: "one row. Mine",
+    Point.IN_FLIGHT: "no row. In flight elsewhere, handed back",
+}
 
 
 def _both_receive(side: Side, *gates: Word, **setting: Any) -> tuple[WorkerProcess, WorkerProcess]:
@@ -57,7 +61,7 @@ def hardened(side: Side) -> Evidence:
     two.go()
     results = {worker.name: worker.expect(Point.CLAIMED, Point.IN_FLIGHT) for worker in (one, two)}
     for name, result in sorted(results.items(), key=lambda item: item[1].at):
-        tell(name, _told(result), result.at)
+        tell(name, f"INSERT ... ON CONFLICT DO NOTHING: {ROWS[result.word]}", result.at)
     takers = [worker for worker in (one, two) if results[worker.name].word is Point.CLAIMED]
     for worker in takers:
         if _acks(worker):
@@ -74,12 +78,6 @@ def _acks(taker: WorkerProcess) -> bool:
         taker.go()
         return taker.expect(Boundary.ACK_AFTER, Point.LEASE_LOST).word is Boundary.ACK_AFTER
     return False
-
-
-def _told(result: Report) -> str:
-    if result.word is Point.CLAIMED:
-        return "INSERT ... ON CONFLICT DO NOTHING: one row. Mine"
-    return "INSERT ... ON CONFLICT DO NOTHING: no row. In flight elsewhere, handed back"
 
 
 def _evidence(side: Side) -> Evidence:

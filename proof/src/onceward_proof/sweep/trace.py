@@ -24,7 +24,7 @@ from typing import Final
 
 from onceward.errors import OncewardError, UsageError
 from onceward.events import Event
-from onceward_proof.workers.fork import fork
+from onceward_proof.workers.fork import end_of, fork
 
 # What sends, stores or makes durable; and what receives: there, the server has acted, and the client does not know it.
 CALLS: Final = (
@@ -104,7 +104,7 @@ def _trace(strace: str, injection: list[str], pid: int, line: socket.socket, log
     # Nothing is read: the child has closed its end without a word, so it has ended.
     if not thread:
         os.waitpid(pid, 0)
-        raise OncewardError(f"the traced process ended before it was ready:\n{_tail(log)}")
+        raise OncewardError(f"the traced process ended before it was ready:\n{end_of(log)}")
     out = log.with_suffix(".strace")
     command = [strace, "-p", thread, "-o", str(out), "-s", "0", "-e", f"trace={','.join(CALLS)}", *injection]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
@@ -122,7 +122,7 @@ def _trace(strace: str, injection: list[str], pid: int, line: socket.socket, log
 def _traced_run(status: int, out: Path, log: Path, step: str) -> TracedRun:
     code = os.waitstatus_to_exitcode(status)
     if code not in (0, -signal.SIGKILL):
-        raise OncewardError(f"the traced process failed ({code}):\n{_tail(log)}")
+        raise OncewardError(f"the traced process failed ({code}):\n{end_of(log)}")
     names = re.findall(r"^(\w+)\(", out.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     return TracedRun(code != 0, tuple(names), step)
 
@@ -131,13 +131,9 @@ def run_child(work: Callable[[], None], log: Path) -> None:
     """Run `work` to its end in a child of its own. Raises `OncewardError`, with its log's end, when it fails."""
     code = os.waitstatus_to_exitcode(os.waitpid(fork(work, log), 0)[1])
     if code:
-        raise OncewardError(f"a process of the proof failed ({code}):\n{_tail(log)}")
+        raise OncewardError(f"a process of the proof failed ({code}):\n{end_of(log)}")
 
 
 def _allow_tracer() -> None:
     """Where only descendants may be traced (yama), this process may be: its tracer is its sibling."""
     ctypes.CDLL(None).prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0)
-
-
-def _tail(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace")[-2000:] if log.exists() else ""
