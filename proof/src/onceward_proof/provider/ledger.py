@@ -69,7 +69,8 @@ class Ledger:
     if the process dies before the commit, nothing was charged, and the same key starts afresh.
     """
 
-    def __init__(self, database: Path) -> None:
+    def __init__(self, database: Path, window_seconds: float | None = None) -> None:
+        """`window_seconds` None keeps what the database says."""
         self._connection = sqlite3.connect(database, isolation_level=None, cached_statements=64)
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
@@ -77,6 +78,8 @@ class Ledger:
         settings: dict[str, float] = dict(self._connection.execute(SETTINGS).fetchall())
         self.offset_seconds = settings.get("offset_seconds", 0.0)
         self.window_seconds = settings.get("window_seconds", WINDOW_SECONDS)
+        if window_seconds is not None:
+            self.set_window(window_seconds)
 
     def close(self) -> None:
         """Close the file; every committed row stays."""

@@ -1,4 +1,4 @@
-"""The provider as a process: serve it here, start it as a child that can be killed, or run it by hand."""
+"""The provider as a process: serve it, start it as a child that can be killed, or run it by hand."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import urllib.request
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from sqlite3 import DatabaseError
 from types import FrameType
@@ -28,7 +27,6 @@ HOST: Final = "127.0.0.1"
 BACKLOG: Final = 1024
 # A connection that the server closes while the client sends would be a fault that nobody planned.
 KEEP_ALIVE_SECONDS: Final = 86_400
-START_SECONDS_MAX: Final = 30
 STOP_SECONDS_MAX: Final = 5
 
 HOW_TO: Final = """\
@@ -59,20 +57,12 @@ class CuttableProtocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server; it says when it is ready, and cuts what is slow or held when it is told to end."""
+    """uvicorn's server; it ends with its parent, and cuts what is slow or held when it is told to end."""
 
-    def __init__(
-        self, config: uvicorn.Config, ready: Callable[[], None], close: Callable[[], None], parent: int | None
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, close: Callable[[], None], parent: int | None) -> None:
         super().__init__(config)
-        self._ready = ready
         self._close = close
         self._parent = parent
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept connections, then say so."""
-        await super().startup(sockets)
-        self._ready()
 
     async def on_tick(self, counter: int) -> bool:
         """End the process when its parent has ended, however it ended; uvicorn calls this ten times a second."""
@@ -91,33 +81,13 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(
-    database: Path,
-    port: int,
-    ready: Callable[[str], None],
-    *,
-    window_seconds: float | None = None,
-    hook: Hook | None = None,
-    parent: int | None = None,
-) -> None:
-    """Serve the provider on loopback until SIGTERM or SIGINT; blocks.
-
-    `port` 0 takes a free one; `ready` is called with the URL once requests are accepted. `window_seconds` None keeps
-    what the database says. `parent`: die when this process, which started us, has ended. Raises `PortInUse`.
+def serve(listener: socket.socket, ledger: Ledger, hook: Hook | None = None, parent: int | None = None) -> None:
+    """Serve the provider until SIGTERM or SIGINT; blocks. `parent`: die when this process, which started us, has ended.
 
     Crash: see `Ledger`; faults on demand, requests in flight and held answers are gone.
     """
-    listener = listen(port)
-    url = f"http://{HOST}:{listener.getsockname()[1]}"
-    ledger = Ledger(database)
-    try:
-        if window_seconds is not None:
-            ledger.set_window(window_seconds)
-        app = create_app(ledger, hook)
-        Server(_config(app), lambda: ready(url), app.state.gateway.close, parent).run(sockets=[listener])
-    finally:
-        listener.close()
-        ledger.close()
+    app = create_app(ledger, hook)
+    Server(_config(app), app.state.gateway.close, parent).run(sockets=[listener])
 
 
 def listen(port: int) -> socket.socket:
@@ -133,13 +103,13 @@ def listen(port: int) -> socket.socket:
 
 def main(port: int, database: Path, window: float | None) -> int:
     """Run the provider by hand until Ctrl-C; 0 at its end, 2 if the port is taken or the file is not a database."""
-
-    def ready(url: str) -> None:
-        print(url)
-        print(HOW_TO.format(url=url, database=database, window=window or WINDOW_SECONDS), flush=True)
-
     try:
-        serve(database, port, ready, window_seconds=window)
+        # Ctrl-C is how it ends, also in the moment before uvicorn handles the signal.
+        with suppress(KeyboardInterrupt), listen(port) as listener, closing(Ledger(database, window)) as ledger:
+            url = f"http://{HOST}:{listener.getsockname()[1]}"
+            print(url)
+            print(HOW_TO.format(url=url, database=database, window=window or WINDOW_SECONDS), flush=True)
+            serve(listener, ledger)
     except (PortInUse, DatabaseError) as error:
         print(f"provider: {error}", file=sys.stderr)
         return 2
@@ -158,7 +128,7 @@ class ProviderProcess:
         hook_argument: str = "",
         log: Path | None = None,
     ) -> None:
-        """Start it; it accepts requests when this returns.
+        """Start it; what is asked from now on, it answers.
 
         `hook` names a factory ("package.module:function"), called in the child with `hook_argument`. What is importable
         here is importable there. `log` takes its standard error; None: ours.
@@ -213,33 +183,17 @@ class ProviderProcess:
     def __exit__(self, *_error: object) -> None:
         self.stop()
 
-    def _begin(self) -> subprocess.Popen[str]:
-        options = json.dumps(self._options | {"port": self._port})
-        command = [sys.executable, "-m", "onceward_proof.provider", options]
+    def _begin(self) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        with self._log.open("a") if self._log else nullcontext() as log:
-            child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
-                start_new_session=True,
+        # The child gets a socket that listens already: what is sent while it starts, waits there.
+        with listen(self._port) as listener, self._log.open("a") if self._log else nullcontext() as log:
+            self._port = listener.getsockname()[1]
+            options = json.dumps(self._options | {"fd": listener.fileno()})
+            return subprocess.Popen(
+                [sys.executable, "-m", "onceward_proof.provider", options],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, pass_fds=[listener.fileno()],
+                env=environment, start_new_session=True,
             )  # fmt: skip
-        self._port = _ready_port(child)
-        return child
-
-
-def _ready_port(child: subprocess.Popen[str]) -> int:
-    """Read the child's first line, its URL; a child that ends before it or says nothing for long is an error."""
-    assert child.stdout is not None  # noqa: S101  (asked for above)
-    too_late = threading.Timer(START_SECONDS_MAX, child.kill)
-    too_late.start()
-    try:
-        with child.stdout:
-            line = child.stdout.readline()
-    finally:
-        too_late.cancel()
-    if not line:
-        child.wait()
-        raise RuntimeError(f"the provider did not start: exit code {child.returncode}")
-    return int(line.rsplit(":", 1)[1])
 
 
 def _config(app: Any) -> uvicorn.Config:
