@@ -32,7 +32,7 @@ from onceward_proof.explorer.planted_bugs import PLANTED, failed_call_goes_on
 from onceward_proof.explorer.promises import Promise
 from onceward_proof.explorer.rules import Rules
 from onceward_proof.explorer.search import search
-from onceward_proof.explorer.space import StateSpace, message_moves, redrives_left
+from onceward_proof.explorer.space import BUDGET_AT, StateSpace, message_moves, split
 from onceward_proof.explorer.story import tell
 
 Goal = Callable[[StateSpace, int], bool]
@@ -92,7 +92,9 @@ def dead_end(where: Passage, goal: Goal) -> list[str] | None:
 
 def at_rest(space: StateSpace, world: int) -> bool:
     """Nobody works, and nothing is left in the queue and the outbox."""
-    *messages, outbox = space.parts(world)
+    *numbers, outbox_number = split(world)
+    messages = [space.messages.states[number] for number in numbers]
+    outbox = space.outboxes.states[outbox_number]
     idle = not outbox.rows and all(lane.command is None for lane in outbox.lanes)
     gone = all(copy.where == Where.GONE for state in messages for copy in state.copies)
     return idle and gone and not any(state.workers for state in messages)
@@ -114,9 +116,9 @@ def test_from_every_world_with_a_redrive_left_the_message_can_still_be_done(shap
     """Whatever happened to it: with a look-up and one redrive, no message is beyond help."""
 
     def helped(space: StateSpace, world: int) -> bool:
-        state, *_ = space.parts(world)
+        state = space.messages.states[split(world)[0]]
         parked = state.rows.parked[0]
-        if state.writes[0] > 0 or parked in BEYOND_HELP or not redrives_left(world):
+        if state.writes[0] > 0 or parked in BEYOND_HELP or not world >> BUDGET_AT & 3:  # no redrive is left
             return True
         return parked is ParkReason.UNKNOWN and not state.charges
 

@@ -13,7 +13,8 @@ import pytest
 import stripe
 from tests.proof.provider_client import Account, Background, until, until_held
 
-from onceward_proof.provider.hook import GO, Context, Hooks, Kind, Verdict
+from onceward_proof.provider.call import Call
+from onceward_proof.provider.hook import GO, Hooks, Kind, Verdict
 from onceward_proof.provider.server import ProviderProcess
 
 
@@ -201,22 +202,22 @@ class Script:
     def __init__(self, record: str) -> None:
         self._record = Path(record)
 
-    async def request(self, context: Context) -> Verdict:
+    async def request(self, call: Call) -> Verdict:
         """Drop what is called "drop"."""
-        self._write("request", context)
-        return Verdict(Kind.DROP_REQUEST) if context.transfer_group == "drop" else GO
+        self._write("request", call)
+        return Verdict(Kind.DROP_REQUEST) if call.transfer_group == "drop" else GO
 
-    async def response(self, context: Context) -> Verdict:
+    async def response(self, call: Call) -> Verdict:
         """Cut what is called "cut", hide the answer of "hide"."""
-        self._write("response", context)
+        self._write("response", call)
         kinds = {"cut": Kind.CUT_AFTER, "hide": Kind.UNSAVED_ERROR}
-        return Verdict(kinds.get(str(context.transfer_group), Kind.GO), status=503)
+        return Verdict(kinds.get(str(call.transfer_group), Kind.GO), status=503)
 
-    def _write(self, side: str, context: Context) -> None:
-        charged = "charged" if context.charge else "-"
-        words = [side, context.transfer_group, context.worker, context.idempotency_key, context.status, charged]
+    def _write(self, side: str, call: Call) -> None:
+        charged = "charged" if call.charge else "-"
+        words = [side, call.transfer_group, call.worker, call.idempotency_key, call.status, charged]
         with self._record.open("a") as file:
-            print(*words, "replayed" if context.replayed else "first", file=file)
+            print(*words, "replayed" if call.replayed else "first", file=file)
 
 
 @pytest.fixture
@@ -275,12 +276,12 @@ def test_a_hook_decides_before_the_faults_on_demand(scripted: tuple[Account, Pat
 class TooLate(Script):
     """Asks at the response for what can only be had at the request."""
 
-    async def response(self, _context: Context) -> Verdict:
+    async def response(self, _call: Call) -> Verdict:
         """Ask for a 500 that would have to be stored already."""
         return Verdict(Kind.ERROR_BEFORE)
 
 
 def test_a_verdict_that_comes_too_late_is_a_mistake(tmp_path: Path) -> None:
-    context = Context("POST", "/v1/charges", "sk_test_x", None, None, None)
+    call = Call("POST", "/v1/charges", "sk_test_x", None, None, {})
     with pytest.raises(ValueError, match="only be asked for at the request"):
-        asyncio.run(Hooks(TooLate(str(tmp_path / "record"))).response(context))
+        asyncio.run(Hooks(TooLate(str(tmp_path / "record"))).response(call))

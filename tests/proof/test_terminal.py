@@ -52,7 +52,7 @@ def test_the_verdict_is_broken_between_words(width: int) -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_demo_is_told_between_words_and_below_itself(width: int) -> None:
     def tell(console: Console) -> None:
-        narrator = Narrator(quiet=False, fast=True, _console=console)
+        narrator = Narrator(console, fast=True)
         narrator.heading("Hardened: the first statement of the finish is fenced, and refused when it comes too late", LONG)
         narrator.tell("worker-1", LONG)
         narrator.verdict(LONG, True)

@@ -77,30 +77,21 @@ def _replace(owner: Any, name: str, value: Any) -> None:
     setattr(owner, name, value)
 
 
-def _idempotency_key() -> None:
-    _replace(intents.Intents, "key", lambda _self, _message, _name: f"ow1:{uuid4().hex}")
+def _commit_unguarded(conn: Connection[Any], _transaction: str, _putting_back: str) -> Committed | Ambiguous:
+    """As most code commits: what the server made of it is not asked, only whether it is there."""
+    # Its reply is thrown away, on purpose: "ROLLBACK" is one of them.
+    conn.pgconn.exec_(b"COMMIT")
+    return Ambiguous() if conn.closed or conn.broken else Committed()
 
 
-def _heartbeat() -> None:
-    _replace(lease, "BEATS_PER_LEASE", NEVER)
-
-
-def _nudge() -> None:
-    _replace(Nudge, "__call__", lambda _self: None)
-
-
-def _backoff() -> None:
-    _replace(Backoff, "seconds_after", lambda _self, _attempts: 0.0)
-
-
-def _commit_guard() -> None:
-    def commit(conn: Connection[Any], _transaction: str, _putting_back: str) -> Committed | Ambiguous:
-        """As most code commits: what the server made of it is not asked, only whether it is there."""
-        # Its reply is thrown away, on purpose: "ROLLBACK" is one of them.
-        conn.pgconn.exec_(b"COMMIT")
-        return Ambiguous() if conn.closed or conn.broken else Committed()
-
-    _replace(transactions, "commit_guarded", commit)
+# Layer -> whose attribute it is, its name, and what stands there instead.
+ATTRIBUTES: Final[dict[str, tuple[Any, str, Any]]] = {
+    "idempotency-key": (intents.IntentTable, "key", lambda _self, _message, _name: f"ow1:{uuid4().hex}"),
+    "commit-guard": (transactions, "commit_guarded", _commit_unguarded),
+    "heartbeat": (lease, "BEATS_PER_LEASE", NEVER),
+    "nudge": (Nudge, "__call__", lambda _self: None),
+    "backoff": (Backoff, "seconds_after", lambda _self, _attempts: 0.0),
+}
 
 
 def _outbox(sink: SinkFactory) -> None:
@@ -138,14 +129,7 @@ def _outbox(sink: SinkFactory) -> None:
     _replace(transactions, "commit_guarded", commit_then_send)
 
 
-_OTHERS: Final[dict[str, Callable[[], None]]] = {
-    "idempotency-key": _idempotency_key,
-    "commit-guard": _commit_guard,
-    "heartbeat": _heartbeat,
-    "nudge": _nudge,
-    "backoff": _backoff,
-}
-LAYERS: Final = (*STATEMENTS, *_OTHERS, "outbox")
+LAYERS: Final = (*STATEMENTS, *ATTRIBUTES, "outbox")
 
 
 def remove_layer(layer: str, sink: SinkFactory) -> None:
@@ -158,7 +142,7 @@ def remove_layer(layer: str, sink: SinkFactory) -> None:
     elif layer == "outbox":
         _outbox(sink)
     else:
-        _OTHERS[layer]()
+        _replace(*ATTRIBUTES[layer])
 
 
 def report_handler(consumer: Consumer, message_type: str, line: Line) -> None:

@@ -88,7 +88,7 @@ class Processes:
     def _start_provider(self) -> ProviderProcess:
         return ProviderProcess(
             self.ledger,
-            hook="onceward_proof.provider_hook:make",
+            hook="onceward_proof.provider_hook:Reporter",
             hook_argument=json.dumps([str(self._socket), self._schedule_file]),
             log=self._files / "provider.log",
             window_seconds=self._changed.window_seconds if self._changed else None,

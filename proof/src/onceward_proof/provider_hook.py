@@ -12,7 +12,8 @@ from itertools import count
 from typing import Final
 
 from onceward_proof.faults import SLOW_SECONDS, Answer, Boundary
-from onceward_proof.provider.hook import GO, Context, Kind, Verdict
+from onceward_proof.provider.call import Call
+from onceward_proof.provider.hook import GO, Kind, Verdict
 from onceward_proof.workers.line import waits_for
 from onceward_proof.workers.reports import Note, Reply, Report
 
@@ -27,10 +28,10 @@ VERDICTS: Final = {
 
 
 class Reporter:
-    """The hook that the proof's provider runs with."""
+    """The hook that the proof's provider runs with. `argument` is JSON: the controller's socket, and the schedule file."""
 
-    def __init__(self, socket_path: str, schedule_path: str) -> None:
-        self._socket_path = socket_path
+    def __init__(self, argument: str) -> None:
+        self._socket_path, schedule_path = json.loads(argument)
         self._waits = waits_for(schedule_path)
         self._writer: asyncio.StreamWriter | None = None
         self._asked: dict[int, asyncio.Future[Answer]] = {}
@@ -38,19 +39,19 @@ class Reporter:
         self._opening = asyncio.Lock()
         self._reading: asyncio.Task[None] | None = None
 
-    async def request(self, context: Context) -> Verdict:
-        return await self._pass_by(Boundary.REQUEST, context)
+    async def request(self, call: Call) -> Verdict:
+        return await self._pass_by(Boundary.REQUEST, call)
 
-    async def response(self, context: Context) -> Verdict:
-        return await self._pass_by(Boundary.RESPONSE, context)
+    async def response(self, call: Call) -> Verdict:
+        return await self._pass_by(Boundary.RESPONSE, call)
 
-    async def _pass_by(self, boundary: Boundary, context: Context) -> Verdict:
+    async def _pass_by(self, boundary: Boundary, call: Call) -> Verdict:
         # A look-up charges nothing, and what names no order cannot be aimed at.
-        if context.method != "POST" or context.transfer_group is None:
+        if call.method != "POST" or call.transfer_group is None:
             return GO
         report = Report(
-            boundary, message_type="order.placed", order=context.transfer_group, worker=context.worker or "",
-            key=context.idempotency_key, replayed=context.replayed, charge=context.charge, status=context.status,
+            boundary, message_type="order.placed", order=call.transfer_group, worker=call.worker or "",
+            key=call.idempotency_key, replayed=call.replayed, charge=call.charge, status=call.status,
         )  # fmt: skip
         if not self._waits(report):
             await self._send(report)
@@ -73,9 +74,3 @@ class Reporter:
         while line := await reader.readline():
             reply = Reply.decode(line)
             self._asked.pop(reply.ask).set_result(reply.answer)
-
-
-def make(argument: str) -> Reporter:
-    """The hook factory that the provider's process calls: `argument` is JSON, [controller's socket, schedule file]."""
-    socket_path, schedule_path = json.loads(argument)
-    return Reporter(socket_path, schedule_path)

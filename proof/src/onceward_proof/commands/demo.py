@@ -40,11 +40,13 @@ def demo(arguments: Any) -> int:
     from onceward_proof.demos import DEMOS  # noqa: PLC0415
 
     if arguments.list:
-        say(_as_json(DEMOS) if arguments.json else _as_lines(DEMOS, get_terminal_size().columns))
+        shown = [{"name": name, "shows": title} for name, (_, title) in DEMOS.items()]
+        say(json.dumps(shown, indent=2) if arguments.json else _as_lines(DEMOS, get_terminal_size().columns))
         return 0
     if arguments.name not in DEMOS:
         warn(f"there is no demo {arguments.name!r}; there are:" if arguments.name else "which one? There are:")
-        warn_lines(_as_lines(DEMOS, get_terminal_size().columns - len("onceward: ")))
+        for line in _as_lines(DEMOS, get_terminal_size().columns - len("onceward: ")).splitlines():
+            warn(line)
         return 2
     need("prove", "psutil", "pgmq", "rich", "starlette", "uvicorn", "stripe")
     from onceward_proof.demos.command import run_demo  # noqa: PLC0415 - only when it runs
@@ -60,12 +62,3 @@ def _as_lines(demos: dict[str, tuple[str, str]], columns: int) -> str:
         fill(title, columns, initial_indent=f"  {name:<{width}}  ", subsequent_indent=below, break_long_words=False)
         for name, (_, title) in demos.items()
     )
-
-
-def _as_json(demos: dict[str, tuple[str, str]]) -> str:
-    return json.dumps([{"name": name, "shows": title} for name, (_, title) in demos.items()], indent=2)
-
-
-def warn_lines(lines: str) -> None:
-    for line in lines.splitlines():
-        warn(line)

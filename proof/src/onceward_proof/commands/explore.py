@@ -35,10 +35,9 @@ def add_commands(commands: Any) -> None:
 
 
 def explore(arguments: Any) -> int:
-    from onceward_proof.explorer import report  # noqa: PLC0415 - only when it runs, as every command here
+    from onceward_proof.explorer import passages, report  # noqa: PLC0415 - only when it runs, as every command here
 
     if arguments.planted is not None:
         return report.explore_planted(arguments.planted, say, file=arguments.json)
-    return report.explore(
-        say, states_max=arguments.states, file=arguments.json, passages=report.chosen(deep=arguments.deep)
-    )
+    searched = passages.DEEPER if arguments.deep else passages.PASSAGES
+    return report.explore(say, states_max=arguments.states, file=arguments.json, passages=searched)

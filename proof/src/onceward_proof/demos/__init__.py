@@ -1,7 +1,7 @@
 """Narrated demonstrations: each failure leg happens in front of the reader, and is counted; then it is closed.
 
     command.py          run one, tell it, judge it
-    demonstration.py    cluster, provider, the two sides, the claims
+    demonstration.py    the two sides: database, provider, workers, claims
     worker_process.py   a worker process, from the outside: what it reported, where it waits, what can be done to it
     roles.py            what a worker does here that no variant of the proof does
     narrator.py         what is told, and when

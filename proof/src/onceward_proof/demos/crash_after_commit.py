@@ -21,16 +21,8 @@ def naive(side: Side) -> Evidence:
         "Naive: write, then acknowledge",
         "The ledger books each paid order: balance = balance + 50. Nothing less idempotent can be written.",
     )
-    tell = side.tell
-    _send(side)
-    one = side.start("ledger", "worker-1", Boundary.ACK_BEFORE)
-    killed_at = _kill_before_last_ack(side, one, Boundary.ACK_BEFORE)
-    tell("worker-1", "has committed its last booking. SIGKILL, before the ack", killed_at)
-    two = side.start("ledger", "worker-2")
-    again = two.expect(Note.RECEIVED)
-    tell("queue", "no ack came: the message is visible again", again.at)
-    acked = two.expect(Boundary.ACK_AFTER)
-    tell("worker-2", f"books it a second time (delivery {again.count}), and acknowledges", acked.at)
+    one, two = _redeliver_the_last(side, Boundary.ACK_BEFORE)
+    side.see(two, Boundary.ACK_AFTER, "books it a second time, and acknowledges")
     side.claim("naive: one account is booked twice", side.look(WRONG) == 1 and side.look(BOOKED) == 5000 * (MESSAGES + 1))
     return _evidence(side, one, two)
 
@@ -40,24 +32,22 @@ def hardened(side: Side) -> Evidence:
         "Hardened: the inbox row and the booking are one transaction",
         "dedup_check_hit_rate: how often the inbox row was there already, of all times that a worker looked.",
     )
-    tell = side.tell
-    _send(side)
-    one = side.start("ledger", "worker-1", Point.COMMITTED)
-    killed_at = _kill_before_last_ack(side, one, Point.COMMITTED)
+    one, two = _redeliver_the_last(side, Point.COMMITTED)
     before = _hit_rate(one)
-    tell("metric", f"dedup_check_hit_rate = {before:.1%}")
-    tell("worker-1", "has committed its last booking. SIGKILL, before the ack", killed_at)
-    two = side.start("ledger", "worker-2")
-    again = two.expect(Note.RECEIVED)
-    tell("queue", f"no ack came: the message is visible again (delivery {again.count})", again.at)
+    side.tell("metric", f"of worker-1: dedup_check_hit_rate = {before:.1%}")
     caught = two.expect(Point.DUPLICATE, Point.COMMITTED)
     if caught.word is Point.DUPLICATE:
-        tell("worker-2", "its INSERT of the inbox row gives no row: a duplicate. Rolled back, no handler ran", caught.at)
-    tell("worker-2", "acknowledges: the queue is told what the database knew", two.expect(Boundary.ACK_AFTER).at)
+        side.tell(
+            "worker-2", "its INSERT of the inbox row gives no row: a duplicate. Rolled back, no handler ran", caught.at
+        )
+    side.see(two, Boundary.ACK_AFTER, "acknowledges: the queue is told what the database knew")
     after = _hit_rate(one, two)
-    tell("metric", f"dedup_check_hit_rate = {after:.1%}")
+    side.tell("metric", f"of both: dedup_check_hit_rate = {after:.1%}")
     side.claim("hardened: every account is booked once", side.look(WRONG) == 0 and side.look(BOOKED) == 5000 * MESSAGES)
-    side.claim("hardened: the redelivery was a duplicate, as a result and not as an error", _caught_once(two))
+    side.claim(
+        "hardened: the redelivery was a duplicate, as a result and not as an error",
+        two.count(Point.DUPLICATE) == 1 and two.count(Point.TAKEN) == 0,
+    )
     side.claim("hardened: the metric rose from 0, by this one hit", before == 0 and after == 1 / (MESSAGES + 1))
     side.claim("hardened: the queue is empty", side.queued("bookings") == 0)
     return _evidence(side, one, two) | {
@@ -67,27 +57,23 @@ def hardened(side: Side) -> Evidence:
     }
 
 
-def _send(side: Side) -> None:
+def _redeliver_the_last(side: Side, gate: Word) -> tuple[WorkerProcess, WorkerProcess]:
+    """The first worker commits all, and is killed before its last ack; the second receives that message again."""
     for order in ORDERS:
         side.store(order)
     side.send([Message(type="order.paid", subject=order["id"], data=order) for order in ORDERS], "bookings")
-
-
-def _kill_before_last_ack(side: Side, one: WorkerProcess, gate: Word) -> float:
-    """All but the last go through; the last is committed, and its worker killed.
-
-    Returns when it had committed (monotonic).
-    """
+    one = side.start("ledger", "worker-1", gate)
     side.start_clock()
-    for number in range(1, MESSAGES + 1):
-        committed = one.expect(gate)
-        if number == MESSAGES:
-            break
+    for _ in range(MESSAGES - 1):
+        one.expect(gate)
         one.go()
         one.expect(Boundary.ACK_AFTER)
     side.tell("worker-1", f"has booked {MESSAGES - 1} orders and acknowledged them")
+    side.see(one, gate, "has committed its last booking. SIGKILL, before the ack")
     one.kill()
-    return committed.at
+    two = side.start("ledger", "worker-2")
+    side.see(two, Note.RECEIVED, "no ack came: the message is visible again (delivery {it.count})", who="queue")
+    return one, two
 
 
 def _hit_rate(*workers: WorkerProcess) -> float:
@@ -95,10 +81,6 @@ def _hit_rate(*workers: WorkerProcess) -> float:
     hits = sum(worker.count(Point.DUPLICATE) for worker in workers)
     checks = hits + sum(worker.count(Point.TAKEN) for worker in workers)
     return hits / checks if checks else 0.0
-
-
-def _caught_once(worker: WorkerProcess) -> bool:
-    return worker.count(Point.DUPLICATE) == 1 and worker.count(Point.TAKEN) == 0
 
 
 def _evidence(side: Side, *workers: WorkerProcess) -> Evidence:

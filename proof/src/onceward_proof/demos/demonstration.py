@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, LiteralString
 
@@ -36,44 +35,33 @@ Evidence = dict[str, Any]
 SideName = Literal["naive", "hardened"]
 
 
-@dataclass(slots=True)
-class Demonstration:
-    """What both sides share: the narrator, the provider, and the claims that must hold."""
-
-    narrator: Narrator
-    folder: Path
-    provider: ProviderProcess
-    claims: list[tuple[str, bool]] = field(default_factory=list)
-    workers: list[WorkerProcess] = field(default_factory=list)
-
-    @property
-    def log(self) -> Path:
-        """What the workers wrote to standard error."""
-        return self.folder / "workers.log"
-
-    def kill_workers(self) -> None:
-        for worker in self.workers:
-            worker.close()
-        self.workers.clear()
-
-
 class Side:
-    """One of the two ways: a database of its own, an account of its own at the provider, and what its script does."""
+    """One of the two ways: a database of its own, an account of its own at the provider, and what its script does.
 
-    def __init__(self, demonstration: Demonstration, name: SideName, dsn: str) -> None:
+    `log`: what its workers write to standard error. `claims`: what it claims, and whether that was seen.
+    """
+
+    def __init__(self, name: SideName, dsn: str, provider: ProviderProcess, narrator: Narrator, log: Path) -> None:
         self.name: SideName = name
         self.dsn = dsn
         self.account = f"sk_test_{name}"
-        self.provider = demonstration.provider
-        self.heading = demonstration.narrator.heading
-        self.start_clock = demonstration.narrator.start_clock
-        self.tell = demonstration.narrator.tell
-        self.fast = demonstration.narrator.fast
-        self._demonstration = demonstration
+        self.provider = provider
+        self.heading = narrator.heading
+        self.start_clock = narrator.start_clock
+        self.tell = narrator.tell
+        self.fast = narrator.fast
+        self.log = log
+        self.claims: list[tuple[str, bool]] = []
+        self._workers: list[WorkerProcess] = []
 
     def claim(self, what: str, held: bool) -> None:
         """One claim of the demonstration; all must hold."""
-        self._demonstration.claims.append((what, held))
+        self.claims.append((what, held))
+
+    def kill_workers(self) -> None:
+        for worker in self._workers:
+            worker.close()
+        self._workers.clear()
 
     def place(self, order: Order = ORDER, queue: str = "charges") -> None:
         """The order is in the database, and its event in the queue: each side by its own means."""
@@ -128,10 +116,21 @@ class Side:
             line.report(Report(Note.ENDED))
 
         # This process holds no thread and no open connection here: the fork is a clean one.
-        worker = WorkerProcess(name, fork(be_worker, self._demonstration.log), ours)
+        worker = WorkerProcess(name, fork(be_worker, self.log), ours)
         theirs.close()
-        self._demonstration.workers.append(worker)
+        self._workers.append(worker)
         return worker
+
+    def see(self, worker: WorkerProcess, word: Word, what: str, *, who: str = "", is_start: bool = False) -> Report:
+        """The worker's next report of this word is told, at the time at which it happened; T=0 if it `is_start`.
+
+        `what` may name the report's fields: {it.charge}. `who`: if it is not the worker's own doing.
+        """
+        report = worker.expect(word)
+        if is_start:
+            self.start_clock(at=report.at)
+        self.tell(who or worker.name, what.format(it=report), report.at)
+        return report
 
     def charges(self) -> list[str]:
         """The ids of the charges in the provider's own ledger, oldest first."""
@@ -148,31 +147,26 @@ class Side:
     def _ledger(self) -> list[dict[str, Any]]:
         return [charge for charge in self.provider.admin("ledger") if charge["account"] == self.account]
 
-    def look(self, statement: LiteralString) -> Any:
+    def look(self, statement: LiteralString, *parameters: str) -> Any:
         """The first column of the first row; None where there is none."""
         with psycopg.connect(self.dsn, autocommit=True) as conn:
-            row = conn.execute(statement).fetchone()
+            row = conn.execute(statement, parameters).fetchone()
         return None if row is None else row[0]
 
     def paid(self) -> int:
         return int(self.look("SELECT count(*) FROM orders WHERE status = 'paid'"))
 
     def queued(self, queue: str = "charges") -> int:
-        with psycopg.connect(self.dsn, autocommit=True) as conn:
-            row = conn.execute("SELECT queue_length FROM pgmq.metrics(%s)", (queue,)).fetchone()
-        return int(row[0]) if row else 0
+        return int(self.look("SELECT queue_length FROM pgmq.metrics(%s)", queue))
 
     def received_at(self, visibility_seconds: int) -> float:
         """When (monotonic) the one message of the charges was received: the queue knows until when it is hidden."""
         hidden_seconds = float(self.look("SELECT extract(epoch FROM vt - clock_timestamp()) FROM pgmq.q_charges"))
         return time.monotonic() + hidden_seconds - visibility_seconds
 
-    def outbox(self) -> int:
-        return int(self.look("SELECT count(*) FROM onceward.outbox"))
-
 
 @contextmanager
-def open_demonstration(narrator: Narrator) -> Iterator[tuple[Demonstration, list[Side]]]:
+def open_sides(narrator: Narrator) -> Iterator[list[Side]]:
     """A cluster, a provider and the two sides; nothing of them is left afterwards."""
     logging.getLogger("onceward").setLevel(logging.CRITICAL)
     logging.getLogger("payments").setLevel(logging.CRITICAL)
@@ -183,14 +177,16 @@ def open_demonstration(narrator: Narrator) -> Iterator[tuple[Demonstration, list
         provider = stack.enter_context(ProviderProcess(folder / "ledger.sqlite", log=folder / "provider.log"))
         stack.callback(cluster.kill)  # nothing of it is kept: there is nothing to stop gracefully for
         stack.callback(provider.kill)
-        demonstration = Demonstration(narrator, folder, provider)
-        stack.callback(demonstration.kill_workers)
         dsn = cluster.create_database("naive")
         install(dsn, dsn, (*QUEUES.values(), UNASKED))
         # A copy of the first, so that both sides start from the same.
         copy = cluster.create_database("hardened", template="naive")
-        warm_up(Setting(variant="naive", database=dsn, queue_database=dsn, provider_url=provider.url))
-        yield demonstration, [Side(demonstration, "naive", dsn), Side(demonstration, "hardened", copy)]
+        warm_up(provider.url, dsn)
+        log = folder / "workers.log"
+        sides = [Side("naive", dsn, provider, narrator, log), Side("hardened", copy, provider, narrator, log)]
+        for side in sides:
+            stack.callback(side.kill_workers)
+        yield sides
 
 
 def wait_until(moment: float) -> None:

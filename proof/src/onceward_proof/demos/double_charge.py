@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 from onceward_proof.demos.demonstration import Evidence, Side, wait_until
@@ -15,18 +14,18 @@ LEASE_SECONDS: Final = 4.0  # of our inbox row: its own heartbeat keeps it, also
 CHARGED_AT, BUSY_AT, ACKED_AT = 0.5, 29.0, 31.0
 
 
-@dataclass(slots=True)
 class _Incident:
     """One side's run of the timeline."""
 
-    side: Side
-    scale: float
-    visibility_seconds: int
-    began: float = 0.0
+    def __init__(self, side: Side) -> None:
+        self.side = side
+        self.visibility_seconds = 1 if side.fast else 2
+        self.scale = TIMEOUT_SECONDS / self.visibility_seconds
+        self.began = 0.0
 
     def charge(self, name: str, *gates: Word) -> WorkerProcess:
-        times: dict[str, Any] = {"visibility_seconds": self.visibility_seconds, "lease_seconds": LEASE_SECONDS}
-        return self.side.start("charge", name, *gates, heartbeats=False, **times)
+        seconds: dict[str, Any] = {"visibility_seconds": self.visibility_seconds, "lease_seconds": LEASE_SECONDS}
+        return self.side.start("charge", name, *gates, **seconds, heartbeats=False)
 
     def wait_for(self, seconds: float) -> None:
         """Until T=`seconds` of the incident."""
@@ -38,32 +37,22 @@ class _Incident:
         received = one.expect(Note.RECEIVED)
         self.began = self.side.received_at(self.visibility_seconds)
         self.side.start_clock(scale=self.scale, at=self.began)
-        message = f"msg-{received.message_id[-4:]}"
-        self.side.tell(
-            "worker-1", f'receives {message}, "charge $50 for order O-123"; the queue hides it for 30 s', self.began
-        )
+        what = f'receives {received.message}, "charge $50 for order O-123"; the queue hides it for 30 s'
+        self.side.tell("worker-1", what, self.began)
         one.expect(Boundary.REQUEST)
         self.wait_for(CHARGED_AT)
         one.go()
-        charged = one.expect(Boundary.RESPONSE)
-        self.side.tell("worker-1", f"charges the card: {charged.charge}", charged.at)
-        return charged
+        return self.side.see(one, Boundary.RESPONSE, "charges the card: {it.charge}")
 
-    def redelivery(self, two: WorkerProcess) -> None:
+    def redeliver(self, two: WorkerProcess) -> None:
         self.wait_for(BUSY_AT)
         self.side.tell("worker-1", "is still running: its database is slow. Nothing is acknowledged")
-        again = two.expect(Note.RECEIVED)
-        self.side.tell("queue", "the timeout has passed: the message is visible again", again.at)
+        again = self.side.see(two, Note.RECEIVED, "the timeout has passed: the message is visible again", who="queue")
         self.side.tell("worker-2", f"receives it (delivery {again.count})", again.at)
 
 
-def _incident(side: Side) -> _Incident:
-    visibility_seconds = 1 if side.fast else 2
-    return _Incident(side, TIMEOUT_SECONDS / visibility_seconds, visibility_seconds)
-
-
 def naive(side: Side) -> Evidence:
-    incident = _incident(side)
+    incident = _Incident(side)
     side.heading(
         "Naive: charge, write, acknowledge",
         f"Time is scaled: the visibility timeout of 30 s takes {incident.visibility_seconds} s here; "
@@ -73,12 +62,11 @@ def naive(side: Side) -> Evidence:
     one = incident.charge("worker-1", Boundary.REQUEST, Boundary.RESPONSE)
     incident.charge_slowly(one)
     two = incident.charge("worker-2", Boundary.RESPONSE)
-    incident.redelivery(two)
-    second = two.expect(Boundary.RESPONSE)
-    side.tell("worker-2", f"charges the card: {second.charge}", second.at)
+    incident.redeliver(two)
+    side.see(two, Boundary.RESPONSE, "charges the card: {it.charge}")
     incident.wait_for(ACKED_AT)
     one.go()
-    side.tell("worker-1", "acknowledges; the message is gone, and the damage is done", one.expect(Boundary.ACK_AFTER).at)
+    side.see(one, Boundary.ACK_AFTER, "acknowledges; the message is gone, and the damage is done")
     two.go()
     two.expect(Boundary.ACK_AFTER)
     side.claim("naive: one order of $50 was charged twice, $100", side.charged() == 10_000 and len(side.charges()) == 2)
@@ -86,7 +74,7 @@ def naive(side: Side) -> Evidence:
 
 
 def hardened(side: Side) -> Evidence:
-    incident = _incident(side)
+    incident = _Incident(side)
     side.heading(
         f"Hardened: an inbox row before the work (1 s is told as {incident.scale:g} s)",
         "The same slow database. A heartbeat would keep the message hidden: so the heartbeats to the queue are",
@@ -96,7 +84,7 @@ def hardened(side: Side) -> Evidence:
     charged = incident.charge_slowly(one)
     one.expect(Point.RECORDED)
     two = incident.charge("worker-2")
-    incident.redelivery(two)
+    incident.redeliver(two)
     outcome = two.expect(Point.IN_FLIGHT, Point.CLAIMED)
     if outcome.word is Point.IN_FLIGHT:
         two.expect(Note.RELEASED)
@@ -104,7 +92,7 @@ def hardened(side: Side) -> Evidence:
     incident.wait_for(ACKED_AT)
     one.go()
     if one.expect(Point.COMMITTED, Point.LEASE_LOST).word is Point.COMMITTED:
-        side.tell("worker-1", f"commits (paid by {charged.charge}) and acknowledges", one.expect(Boundary.ACK_AFTER).at)
+        side.see(one, Boundary.ACK_AFTER, f"commits (paid by {charged.charge}) and acknowledges")
     side.claim("hardened: the order was charged once, $50", side.charged() == 5000 and side.charges() == [charged.charge])
     side.claim(
         "hardened: the second worker was turned away before any code of the handler ran",

@@ -21,9 +21,7 @@ def naive(side: Side) -> Evidence:
     )
     tell = side.tell
     one = side.start("producer", "producer-1", Boundary.PUBLISH_BEFORE, orders=[FIRST])
-    publishing = one.expect(Boundary.PUBLISH_BEFORE)
-    side.start_clock(at=publishing.at)
-    tell("producer-1", "has committed O-1, and publishes order.placed", publishing.at)
+    side.see(one, Boundary.PUBLISH_BEFORE, "has committed O-1, and publishes order.placed", is_start=True)
     one.go(Answer.DROP)
     one.finish()
     tell("queue", "the publish fails: all that is left of the event is a line in a log")
@@ -46,11 +44,9 @@ def hardened(side: Side) -> Evidence:
     side.start("producer", "producer-1", orders=[FIRST]).finish()
     tell("producer-1", "has committed O-1, and its event as an outbox row")
     relay = side.start("relay", "relay", Boundary.PUBLISH_BEFORE)
-    publishing = relay.expect(Boundary.PUBLISH_BEFORE)
-    tell("relay", f"publishes order.placed of {publishing.order}", publishing.at)
+    side.see(relay, Boundary.PUBLISH_BEFORE, "publishes order.placed of {it.order}")
     relay.go(Answer.DROP)
-    postponed = relay.expect(Point.POSTPONED)
-    tell("queue", "the publish fails", postponed.at)
+    postponed = side.see(relay, Point.POSTPONED, "the publish fails", who="queue")
     failure = side.look(FAILED)
     tell("relay", f"the row stays, for a retry: {failure}", postponed.at)
     two = side.start("producer", "producer-2", Note.PLACED, orders=[SECOND])
@@ -68,17 +64,13 @@ def hardened(side: Side) -> Evidence:
     _charge(side, pending)
     side.claim("hardened: the failed row stayed pending, with the reason", bool(failure) and pending == 2)
     side.claim("hardened: both orders were charged and paid", len(side.charges()) == 2 and side.paid() == 2)
-    return _evidence(side) | {
-        "outbox_rows_at_the_worst": pending,
-        "outbox_rows_left": side.look(PLACED),
-    }
+    return _evidence(side) | {"outbox_rows_at_the_worst": pending, "outbox_rows_left": side.look(PLACED)}
 
 
 def _charge(side: Side, messages: int) -> None:
     worker = side.start("charge", "worker")
     for _ in range(messages):
-        charged = worker.expect(Boundary.RESPONSE)
-        side.tell("worker", f"charges the card: {charged.charge}", charged.at)
+        side.see(worker, Boundary.RESPONSE, "charges the card: {it.charge}")
         worker.expect(Boundary.ACK_AFTER)
 
 

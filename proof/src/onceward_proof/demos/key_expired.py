@@ -10,13 +10,17 @@ import time
 from typing import Any, Final
 
 from onceward_proof.demos.demonstration import UNASKED, Evidence, Side, wait_until
-from onceward_proof.demos.roles import HOUR_SECONDS, SCALED, blind_charge, scaled_charge
+from onceward_proof.demos.roles import blind_charge
 from onceward_proof.demos.worker_process import WorkerProcess
 from onceward_proof.faults import Boundary
-from onceward_proof.workers.reports import Note, Point, Report
+from onceward_proof.workers.reports import Note, Point, Report, Word
+from onceward_proof.workers.worker import profile
 
 OTHER: Final = {"id": "O-124", "amount": 5000}
 DAY_AND_HOUR_SECONDS: Final = 25 * 3600
+# The provider's promise, an hour told as 0.2 s: the database's clock, which judges an intent's age, is never faked.
+HOUR_SECONDS: Final = 0.2
+WINDOW_SECONDS: Final = 24 * HOUR_SECONDS
 
 
 def naive(side: Side) -> Evidence:
@@ -24,44 +28,47 @@ def naive(side: Side) -> Evidence:
         "Naive: the right key, and a blind retry",
         "The message's id is the idempotency key, as it should be. The retry comes 25 hours later.",
     )
-    tell = side.tell
     one = side.start(blind_charge, "worker-1", Boundary.RESPONSE)
     side.place()
     _killed_after_the_charge(side, one, "O-123")
     _wait_a_day(side)
     two = side.start(blind_charge, "worker-2")
-    again = two.expect(Note.RECEIVED)
-    tell("worker-2", f"receives the message (delivery {again.count}), and calls with the same key", again.at)
-    charged = two.expect(Boundary.RESPONSE)
-    tell("provider", f"does not know the key: a new charge, {charged.charge}", charged.at)
+    side.see(two, Note.RECEIVED, "receives the message (delivery {it.count}), and calls with the same key")
+    side.see(two, Boundary.RESPONSE, "does not know the key: a new charge, {it.charge}", who="provider")
     two.expect(Boundary.ACK_AFTER)
     side.claim("naive: the same key, two charges", len(side.charges()) == 2)
     return _evidence(side, orders=1)
 
 
 def hardened(side: Side) -> Evidence:
-    hours = SCALED.callable_seconds / HOUR_SECONDS
+    callable_seconds = profile(WINDOW_SECONDS).callable_seconds
     side.heading(
         "Hardened: past the window, look up, or hold; never call",
         "The provider's clock is moved by 25 h. Ours is the database's, which nobody fakes: so our profile of the",
-        f"provider is scaled, 1 h = {HOUR_SECONDS:g} s: a key is good for {hours:g} h ({SCALED.callable_seconds:g} s).",
+        f"provider is scaled, 1 h = {HOUR_SECONDS:g} s: a key is good for {callable_seconds / HOUR_SECONDS:g} h "
+        f"({callable_seconds:g} s).",
         "O-123: the provider can be asked. O-124: it cannot.",
     )
-    one = side.start(scaled_charge, "worker-1", Boundary.RESPONSE)
-    other = side.start(scaled_charge, "worker-2", Boundary.RESPONSE, queue=UNASKED, lookup=False)
+    one = _start(side, "worker-1", Boundary.RESPONSE)
+    other = _start(side, "worker-2", Boundary.RESPONSE, queue=UNASKED, lookup=False)
     side.place()
     _killed_after_the_charge(side, one, "O-123")
     side.place(OTHER, queue=UNASKED)
-    _killed_after_the_charge(side, other, "O-124", start_clock=False)
+    _killed_after_the_charge(side, other, "O-124", is_start=False)
     began = time.monotonic()
     _wait_a_day(side)
-    wait_until(began + SCALED.callable_seconds + 0.1)
-    three = side.start(scaled_charge, "worker-3")
-    four = side.start(scaled_charge, "worker-4", queue=UNASKED, lookup=False)
+    wait_until(began + callable_seconds + 0.1)
+    three = _start(side, "worker-3")
+    four = _start(side, "worker-4", queue=UNASKED, lookup=False)
     _tell_ends(side, three.expect(Note.FOUND, Boundary.RESPONSE), four.expect(Point.PARKED, Boundary.RESPONSE))
     three.expect(Boundary.ACK_AFTER)
     four.expect(Boundary.ACK_AFTER)
     return _judge(side)
+
+
+def _start(side: Side, name: str, *gates: Word, **setting: Any) -> WorkerProcess:
+    """The hardened charge, at a provider that forgets keys in seconds."""
+    return side.start("charge", name, *gates, window_seconds=WINDOW_SECONDS, **setting)
 
 
 def _tell_ends(side: Side, asked: Report, unasked: Report) -> None:
@@ -92,13 +99,10 @@ _STATUS_123: Final = "SELECT status FROM orders WHERE id = 'O-123'"
 _UNKNOWN: Final = "SELECT count(*) FROM onceward.intents WHERE state = 'unknown'"
 
 
-def _killed_after_the_charge(side: Side, worker: WorkerProcess, order: str, *, start_clock: bool = True) -> None:
-    charged = worker.expect(Boundary.RESPONSE)
+def _killed_after_the_charge(side: Side, worker: WorkerProcess, order: str, *, is_start: bool = True) -> None:
+    what = f"{order}: charges the card: {{it.charge}}. SIGKILL, before it can record that"
+    side.see(worker, Boundary.RESPONSE, what, is_start=is_start)
     worker.kill()
-    if start_clock:
-        side.start_clock(at=charged.at)
-    what = f"{order}: charges the card: {charged.charge}. SIGKILL, before it can record that"
-    side.tell(worker.name, what, charged.at)
 
 
 def _wait_a_day(side: Side) -> None:

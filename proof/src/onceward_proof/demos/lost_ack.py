@@ -16,12 +16,8 @@ def naive(side: Side) -> Evidence:
         "The consumer is the hardened one, on both sides: it cannot help here.",
     )
     producer = side.start(resending_producer, "producer", Boundary.PUBLISH_AFTER, orders=[ORDER])
-    ids = [_lose_the_ack(side, producer, "producer")]
-    again = producer.expect(Boundary.PUBLISH_AFTER)
-    side.tell("producer", f"sends again, as {_short(again.message_id)}; confirmed", again.at)
-    producer.go()
+    ids = _send_twice(side, producer, "sends again, as {it.message}; confirmed")
     producer.finish()
-    ids.append(again.message_id)
     _consume(side)
     side.claim("naive: one order became two messages with two ids", len(set(ids)) == 2)
     side.claim("naive: it was charged twice, by a consumer that looks for duplicates", len(side.charges()) == 2)
@@ -35,13 +31,8 @@ def hardened(side: Side) -> Evidence:
     )
     side.start("producer", "producer", orders=[ORDER]).finish()
     relay = side.start("relay", "relay", Boundary.PUBLISH_AFTER)
-    ids = [_lose_the_ack(side, relay, "relay")]
-    relay.expect(Point.POSTPONED)
-    again = relay.expect(Boundary.PUBLISH_AFTER)
-    side.tell("relay", f"sends the row again, as {_short(again.message_id)}; confirmed", again.at)
-    relay.go()
+    ids = _send_twice(side, relay, "sends the row again, as {it.message}; confirmed")
     relay.expect(Point.DELETED)
-    ids.append(again.message_id)
     worker = _consume(side)
     duplicates = worker.count(Point.DUPLICATE)
     side.claim("hardened: the queue held two messages with one id", len(set(ids)) == 1)
@@ -50,14 +41,15 @@ def hardened(side: Side) -> Evidence:
     return _evidence(side, ids) | {"duplicates_turned_away": duplicates}
 
 
-def _lose_the_ack(side: Side, producer: WorkerProcess, who: str) -> str:
-    """The first attempt: stored, and not confirmed. The id that it went under."""
-    published = producer.expect(Boundary.PUBLISH_AFTER)
-    side.start_clock(at=published.at)
-    side.tell(who, f"sends order.placed of O-123, as {_short(published.message_id)}", published.at)
-    producer.go(Answer.LOSE)
+def _send_twice(side: Side, sender: WorkerProcess, second: str) -> list[str]:
+    """The first attempt is stored and not confirmed; the second, told as `second`, is. The ids that they went under."""
+    first = "sends order.placed of O-123, as {it.message}"
+    stored = side.see(sender, Boundary.PUBLISH_AFTER, first, is_start=True)
+    sender.go(Answer.LOSE)
     side.tell("queue", "has stored it; its confirmation is lost on the way back")
-    return published.message_id
+    confirmed = side.see(sender, Boundary.PUBLISH_AFTER, second)
+    sender.go()
+    return [stored.message_id, confirmed.message_id]
 
 
 def _consume(side: Side) -> WorkerProcess:
@@ -68,13 +60,9 @@ def _consume(side: Side) -> WorkerProcess:
         received = worker.expect(Note.RECEIVED)
         what = worker.expect(Boundary.RESPONSE, Point.DUPLICATE)
         did = f"charges the card: {what.charge}" if what.word is Boundary.RESPONSE else "finds the inbox row: a duplicate"
-        side.tell("worker", f"receives {_short(received.message_id)}: {did}", what.at)
+        side.tell("worker", f"receives {received.message}: {did}", what.at)
         worker.expect(Boundary.ACK_AFTER)
     return worker
-
-
-def _short(message_id: str) -> str:
-    return f"msg-{message_id[-4:]}"
 
 
 def _evidence(side: Side, ids: list[str]) -> Evidence:

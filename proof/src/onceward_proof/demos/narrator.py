@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from rich.console import Console
@@ -27,29 +27,28 @@ class Step:
         return {"seconds": round(self.seconds, 3), "who": self.who, "what": self.what}
 
 
-@dataclass(slots=True)
 class Narrator:
-    """Keeps every step; prints it at once unless it is `quiet`.
+    """Keeps every step; prints it at once. Times on the terminal run from the beginning of a side.
 
-    Times on the terminal run from the beginning of a side.
+    `fast`: without pauses for reading.
     """
 
-    quiet: bool
-    fast: bool
-    steps: list[Step] = field(default_factory=list)
-    _console: Console = field(default_factory=lambda: Console(highlight=False))
-    _began: float = field(default_factory=time.monotonic)
-    _side_began: float = field(default_factory=time.monotonic)
-    _scale: float = 1.0
+    def __init__(self, console: Console, *, fast: bool) -> None:
+        self.fast = fast
+        self.steps: list[Step] = []
+        self.console = console
+        self._began = time.monotonic()
+        self.start_clock()
 
     def heading(self, title: str, *explanation: str) -> None:
         """One side begins; the reader gets time to read what it is about."""
-        self._print("")
-        self._print(f"[bold]{title}[/bold]")
+        self.console.print(f"\n[bold]{title}[/bold]")
         for line in explanation:
-            self._print_beside("  ", Text(line, style="dim"))
-        self._print("")
-        self.pause(PAUSE_SECONDS + 0.4 * len(explanation))
+            print_beside(self.console, "  ", Text(line, style="dim"))
+        self.console.print()
+        # Here no lease runs out meanwhile.
+        if not (self.fast or self.console.quiet):
+            time.sleep(PAUSE_SECONDS + 0.4 * len(explanation))
         self.start_clock()
 
     def start_clock(self, *, scale: float = 1.0, at: float | None = None) -> None:
@@ -62,11 +61,11 @@ class Narrator:
         moment = time.monotonic() if at is None else at
         self.steps.append(Step(max(0.0, moment - self._began), who, what))
         seconds = max(0.0, moment - self._side_began) * self._scale
-        self._print_beside(Text.assemble(f"  T={seconds:<5.1f}s  ", (f"{who:<11}", "cyan"), " "), what)
+        print_beside(self.console, Text.assemble(f"  T={seconds:<5.1f}s  ", (f"{who:<11}", "cyan"), " "), what)
 
     def verdict(self, what: str, held: bool) -> None:
         mark = ("as claimed", "green") if held else ("NOT SO", "red")
-        self._print_beside(Text.assemble("  ", mark, "  "), what)
+        print_beside(self.console, Text.assemble("  ", mark, "  "), what)
 
     def evidence(self, naive: dict[str, Any], hardened: dict[str, Any]) -> None:
         """Both sides' counts, side by side."""
@@ -74,25 +73,8 @@ class Narrator:
         table = Table("counted", *sides, box=None, pad_edge=False)  # two charge ids fit beside each other in 80
         for name in dict.fromkeys((*naive, *hardened)):
             table.add_row(name.replace("_", " "), _cell(naive.get(name)), _cell(hardened.get(name)))
-        self._print("")
-        if not self.quiet:
-            self._console.print(table)
-
-    def say(self, text: str) -> None:
-        self._print(text)
-
-    def pause(self, seconds: float) -> None:
-        """Time to read; only where no lease runs out meanwhile."""
-        if not (self.quiet or self.fast):
-            time.sleep(seconds)
-
-    def _print(self, text: str) -> None:
-        if not self.quiet:
-            self._console.print(text)
-
-    def _print_beside(self, head: str | Text, body: str | Text) -> None:
-        if not self.quiet:
-            print_beside(self._console, head, body)
+        self.console.print()
+        self.console.print(table)
 
 
 def _cell(value: Any) -> str:

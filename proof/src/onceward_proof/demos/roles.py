@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
 
 from psycopg import Connection
 
 from onceward.message import Message
-from onceward.provider import ProviderProfile
-from onceward.transport import ACK, Sink
-from onceward_proof.workers.roles import consume
+from onceward.transport import ACK
 from onceward_proof.workers.worker import Worker
-from payments import hardened, naive
+from payments import naive
 from payments.card import Card, Order
-
-# The provider's promise, an hour told as 0.2 s: the database's clock, which judges an intent's age, is never faked.
-HOUR_SECONDS: Final = 0.2
-SCALED: Final = ProviderProfile(
-    name="stripe-v1, scaled", window_seconds=24 * HOUR_SECONDS, margin_seconds=3.2, call_timeout_seconds=3.0
-)
 
 
 def blind_charge(worker: Worker) -> None:
@@ -27,20 +18,11 @@ def blind_charge(worker: Worker) -> None:
     source, conn, sink, card = worker.source("order.placed"), worker.connect(), worker.sink(), worker.card()
     while True:
         for delivery in source.receive(1, wait_seconds=1.0).deliveries:
-            _charge_with_key(conn, sink, card, delivery.headers["id"], json.loads(delivery.body))
+            order = json.loads(delivery.body)
+            charge = card.create(Card.request(order), key=delivery.headers["id"])
+            conn.execute("UPDATE orders SET status = 'paid', charge_id = %s WHERE id = %s", (charge["id"], order["id"]))
+            naive.announce(sink, "order.paid", order)
             source.settle([(delivery, ACK)])
-
-
-def _charge_with_key(conn: Connection, sink: Sink, card: Any, message_id: str, order: Order) -> None:
-    paid = card.create(Card.request(order), key=message_id)
-    conn.execute("UPDATE orders SET status = 'paid', charge_id = %s WHERE id = %s", (paid["id"], order["id"]))
-    naive.announce(sink, "order.paid", order)
-
-
-def scaled_charge(worker: Worker) -> None:
-    """The hardened charge, at a provider that forgets keys in seconds."""
-    card = worker.card(SCALED.call_timeout_seconds)
-    consume(worker, "charge", hardened.charges(card, lease_seconds=worker.setting.lease_seconds, provider=SCALED))
 
 
 def resending_producer(worker: Worker) -> None:

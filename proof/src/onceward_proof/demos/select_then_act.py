@@ -10,23 +10,23 @@ from typing import Any, Final
 from onceward_proof.demos.demonstration import Evidence, Side
 from onceward_proof.demos.worker_process import WorkerProcess
 from onceward_proof.faults import Boundary
-from onceward_proof.workers.reports import Note, Point, Report, Word
+from onceward_proof.workers.reports import Note, Point, Word
 
 LEASE_SECONDS: Final = 4.0  # the claim outlives a machine that is busy
+ROWS: Final[dict[Word, str]] = {
+    Point.CLAIMED: "one row. Mine",
+    Point.IN_FLIGHT: "no row. In flight elsewhere, handed back",
+}
 
 
 def _both_receive(side: Side, *gates: Word, **setting: Any) -> tuple[WorkerProcess, WorkerProcess]:
     """Both hold the same message, and wait at the first gate."""
-    tell = side.tell
     one = side.start("charge", "worker-1", *gates, **setting)
     side.place()
-    received = one.expect(Note.RECEIVED)
-    side.start_clock(at=received.at)
-    tell("worker-1", "receives the message", received.at)
+    side.see(one, Note.RECEIVED, "receives the message", is_start=True)
     one.expect(gates[0])
     two = side.start("charge", "worker-2", *gates, **setting)
-    again = two.expect(Note.RECEIVED)
-    tell("worker-2", f"receives the same message (delivery {again.count})", again.at)
+    side.see(two, Note.RECEIVED, "receives the same message (delivery {it.count})")
     two.expect(gates[0])
     return one, two
 
@@ -42,10 +42,9 @@ def naive(side: Side) -> Evidence:
     one.go()
     two.go()
     for worker in (one, two):
-        charged = worker.expect(Boundary.RESPONSE)
-        tell(worker.name, f"charges the card: {charged.charge}", charged.at)
+        side.see(worker, Boundary.RESPONSE, "charges the card: {it.charge}")
     one.go()
-    tell("worker-1", "remembers the message, and acknowledges", one.expect(Boundary.ACK_AFTER).at)
+    side.see(one, Boundary.ACK_AFTER, "remembers the message, and acknowledges")
     two.go()
     end = two.expect(Note.RAISED, Boundary.ACK_AFTER)
     tell("worker-2", f"cannot remember it: {end.error}. The unique key speaks up, too late", end.at)
@@ -65,7 +64,7 @@ def hardened(side: Side) -> Evidence:
     two.go()
     results = {worker.name: worker.expect(Point.CLAIMED, Point.IN_FLIGHT) for worker in (one, two)}
     for name, result in sorted(results.items(), key=lambda item: item[1].at):
-        tell(name, _told(result), result.at)
+        tell(name, f"INSERT ... ON CONFLICT DO NOTHING: {ROWS[result.word]}", result.at)
     takers = [worker for worker in (one, two) if results[worker.name].word is Point.CLAIMED]
     for worker in takers:
         if _acks(worker):
@@ -82,12 +81,6 @@ def _acks(taker: WorkerProcess) -> bool:
         taker.go()
         return taker.expect(Boundary.ACK_AFTER, Point.LEASE_LOST).word is Boundary.ACK_AFTER
     return False
-
-
-def _told(result: Report) -> str:
-    if result.word is Point.CLAIMED:
-        return "INSERT ... ON CONFLICT DO NOTHING: one row. Mine"
-    return "INSERT ... ON CONFLICT DO NOTHING: no row. In flight elsewhere, handed back"
 
 
 def _evidence(side: Side) -> Evidence:

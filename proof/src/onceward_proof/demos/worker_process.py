@@ -26,25 +26,25 @@ class WorkerProcess:
     def __init__(self, name: str, pid: int, line: socket.socket) -> None:
         self.name = name
         self.pid = pid
-        self._reports: list[Report] = []
         self._line = line
-        self._unread: list[Report] = []
+        self._reports: list[Report] = []
+        self._seen = 0  # so many of them were expected, or passed over on the way to one that was
         self._bytes = b""
         self._is_over = False
         self._is_reaped = False
 
-    def expect(self, *words: Word, seconds: float = EXPECT_SECONDS_MAX) -> Report:
+    def expect(self, *words: Word) -> Report:
         """The next report of these words. Raises `Missed`."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + EXPECT_SECONDS_MAX
         while True:
-            while self._unread:
-                report = self._unread.pop(0)
-                self._reports.append(report)
+            for report in self._reports[self._seen :]:
+                self._seen += 1
                 if report.word in words:
                     return report
             # What it reported before its end was read above: only now is it too late.
             if self._is_over or not self._read(deadline - time.monotonic()):
-                raise Missed(f"{self.name} never came to {' or '.join(words)}; it told {self._latest()}")
+                latest = ", ".join(report.word for report in self._reports[-6:]) or "nothing"
+                raise Missed(f"{self.name} never came to {' or '.join(words)}; it reported {latest}")
 
     def count(self, word: Word) -> int:
         """How often it has reported this so far."""
@@ -63,8 +63,7 @@ class WorkerProcess:
     def _all_reports(self) -> list[Report]:
         while self._read(0.0):
             pass
-        self._reports += self._unread
-        self._unread.clear()
+        self._seen = len(self._reports)
         return self._reports
 
     def _read(self, seconds: float) -> bool:
@@ -74,11 +73,8 @@ class WorkerProcess:
         chunk = self._line.recv(65536)
         self._is_over = not chunk
         *lines, self._bytes = (self._bytes + chunk).split(b"\n")
-        self._unread += [Report.decode(line) for line in lines]
+        self._reports += [Report.decode(line) for line in lines]
         return bool(chunk)
-
-    def _latest(self) -> str:
-        return ", ".join(report.word for report in self._reports[-6:]) or "nothing"
 
     def go(self, answer: Answer = Answer.GO) -> None:
         """Let it go on from where it waits; `answer` says how."""
@@ -94,7 +90,9 @@ class WorkerProcess:
         os.kill(self.pid, signal.SIGSTOP)
 
     def wake(self) -> None:
+        """It runs again, and goes on from where it waits."""
         os.kill(self.pid, signal.SIGCONT)
+        self.go()
 
     def finish(self) -> None:
         """It has ended by itself. Raises `Missed` when it does not, or failed."""

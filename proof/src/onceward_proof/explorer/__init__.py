@@ -1,6 +1,6 @@
 """`onceward explore`: every step of the protocol, tried in small, breadth first. Standard library only.
 
-rules.py          what is on trial: the production `step`, and the line that a planted bug changes
+rules.py          what is explored: the production `step`, and the line that a planted bug changes
 facts.py          everything that can happen in a modelled world, as data with its wording
 message_state.py  all that the model knows of one message: workers, rows, copies in the queue, the provider's memory
 statements.py     what each SQL statement does to the rows: the model of Postgres (tests hold it to the real one)

@@ -1,4 +1,4 @@
-"""The outbox, the lanes of the relay, and the sink. What is on trial is the production `step` of `onceward.protocol.relay`.
+"""The outbox, the lanes of the relay, and the sink. It is driven by the production `step` of `onceward.protocol.relay`.
 
 The rows of both messages are in one outbox. What a lane holds, the others skip; a lane that dies lets go.
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onceward.errors import UsageError
-from onceward_proof.explorer.passages import ASSUMED, DEEPER, PASSAGES, Bound, Passage
+from onceward_proof.explorer.passages import ASSUMED, PASSAGES, Bound, Passage
 from onceward_proof.explorer.planted_bugs import PLANTED, PlantedBug
 from onceward_proof.explorer.promises import Promise
 from onceward_proof.explorer.search import Progress, SearchResult, search
@@ -43,10 +43,6 @@ def explore(say: Say, *, states_max: int = 0, file: Path | None = None, passages
     _say_sum(say, document)
     _write(say, file, document)
     return 1 if document["violations"] else 0
-
-
-def chosen(*, deep: bool) -> Sequence[Passage]:
-    return DEEPER if deep else PASSAGES
 
 
 def explore_passage(passage: Passage, *, states_max: int = 0, only: Promise | None = None) -> PassageResult:

@@ -1,4 +1,4 @@
-"""What is on trial: the production `step` functions, and the one line that a planted bug changes."""
+"""What is explored: the production `step` functions, and the one line that a planted bug changes."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ class StateSpace:
 
     def broken(self, world: int) -> Promise | None:
         """The first promise that this world breaks."""
-        first, second, outbox = _numbers(world)
+        first, second, outbox = split(world)
         return (
             self.messages.summaries[first].broken
             or self.messages.summaries[second].broken
@@ -230,16 +230,9 @@ class StateSpace:
             self._broken_together[key] = broken_together(message, *summaries, relayed=self.relayed)
         return self._broken_together[key]
 
-    def parts(self, world: int) -> tuple[MessageState, MessageState, OutboxState]:
-        first, second, outbox = _numbers(world)
-        return self.messages.states[first], self.messages.states[second], self.outboxes.states[outbox]
 
-
-def redrives_left(world: int) -> int:
-    return world >> BUDGET_AT & 3
-
-
-def _numbers(world: int) -> tuple[int, int, int]:
+def split(world: int) -> tuple[int, int, int]:
+    """The numbers of its messages and of its outbox."""
     return world & MESSAGE_MASK, world >> MESSAGE_BITS & MESSAGE_MASK, world >> OUTBOX_AT & OUTBOX_MASK
 
 

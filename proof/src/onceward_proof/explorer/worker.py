@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from typing import NamedTuple, assert_never
+from typing import Final, NamedTuple, assert_never
 
 from onceward.protocol import words as p
 from onceward.transport import Settlement
@@ -88,40 +88,36 @@ def advance(worker: Worker, event: p.Event, rules: Rules) -> tuple[tuple[Slip | 
 
 
 Turn = tuple[Slip | None, p.Event, HandlerPlace]
+FAILED: Final = p.Raised(p.RaisedKind.FAILED, "x")
+REFUSED: Final = p.Raised(p.RaisedKind.REFUSED, "x")
+SESSION_LOST: Final = p.Raised(p.RaisedKind.SESSION_LOST, "x")
+ESCAPES: Final[list[Turn]] = [
+    (Slip.RAISES, FAILED, "left"),
+    (Slip.DEFERS, p.Raised(p.RaisedKind.DEFERRED, "x", 1.0), "left"),
+]
+STARTS: Final[dict[p.Shape, list[Turn]]] = {
+    "effectful": [(None, p.EffectAsked(), "asked"), *ESCAPES],
+    "transactional": [(None, p.Returned(), "left"), *ESCAPES, (Slip.LOSES_SESSION, SESSION_LOST, "left")],
+}
+# What the handler may do: first as it should, then as it should not. One that has left is never handed anything.
+TURNS: Final[dict[HandlerPlace, list[Turn]]] = {
+    "asked": [(None, p.FinishAsked(), "finishing"), (Slip.RAISES, FAILED, "left")],
+    "finishing": [(None, p.BlockEnded(), "ended"), (Slip.RAISES_IN_TRANSACTION, p.BlockRaised(), "broke")],
+    "broke": [
+        (None, FAILED, "left"),
+        (Slip.SWALLOWS, p.Returned(), "left"),
+        (Slip.LOST_SESSION, SESSION_LOST, "left"),
+    ],
+    "ended": [(None, p.Returned(), "left"), (Slip.RAISES_LATE, FAILED, "left")],
+}
 
 
 def _handler(place: HandlerPlace, command: p.Command, shape: p.Shape) -> list[Turn]:
-    """What the handler may do: first as it should, then as it should not."""
-    failed = p.Raised(p.RaisedKind.FAILED, "x")
     if isinstance(command, p.Interrupt):
-        raised = p.Raised(p.RaisedKind.REFUSED, "x") if command.kind is p.Interruption.REFUSED else failed
-        swallowed: Turn = (Slip.SWALLOWS, p.Returned(), "left")
-        if place == "asked":
-            swallowed = (Slip.SWALLOWS, p.FinishAsked(), "finishing")
-        return [(None, raised, "left"), swallowed]
-    match place:
-        case "start":
-            turns: list[Turn] = [
-                (Slip.RAISES, failed, "left"),
-                (Slip.DEFERS, p.Raised(p.RaisedKind.DEFERRED, "x", 1.0), "left"),
-            ]
-            if shape == "effectful":
-                return [(None, p.EffectAsked(), "asked"), *turns]
-            lost = p.Raised(p.RaisedKind.SESSION_LOST, "x")
-            return [(None, p.Returned(), "left"), *turns, (Slip.LOSES_SESSION, lost, "left")]
-        case "asked":
-            return [(None, p.FinishAsked(), "finishing"), (Slip.RAISES, failed, "left")]
-        case "finishing":
-            return [(None, p.BlockEnded(), "ended"), (Slip.RAISES_IN_TRANSACTION, p.BlockRaised(), "broke")]
-        case "broke":
-            lost = p.Raised(p.RaisedKind.SESSION_LOST, "x")
-            swallows: Turn = (Slip.SWALLOWS, p.Returned(), "left")
-            return [(None, failed, "left"), swallows, (Slip.LOST_SESSION, lost, "left")]
-        case "ended":
-            return [(None, p.Returned(), "left"), (Slip.RAISES_LATE, failed, "left")]
-        case "left":
-            raise AssertionError(f"the handler has left, and is handed {command!r}")
-    assert_never(place)
+        raised = REFUSED if command.kind is p.Interruption.REFUSED else FAILED
+        swallowed = (p.FinishAsked(), "finishing") if place == "asked" else (p.Returned(), "left")
+        return [(None, raised, "left"), (Slip.SWALLOWS, *swallowed)]
+    return STARTS[shape] if place == "start" else TURNS[place]
 
 
 def perform(state: MessageState, index: int, worker: Worker) -> list[Outcome]:

@@ -5,26 +5,25 @@ By hand it is `onceward provider`.
 
 from __future__ import annotations
 
-import functools
 import json
 import pkgutil
+import socket
 import sys
+from contextlib import closing
 from pathlib import Path
 
-from onceward_proof.provider.server import PortInUse, serve
+from onceward_proof.provider.ledger import Ledger
+from onceward_proof.provider.server import serve
 
 
-def serve_for_parent(database: str, port: int, window_seconds: float | None, hook: str | None, hook_argument: str) -> int:
-    """One line, the URL, once ready; then nothing more on standard output."""
-    make_hook = functools.partial(pkgutil.resolve_name(hook), hook_argument) if hook else None
-    ready = functools.partial(print, flush=True)
-    try:
-        serve(Path(database), port, make_hook, ready, window_seconds=window_seconds, with_parent=True)
-    except PortInUse as error:
-        print(f"provider: {error}", file=sys.stderr)
-        return 2
-    return 0
+def serve_for_parent(
+    fd: int, parent: int, database: str, window_seconds: float | None, hook: str | None, hook_argument: str
+) -> None:
+    """On the listening socket that is `fd`, until the parent ends it or has ended."""
+    made = pkgutil.resolve_name(hook)(hook_argument) if hook else None
+    with closing(Ledger(Path(database), window_seconds)) as ledger, socket.socket(fileno=fd) as listener:
+        serve(listener, ledger, made, parent)
 
 
 if __name__ == "__main__":
-    sys.exit(serve_for_parent(**json.loads(sys.argv[1])))
+    serve_for_parent(**json.loads(sys.argv[1]))

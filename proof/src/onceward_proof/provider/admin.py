@@ -1,23 +1,19 @@
-"""/_admin/: the movable clock, the window, faults on demand, the ledger as evidence.
-
-Loopback only, JSON, no key.
-"""
+"""/_admin/: the movable clock, the window, faults on demand, the ledger as evidence. JSON, no key; on loopback only."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from onceward_proof.provider.call import Call
 from onceward_proof.provider.faults import Fault, Faults
-from onceward_proof.provider.hook import Context
 from onceward_proof.provider.ledger import Ledger
 
-LOOPBACK: Final = frozenset({"127.0.0.1", "::1"})
 Handler = Callable[[dict[str, Any]], Any]
 
 
@@ -25,7 +21,7 @@ class Doors(Protocol):
     """What /_admin/ needs of the gateway."""
 
     open_requests: int
-    held: dict[asyncio.Event, Context]
+    held: dict[asyncio.Event, Call]
 
 
 def routes(ledger: Ledger, faults: Faults, doors: Doors) -> list[Route]:
@@ -91,7 +87,7 @@ class Admin:
     def release(self, document: dict[str, Any]) -> Any:
         """Let what is slow or held go on: the requests of `transfer_group`, or all."""
         wanted = document.get("transfer_group")
-        let_go = [release for release, context in self._doors.held.items() if wanted in {None, context.transfer_group}]
+        let_go = [release for release, call in self._doors.held.items() if wanted in {None, call.transfer_group}]
         for release in let_go:
             release.set()
         return {"released": len(let_go)}
@@ -110,14 +106,11 @@ class Admin:
 
 
 def _route(path: str, **handlers: Handler) -> Route:
-    async def answer(request: Request) -> Response:
-        if request.client is None or request.client.host not in LOOPBACK:
-            return JSONResponse({"error": "loopback only"}, 403)
+    async def answer(request: Request) -> JSONResponse:
         document = await request.json() if await request.body() else {}
         try:
             return JSONResponse(handlers[request.method](document))
         except (ValueError, KeyError, TypeError) as mistake:
             return JSONResponse({"error": f"{type(mistake).__name__}: {mistake}"}, 400)
 
-    endpoint: Callable[[Request], Awaitable[Response]] = answer
-    return Route(path, endpoint, methods=sorted(handlers))
+    return Route(path, answer, methods=sorted(handlers))

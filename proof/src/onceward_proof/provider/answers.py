@@ -50,9 +50,9 @@ def invalid(message: str, code: str | None = None, param: str | None = None) -> 
     return Invalid(error(400, "invalid_request_error", message, code=code, param=param))
 
 
-def missing(noun: str, id_: str, param: str = "id") -> Answer:
-    """Answer that no such object exists."""
-    return error(404, "invalid_request_error", f"No such {noun}: '{id_}'", code="resource_missing", param=param)
+def missing(id_: str) -> Answer:
+    """Answer that there is no such charge."""
+    return error(404, "invalid_request_error", f"No such charge: '{id_}'", code="resource_missing", param="id")
 
 
 def declined(**more: Any) -> Answer:

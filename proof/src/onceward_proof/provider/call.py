@@ -1,4 +1,4 @@
-"""One HTTP request and its connection: read from ASGI, answered once, or cut without a byte."""
+"""One HTTP request and its connection: parsed once, answered once, or cut without a byte."""
 
 from __future__ import annotations
 
@@ -7,43 +7,49 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 from uuid import uuid4
 
-from starlette.types import Receive, Scope, Send
-
-from onceward_proof.provider.answers import Answer
-from onceward_proof.provider.hook import Context
-from onceward_proof.provider.ledger import Fingerprint, Origin
+from starlette.requests import Request
 
 CONNECTION: Final = "connection"  # where server.CuttableProtocol puts itself in the ASGI state
-WORKER_HEADER: Final = b"x-onceward-worker"
 
 
 class Gone(Exception):
     """The client left, or the request is to be cut: there is no one to answer."""
 
 
+class Fingerprint(NamedTuple):
+    """What a key may be used for again: the endpoint and the parameters of its first request."""
+
+    endpoint: str
+    parameters: str
+
+
 @dataclass(slots=True)
 class Call:
-    """One parsed request.
+    """One request, as a hook, the idempotency layer and the ledger see it.
 
-    `parameters` are the form's, or the query's on a GET; headers are never part of them.
+    `parameters` are the form's, or the query's on a GET; headers are never part of them. `status` and `charge` are None
+    until the answer is known, at the hook's `response`.
     """
 
     method: str
     path: str
-    credentials: str
-    key: str | None
+    account: str
     worker: str | None
+    idempotency_key: str | None
     parameters: Mapping[str, str]
     request_id: str = field(default_factory=lambda: f"req_{uuid4().hex[:14]}")
+    replayed: bool = False  # the key has its answer already: this request can have no effect
+    status: int | None = None
+    charge: str | None = None  # the id of the charge that this very request has committed
 
     @property
-    def origin(self) -> Origin:
-        """Who asks: a GET's key counts for nothing."""
-        return Origin(self.credentials, self.key, self.worker)
+    def transfer_group(self) -> str | None:
+        """What the service names its order by."""
+        return self.parameters.get("transfer_group")
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -51,61 +57,27 @@ class Call:
         text = json.dumps(sorted(self.parameters.items()))
         return Fingerprint(self.path, hashlib.sha256(text.encode()).hexdigest())
 
-    def context(self) -> Context:
-        """Show the request to a hook."""
-        group = self.parameters.get("transfer_group")
-        return Context(self.method, self.path, self.credentials, self.worker, group, self.key)
 
-    @classmethod
-    def make(cls, scope: Scope, body: bytes) -> Call:
-        """Parse a request: form-encoded body on a POST, query on a GET, Bearer credentials."""
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        posted = scope["method"] == "POST"
-        form = body if posted else scope["query_string"]
-        key = headers.get(b"idempotency-key") if posted else None
-        return cls(
-            scope["method"],
-            scope["path"],
-            headers.get(b"authorization", b"").decode("latin-1").removeprefix("Bearer ").strip(),
-            key.decode("latin-1") if key else None,
-            _text(headers.get(WORKER_HEADER)),
+class Exchange(Request):
+    """The connection of one request."""
+
+    async def call(self) -> Call:
+        """Parse the request: form-encoded body on a POST, query on a GET, Bearer credentials."""
+        posted = self.method == "POST"
+        form = await self.body() if posted else self.scope["query_string"]
+        return Call(
+            self.method,
+            self.scope["path"],
+            self.headers.get("authorization", "").removeprefix("Bearer ").strip(),
+            self.headers.get("x-onceward-worker"),
+            # A GET's key counts for nothing.
+            (self.headers.get("idempotency-key") or None) if posted else None,
             dict(parse_qsl(form.decode(errors="replace"), keep_blank_values=True)),
         )
 
-
-class Exchange:
-    """The connection of one request."""
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.scope = scope
-        self._receive = receive
-        self._send = send
-
-    async def read(self) -> bytes:
-        """Give the whole body; Gone if the client left before its end."""
-        body = bytearray()
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise Gone
-            body += message.get("body", b"")
-            if not message.get("more_body", False):
-                return bytes(body)
-
-    async def send(self, answer: Answer, call: Call) -> None:
-        """Send the answer, with the headers that Stripe sends.
-
-        To a client that has left, nothing happens.
-        """
-        body = answer.body.encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        headers += [(name.encode(), value.encode("latin-1")) for name, value in _headers(answer, call)]
-        await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
-
     async def disconnected(self) -> None:
         """Return once the client has left."""
-        while (await self._receive())["type"] != "http.disconnect":
+        while (await self.receive())["type"] != "http.disconnect":
             pass
 
     async def cut(self) -> None:
@@ -127,16 +99,3 @@ class Exchange:
             client_left.cancel()
         if not release.is_set():
             raise Gone
-
-
-def _headers(answer: Answer, call: Call) -> list[tuple[str, str]]:
-    headers = [("request-id", call.request_id)]
-    if call.key is not None:
-        headers.append(("idempotency-key", call.key))
-    if answer.original_request is not None:
-        headers += [("idempotent-replayed", "true"), ("original-request", answer.original_request)]
-    return headers
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("latin-1")

@@ -11,15 +11,14 @@ from typing import Any, Final
 
 from onceward_proof.provider import answers
 from onceward_proof.provider.answers import Answer, JsonObject, invalid
-from onceward_proof.provider.ledger import Ledger, Origin
+from onceward_proof.provider.call import Call
+from onceward_proof.provider.ledger import Ledger
 
 Parameters = Mapping[str, str]
 
 AMOUNT_MAX: Final = 99_999_999  # eight digits, as Stripe has it
 LIMIT_MAX: Final = 100
 DECLINED_SOURCES: Final = frozenset({"tok_chargeDeclined", "tok_visa_chargeDeclined"})
-
-
 CHARGES: Final = "/v1/charges"
 REQUIRED: Final = ("amount", "currency", "source")
 KNOWN: Final = frozenset({*REQUIRED, "description", "transfer_group", "capture", "customer", "receipt_email"})
@@ -40,37 +39,30 @@ def check(parameters: Parameters) -> None:
         raise invalid(f"No such token: '{parameters['source']}'", "resource_missing", "source")
 
 
-def execute(ledger: Ledger, parameters: Parameters, origin: Origin) -> Answer:
-    """Add the charge, inside the caller's transaction.
-
-    A declined one is added too, as failed: it moved no money.
-    """
-    declined = parameters["source"] in DECLINED_SOURCES
-    charge = ledger.add(_charge(parameters, declined=declined), origin)
+def execute(ledger: Ledger, call: Call) -> Answer:
+    """Add the charge, inside the caller's transaction; a declined one is added too, as failed: it moved no money."""
+    declined = call.parameters["source"] in DECLINED_SOURCES
+    charge = ledger.add(_charge(call.parameters, declined=declined), call)
     return answers.declined(charge=charge["id"]) if declined else answers.ok(charge, charge["id"])
 
 
-def read(ledger: Ledger, account: str, path: str, parameters: Parameters) -> Answer | None:
-    """Answer a GET, of one object or of the list of charges.
-
-    None for a path that is not served.
-    """
-    if path == CHARGES:
-        return _list(ledger, account, path, parameters)
-    collection, _, id_ = path.rpartition("/")
+def read(ledger: Ledger, call: Call) -> Answer | None:
+    """Answer a GET, of one object or of the list of charges; None for a path that is not served."""
+    if call.path == CHARGES:
+        return _list(ledger, call.account, call.parameters)
+    collection, _, id_ = call.path.rpartition("/")
     if collection != CHARGES:
         return None
-    charge = ledger.charge(account, id_)
-    return answers.missing("charge", id_) if charge is None else answers.ok(charge)
+    charge = ledger.charge(call.account, id_)
+    return answers.missing(id_) if charge is None else answers.ok(charge)
 
 
-def _list(ledger: Ledger, account: str, path: str, parameters: Parameters) -> Answer:
+def _list(ledger: Ledger, account: str, parameters: Parameters) -> Answer:
     limit = _integer(parameters, "limit") if "limit" in parameters else 10
     if not 1 <= limit <= LIMIT_MAX:
         raise invalid("This value must be between 1 and 100.", "parameter_invalid_integer", "limit")
-    newest = ledger.newest(account, limit + 1, _filters(ledger, account, parameters))
-    shape = {"object": "list", "url": path, "has_more": len(newest) > limit, "data": newest[:limit]}
-    return answers.ok(shape)
+    found = ledger.newest(account, limit + 1, _filters(ledger, account, parameters))
+    return answers.ok({"object": "list", "url": CHARGES, "has_more": len(found) > limit, "data": found[:limit]})
 
 
 def _filters(ledger: Ledger, account: str, parameters: Parameters) -> dict[str, Any]:

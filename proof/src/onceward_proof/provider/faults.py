@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from onceward_proof.provider.hook import EFFECT_ONLY, GO, Context, Kind, Verdict
+from onceward_proof.provider.call import Call
+from onceward_proof.provider.hook import EFFECT_ONLY, GO, Kind, Verdict
 
 MATCHABLE: Final = frozenset({"method", "path", "account", "worker", "transfer_group", "idempotency_key"})
 FIELDS: Final = frozenset({"match", "times", "fault", "seconds", "status"})
@@ -36,35 +37,32 @@ class Fault:
         shape = {"fault": verdict.kind.value, "seconds": verdict.seconds, "status": verdict.status}
         return {"match": self.match, "times": self.times, **shape, "fired": self.fired}
 
-    def fits(self, context: Context) -> bool:
-        """Tell whether this request is the next to bear the fault.
-
-        A replay has no effect to fail before or after.
-        """
+    def fits(self, call: Call) -> bool:
+        """Tell whether this request is the next to bear the fault; a replay has no effect to fail before or after."""
         if self.times is not None and self.fired >= self.times:
             return False
-        if context.replayed and self.verdict.kind in EFFECT_ONLY:
+        if call.replayed and self.verdict.kind in EFFECT_ONLY:
             return False
-        return all(getattr(context, name) == value for name, value in self.match.items())
+        return all(getattr(call, name) == value for name, value in self.match.items())
 
 
 class Faults:
     """The hook behind /_admin/faults. Kept in memory only.
 
-    Crash: pending faults are lost; the one that restarts the provider adds them again.
+    Crash: pending faults are gone; they have to be added again after a restart.
     """
 
     def __init__(self) -> None:
         self.all: list[Fault] = []
 
-    async def request(self, context: Context) -> Verdict:
+    async def request(self, call: Call) -> Verdict:
         """Fire the first fault that fits."""
-        fault = next((fault for fault in self.all if fault.fits(context)), None)
+        fault = next((fault for fault in self.all if fault.fits(call)), None)
         if fault is None:
             return GO
         fault.fired += 1
         return fault.verdict
 
-    async def response(self, context: Context) -> Verdict:  # noqa: ARG002  (the protocol's signature)
+    async def response(self, call: Call) -> Verdict:  # noqa: ARG002  (the protocol's signature)
         """Go on: every fault on demand is decided at the request, and carried from there."""
         return GO

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
+from onceward_proof.provider.call import Call
+
 
 class Kind(Enum):
     """What a verdict makes of a request. *Stored* means: under the idempotency key, so that it is replayed."""
@@ -46,34 +48,13 @@ class Verdict:
 GO: Final = Verdict()
 
 
-@dataclass(slots=True)
-class Context:
-    """One request as a hook sees it.
-
-    `status` and `charge` are None until the answer is known, at `response`.
-    """
-
-    method: str
-    path: str
-    account: str
-    worker: str | None
-    transfer_group: str | None
-    idempotency_key: str | None
-    replayed: bool = False  # the key has its answer already: this request can have no effect
-    status: int | None = None
-    charge: str | None = None  # the id of the charge that this very request has committed
-
-
 class Hook(Protocol):
-    """Decides which requests meet which fault.
+    """Decides which requests meet which fault. Both methods may wait; other requests go on meanwhile."""
 
-    Both methods may wait; other requests go on meanwhile.
-    """
-
-    async def request(self, context: Context) -> Verdict:
+    async def request(self, call: Call) -> Verdict:
         """Say what is to become of a request that has had no effect yet."""
 
-    async def response(self, context: Context) -> Verdict:
+    async def response(self, call: Call) -> Verdict:
         """Say what is to become of an answer whose effect is committed.
 
         GO, SLOW_RESPONSE, UNSAVED_ERROR, CUT_AFTER and HOLD mean something here; DROP_REQUEST cuts too; the rest raise
@@ -87,13 +68,13 @@ class Hooks:
     def __init__(self, *hooks: Hook) -> None:
         self._hooks = hooks
 
-    async def request(self, context: Context) -> Verdict:
+    async def request(self, call: Call) -> Verdict:
         """Ask each in turn."""
-        return _first([await hook.request(context) for hook in self._hooks])
+        return _first([await hook.request(call) for hook in self._hooks])
 
-    async def response(self, context: Context) -> Verdict:
+    async def response(self, call: Call) -> Verdict:
         """Ask each in turn, and refuse a verdict that comes too late."""
-        verdict = _first([await hook.response(context) for hook in self._hooks])
+        verdict = _first([await hook.response(call) for hook in self._hooks])
         if verdict.kind in REQUEST_SIDE:
             raise ValueError(f"{verdict.kind.value} can only be asked for at the request")
         return verdict

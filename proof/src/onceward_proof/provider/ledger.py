@@ -13,6 +13,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from onceward_proof.provider.answers import Answer, JsonObject
+from onceward_proof.provider.call import Call, Fingerprint
 
 WINDOW_SECONDS: Final = 86_400.0
 
@@ -53,23 +54,6 @@ SET: Final = "INSERT OR REPLACE INTO settings VALUES (:name, :value)"
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """Who asked for an object, for evidence; no part of what is compared."""
-
-    account: str
-    key: str | None
-    worker: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """What a key may be used for again: the endpoint and the parameters of its first request."""
-
-    endpoint: str
-    parameters: str
-
-
-@dataclass(frozen=True, slots=True)
 class Stored:
     """The answer that a key has, with what it was first used for."""
 
@@ -85,7 +69,8 @@ class Ledger:
     if the process dies before the commit, nothing was charged, and the same key starts afresh.
     """
 
-    def __init__(self, database: Path) -> None:
+    def __init__(self, database: Path, window_seconds: float | None = None) -> None:
+        """`window_seconds` None keeps what the database says."""
         self._connection = sqlite3.connect(database, isolation_level=None, cached_statements=64)
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
@@ -93,6 +78,8 @@ class Ledger:
         settings: dict[str, float] = dict(self._connection.execute(SETTINGS).fetchall())
         self.offset_seconds = settings.get("offset_seconds", 0.0)
         self.window_seconds = settings.get("window_seconds", WINDOW_SECONDS)
+        if window_seconds is not None:
+            self.set_window(window_seconds)
 
     def close(self) -> None:
         """Close the file; every committed row stays."""
@@ -102,12 +89,8 @@ class Ledger:
     def transaction(self) -> Iterator[None]:
         """Commit what happens inside as one, durably, or nothing of it."""
         self._connection.execute("BEGIN IMMEDIATE")
-        try:
+        with self._connection:  # commits, or rolls back
             yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
 
     # The movable clock and the window.
 
@@ -144,30 +127,30 @@ class Ledger:
         endpoint, parameters, request_id, status, body, charge = row
         return Stored(Fingerprint(endpoint, parameters), Answer(status, body, charge, request_id))
 
-    def store(self, origin: Origin, first: Fingerprint, request_id: str, answer: Answer) -> None:
-        """Give a key its answer, inside the transaction of the effect.
+    def store(self, call: Call, answer: Answer) -> None:
+        """Give the call's key its answer, inside the transaction of the effect.
 
         Crash before the commit: neither effect nor answer. Crash after it: both, and the answer is replayed.
         """
-        key = {"account": origin.account, "key": origin.key, "created": self.now(), "request_id": request_id}
-        first_used = {"endpoint": first.endpoint, "parameters": first.parameters}
+        key = {"account": call.account, "key": call.idempotency_key, "created": self.now()}
+        first_used = {**call.fingerprint._asdict(), "request_id": call.request_id}
         stored = {"status": answer.status, "body": answer.body, "charge": answer.charge}
         self._connection.execute(STORE_KEY, {**key, **first_used, **stored})
 
     # Charges.
 
-    def add(self, body: JsonObject, origin: Origin) -> JsonObject:
-        """Add a charge, inside the caller's transaction; its id, type and time are filled in."""
+    def add(self, body: JsonObject, call: Call) -> JsonObject:
+        """Add the charge that `call` asks for, inside the caller's transaction; its id, type and time are filled in."""
         now = self.now()
         filled = {"id": f"ch_{uuid4().hex[:24]}", "object": "charge", "created": int(now), "livemode": False, **body}
         row = {
             "id": filled["id"],
-            "account": origin.account,
-            "transfer_group": body.get("transfer_group"),
+            "account": call.account,
+            "transfer_group": call.transfer_group,
             "created": now,
             "created_real": time.time(),
-            "idempotency_key": origin.key,
-            "worker": origin.worker,
+            "idempotency_key": call.idempotency_key,
+            "worker": call.worker,
             "body": json.dumps(filled),
         }
         self._connection.execute(ADD_CHARGE, row)

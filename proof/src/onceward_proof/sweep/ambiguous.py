@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, LiteralString
 
 from onceward.events import Event
 from onceward.testing.proxy import Proxy
@@ -107,12 +107,9 @@ def _deliver(
 
 def _is_committed(payments: Payments, message_id: str, role: Role) -> bool:
     """The message is done, as the database has it."""
-    key = [payments.consumer(role).name, message_id]
-    statement = "SELECT state FROM onceward.inbox WHERE consumer = %s AND message_id = %s"
-    row = payments.conn.execute(statement, key).fetchone()
-    return row is not None and row[0] == "done"
+    statement: LiteralString = "SELECT state FROM onceward.inbox WHERE consumer = %s AND message_id = %s"
+    return bool(payments.look(statement, payments.consumer(role).name, message_id) == "done")
 
 
 def _written(payments: Payments) -> int:
-    row = payments.conn.execute("SELECT (SELECT count(*) FROM onceward.attempts) + (SELECT count(*) FROM onceward.parked)")
-    return int((row.fetchone() or (0,))[0])
+    return int(payments.look("SELECT (SELECT count(*) FROM onceward.attempts) + (SELECT count(*) FROM onceward.parked)"))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -25,7 +25,7 @@ from onceward_proof import checker
 from onceward_proof.clusters import install
 from onceward_proof.provider.server import ProviderProcess
 from onceward_proof.run import ProofError
-from onceward_proof.workers.setting import CONSUMED, QUEUES, Role, Setting
+from onceward_proof.workers.setting import CONSUMED, QUEUES, Role
 from onceward_proof.workers.worker import make_card, warm_up
 from payments import hardened
 
@@ -98,16 +98,19 @@ class Payments:
 
     def waiting(self, role: Role) -> int:
         """Messages in this consumer's queue; or, for the relay, rows in the outbox."""
-        table = sql.Identifier("onceward", "outbox") if role == "relay" else sql.Identifier("pgmq", f"q_{SERVED[role]}")
-        conn = self.conn if role == "relay" else self.queue_conn
-        row = conn.execute(sql.SQL("SELECT count(*) FROM {}").format(table)).fetchone()
-        return int(row[0]) if row else 0
+        if role == "relay":
+            return int(self.look("SELECT count(*) FROM onceward.outbox"))
+        return sum(map(len, self.ids(SERVED[role]).values()))
+
+    def look(self, statement: LiteralString, *parameters: str) -> Any:
+        """The first column of the first row; None where there is none."""
+        row = self.conn.execute(statement, parameters).fetchone()
+        return None if row is None else row[0]
 
     def ids(self, queue: str) -> dict[str, list[str]]:
         """The message ids in a queue, by order: two different ids would be two events."""
-        statement = sql.SQL("SELECT headers->>'subject', headers->>'id' FROM {}").format(
-            sql.Identifier("pgmq", f"q_{queue}")
-        )
+        table = sql.Identifier("pgmq", f"q_{queue}")
+        statement = sql.SQL("SELECT headers->>'subject', headers->>'id' FROM {}").format(table)
         ids: dict[str, list[str]] = {}
         for order, message_id in self.queue_conn.execute(statement):
             ids.setdefault(order, []).append(message_id)
@@ -157,7 +160,5 @@ def start_payments() -> Iterator[Payments]:
             psycopg.connect(queue_database, autocommit=True) as queue_conn,
             closing(pgmq.Sink(QUEUES, queue_database)) as sink,
         ):
-            warm_up(
-                Setting(variant="hardened", database=database, queue_database=queue_database, provider_url=provider.url)
-            )
+            warm_up(provider.url, database, queue_database)
             yield Payments(folder, database, queue_database, provider.url, ledger, conn, queue_conn, sink)

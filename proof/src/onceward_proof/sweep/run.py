@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Literal
 
 import psycopg
@@ -96,28 +96,20 @@ def prove_syscalls(options: ProveOptions) -> int:
     console = Console()
     for name in ("onceward", "psycopg.pool"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    sweep = run_sweep(lambda text: console.print(text, highlight=False))
+    strace = check_strace()
+    with start_payments() as payments:
+        sweeper = _Sweeper(payments, strace)
+        swept: list[SubjectSweep] = []
+        for subject, story in SUBJECTS.items():
+            console.print(f"{subject}: {story}", highlight=False)
+            swept.append(sweeper.sweep(subject))
+        sweeper.judge(swept)
+        sweep = Sweep(swept, ambiguous_commits(payments))
     _print(console, sweep)
     write_files(options, console, sweep.to_json())
     if not sweep.ok:
         return 1
     return 3 if any(each.unreached for each in sweep.swept) else 0
-
-
-def run_sweep(tell: Callable[[str], None] = lambda _: None, *, every: int = 1) -> Sweep:
-    """Sweep all subjects, at each `every`-th call, then cut the connection at COMMIT.
-
-    Raises `NoTrace`.
-    """
-    strace = check_strace()
-    with start_payments() as payments:
-        sweeper = _Sweeper(payments, strace, every)
-        swept: list[SubjectSweep] = []
-        for subject, story in SUBJECTS.items():
-            tell(f"{subject}: {story}")
-            swept.append(sweeper.sweep(subject))
-        sweeper.judge(swept)
-        return Sweep(swept, ambiguous_commits(payments))
 
 
 class _Sweeper:
@@ -126,11 +118,9 @@ class _Sweeper:
     Each sweep leaves the events that the next one needs.
     """
 
-    def __init__(self, payments: Payments, strace: str, every: int) -> None:
+    def __init__(self, payments: Payments, strace: str) -> None:
         self._payments = payments
         self._strace = strace
-        self._every = every
-        self._works = {"consumer": self._consume, "ledger": self._consume, "relay": self._relay}
         self._two_ids: set[str] = set()
 
     def sweep(self, subject: Subject) -> SubjectSweep:
@@ -146,7 +136,7 @@ class _Sweeper:
     def _sweep_kind(self, swept: SubjectSweep, call: str, calls_max: int) -> int:
         """The 1st, 2nd, ... n-th call of this kind, until a run ends by itself, and none has made that many: how many."""
         # Kind by kind: strace counts each kind of call by itself.
-        for n in range(1, CALLS_MAX, self._every):
+        for n in range(1, CALLS_MAX):
             for _ in range(TRIES_MAX):
                 run = self._kill(swept, call, n)
                 calls_max = max(calls_max, run.calls.count(call))
@@ -165,8 +155,8 @@ class _Sweeper:
         subject = swept.subject
         order = self._prepare(subject, f"{subject}-{len(swept.orders) + 1:04d}")
         swept.orders.append(order)
-        work = self._works[subject]
-        run = killed_at(self._strace, call, n, lambda gate: work(subject, gate), self._payments.folder / f"{subject}.log")
+        work = self._relay if subject == "relay" else partial(self._consume, ROLES[subject])
+        run = killed_at(self._strace, call, n, work, self._payments.folder / f"{subject}.log")
         self._recover(ROLES[subject])
         if subject == "relay":
             ids = self._payments.ids("charges").get(order, [])
@@ -186,15 +176,14 @@ class _Sweeper:
             self._payments.send_one("order.placed")
         return order
 
-    def _consume(self, subject: Subject, gate: Gate) -> None:
+    def _consume(self, role: Role, gate: Gate) -> None:
         """One delivery on this thread, from a consumer that is open: heartbeat and nudge, on theirs, decide nothing."""
-        role = ROLES[subject]
         source = self._payments.source(role)
         with self._payments.consumer(role).open(self._payments.database, source=source, listeners=[gate.listen]) as opened:
             gate.open()
             deliver_one(opened, source)
 
-    def _relay(self, _: Subject, gate: Gate) -> None:
+    def _relay(self, gate: Gate) -> None:
         """A whole pass on the lane's own thread, which opens the gate when it first asks for a connection."""
 
         def connect() -> psycopg.Connection:

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from typing import Final
 
 from onceward.errors import OncewardError, UsageError
 from onceward.events import Event
-from onceward_proof.workers.fork import fork
+from onceward_proof.workers.fork import end_of, fork
 
 # What sends, stores or makes durable; and what receives: there, the server has acted, and the client does not know it.
 CALLS: Final = (
@@ -58,17 +59,17 @@ class Gate:
     Its steps cost no system call.
     """
 
-    def __init__(self, ready: int, go: int, steps: mmap.mmap) -> None:
-        self._ready = ready
-        self._go = go
+    def __init__(self, line: int, steps: mmap.mmap) -> None:
+        self._line = line
         self._steps = steps
         self._opened = False
 
     def open(self) -> None:
         if not self._opened:
             self._opened = True
-            os.write(self._ready, f"{threading.get_native_id()}\n".encode())
-            os.read(self._go, 1)
+            os.write(self._line, str(threading.get_native_id()).encode())
+            # Not recv: the thread waits here when it is attached to, and a recv would be counted.
+            os.read(self._line, 1)
 
     def listen(self, event: Event) -> None:
         self._steps[:NAME_BYTES] = event.point.encode().ljust(NAME_BYTES)
@@ -87,37 +88,26 @@ def check_strace() -> str:
 
 def killed_at(strace: str, call: str, n: int, work: Callable[[Gate], None], log: Path) -> TracedRun:
     """Run `work` in a child; it is killed before its n-th `call` is made, if it makes that many. `n` 0: it is watched."""
-    steps = mmap.mmap(-1, NAME_BYTES)
-    ready, ready_end = os.pipe()
-    go_end, go = os.pipe()
+    injection = ["-e", f"inject={call}:signal=KILL:when={n}"] if n else []
+    ours, theirs = socket.socketpair()
 
     def work_traced() -> None:
-        os.close(ready)
-        os.close(go)
+        ours.close()
         _allow_tracer()
-        work(Gate(ready_end, go_end, steps))
+        work(Gate(theirs.fileno(), steps))
 
-    pid = fork(work_traced, log)
-    os.close(ready_end)
-    os.close(go_end)
-    try:
-        return _trace(strace, _injection(call, n), pid, ready, go, log, steps)
-    finally:
-        os.close(ready)
-        os.close(go)
-        steps.close()
+    with mmap.mmap(-1, NAME_BYTES) as steps, ours:
+        pid = fork(work_traced, log)
+        theirs.close()
+        return _trace(strace, injection, pid, ours, log, steps)
 
 
-def _injection(call: str, n: int) -> list[str]:
-    return ["-e", f"inject={call}:signal=KILL:when={n}"] if n else []
-
-
-def _trace(strace: str, injection: list[str], pid: int, ready: int, go: int, log: Path, steps: mmap.mmap) -> TracedRun:
-    thread = os.read(ready, 32).strip().decode()
-    # An empty read: the child has closed its end of the pipe without a word, so it has ended.
+def _trace(strace: str, injection: list[str], pid: int, line: socket.socket, log: Path, steps: mmap.mmap) -> TracedRun:
+    thread = line.recv(32).decode()
+    # Nothing is read: the child has closed its end without a word, so it has ended.
     if not thread:
         os.waitpid(pid, 0)
-        raise OncewardError(f"the traced process ended before it was ready:\n{_tail(log)}")
+        raise OncewardError(f"the traced process ended before it was ready:\n{end_of(log)}")
     out = log.with_suffix(".strace")
     command = [strace, "-p", thread, "-o", str(out), "-s", "0", "-e", f"trace={','.join(CALLS)}", *injection]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
@@ -127,7 +117,7 @@ def _trace(strace: str, injection: list[str], pid: int, ready: int, go: int, log
             os.waitpid(pid, 0)
             raise NoTrace(HOW_TO_ALLOW.format(why=first_line.strip()))
         # Only now does the thread go on: no call of it is missed.
-        os.write(go, b"+")
+        line.send(b"+")
         status = os.waitpid(pid, 0)[1]
     return _traced_run(status, out, log, steps[:NAME_BYTES].decode().strip("\0 "))
 
@@ -135,7 +125,7 @@ def _trace(strace: str, injection: list[str], pid: int, ready: int, go: int, log
 def _traced_run(status: int, out: Path, log: Path, step: str) -> TracedRun:
     code = os.waitstatus_to_exitcode(status)
     if code not in (0, -signal.SIGKILL):
-        raise OncewardError(f"the traced process failed ({code}):\n{_tail(log)}")
+        raise OncewardError(f"the traced process failed ({code}):\n{end_of(log)}")
     names = re.findall(r"^(\w+)\(", out.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     return TracedRun(code != 0, tuple(names), step)
 
@@ -147,13 +137,9 @@ def run_child(work: Callable[[], None], log: Path) -> None:
     """
     code = os.waitstatus_to_exitcode(os.waitpid(fork(work, log), 0)[1])
     if code:
-        raise OncewardError(f"a process of the proof failed ({code}):\n{_tail(log)}")
+        raise OncewardError(f"a process of the proof failed ({code}):\n{end_of(log)}")
 
 
 def _allow_tracer() -> None:
     """Where only descendants may be traced (yama), this process may be: its tracer is its sibling."""
     ctypes.CDLL(None).prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0)
-
-
-def _tail(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace")[-2000:] if log.exists() else ""

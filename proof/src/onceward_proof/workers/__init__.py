@@ -1,7 +1,7 @@
 """The worker processes of prove, soak, demonstrations and sweep: what one is told, what it does, what it reports.
 
 setting.py     what a worker is told before it starts
-reports.py     the words on the line between a worker (or the provider) and the one that controls it
+reports.py     the words on the line between a worker (or the provider) and what controls it
 line.py        the worker's end of that line: report and go on, or report and wait
 watched.py     Source, Sink and card whose every boundary is reported
 worker.py      one worker: its line and its connections; what is imported before it is forked

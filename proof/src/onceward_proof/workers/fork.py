@@ -45,6 +45,11 @@ def fork(work: Callable[[], None], log: Path | None = None) -> int:
         os._exit(code)
 
 
+def end_of(log: Path) -> str:
+    """The last of what a child has printed."""
+    return log.read_text(encoding="utf-8", errors="replace")[-2000:] if log.exists() else ""
+
+
 def die_with_parent() -> None:
     """On Linux: SIGKILL when the parent ends.
 

@@ -31,10 +31,7 @@ def waits_for(schedule_file: str) -> Waits:
 
 
 class Line:
-    """One worker's connection to the one that controls it.
-
-    Usable from any thread of the worker.
-    """
+    """One worker's connection to what controls it. Usable from any thread of the worker."""
 
     def __init__(self, connection: socket.socket, waits: Waits) -> None:
         self._connection = connection

@@ -88,6 +88,11 @@ class Report:
         """Where a fault may wait for this passage; None for what is not a boundary."""
         return Place(self.word, self.message_type, self.order) if isinstance(self.word, Boundary) else None
 
+    @property
+    def message(self) -> str:
+        """The message's id, shortened: only its end tells it from the others of a demonstration."""
+        return f"msg-{self.message_id[-4:]}"
+
     def encode(self) -> bytes:
         shown = {name: value for name in _NAMES if (value := getattr(self, name)) not in _LEFT_OUT}
         return json.dumps(shown).encode() + b"\n"

@@ -6,6 +6,7 @@ A role is the service's own code, with its edges watched; it ends only for a pro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
@@ -69,24 +70,20 @@ def _module(worker: Worker) -> ModuleType:
     return import_module(MODULES[worker.setting.variant])
 
 
-def _hardened_producer(worker: Worker) -> None:
-    _produce(worker, hardened.place)
-
-
 def _hardened_charge(worker: Worker) -> None:
-    provider = profile(worker.setting)
+    provider = profile(worker.setting.window_seconds)
     card = worker.card(provider.call_timeout_seconds)
-    consume(worker, "charge", hardened.charges(card, lease_seconds=worker.setting.lease_seconds, provider=provider))
+    _consume(worker, "charge", hardened.charges(card, lease_seconds=worker.setting.lease_seconds, provider=provider))
 
 
 def _hardened_ledger(worker: Worker) -> None:
     consumer = hardened.ledger(lease_seconds=worker.setting.lease_seconds)
     if worker.setting.is_ablation:
         report_handler(consumer, "order.paid", worker.line)
-    consume(worker, "ledger", consumer)
+    _consume(worker, "ledger", consumer)
 
 
-def consume(worker: Worker, role: Role, consumer: Consumer) -> None:
+def _consume(worker: Worker, role: Role, consumer: Consumer) -> None:
     """Run the consumer on the role's queue, one delivery at a time: a kill hits one order."""
     run(
         consumer,
@@ -111,7 +108,7 @@ def _hardened_relay(worker: Worker) -> None:
 Work = Callable[[Worker], None]
 PLAIN: Final[Mapping[Role, Work]] = {"producer": _plain_producer, "charge": _plain_charge, "ledger": _plain_ledger}
 HARDENED: Final[Mapping[Role, Work]] = {
-    "producer": _hardened_producer,
+    "producer": partial(_produce, place=hardened.place),
     "charge": _hardened_charge,
     "ledger": _hardened_ledger,
     "relay": _hardened_relay,

@@ -34,7 +34,7 @@ class Supervisor:
         self._line = line
         self._setting = setting
         self._workers: set[int] = set()
-        warm_up(setting)
+        warm_up(setting.provider_url, setting.database, setting.queue_database)
         self._waits = waits_for(setting.schedule)
         self._orders = _orders(setting.schedule)
         gc.collect()

@@ -1,45 +1,38 @@
-"""Source, Sink and card around the real ones: each boundary that a worker passes is reported.
+"""Source, Sink and card that report each boundary that a worker passes.
 
 Every variant gets the same ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onceward.errors import TransportError
 from onceward.message import Message
-from onceward.transport import Delivery, Outcome, Received, Settlement, Sink, Source, Traits
+from onceward.transport import Delivery, Outcome, Received, Settlement
+from onceward.transports import pgmq
 from onceward_proof.faults import Answer, Boundary
 from onceward_proof.workers.line import Line
 from onceward_proof.workers.reports import Note, Report, Word
 from payments.card import Card
 
 
-class WatchedSource:
+class WatchedSource(pgmq.Source):
     """A source whose deliveries are reported and whose acks pass a boundary, one by one."""
 
-    def __init__(self, inner: Source, line: Line, *, heartbeats: bool = True) -> None:
-        self._inner = inner
+    def __init__(self, queue: str, dsn: str, line: Line, *, visibility_seconds: int, heartbeats: bool) -> None:
+        super().__init__(queue, dsn, visibility_seconds=visibility_seconds)
         self._line = line
         self._heartbeats = heartbeats
         self._busy = False
         self._extended: set[str] = set()
 
-    @property
-    def name(self) -> str:
-        return self._inner.name
-
-    @property
-    def traits(self) -> Traits:
-        return self._inner.traits
-
     def receive(self, limit: int, wait_seconds: float) -> Received:
-        # A worker that asks for more has finished what it had, whatever became of its ack.
+        # A consumer that asks for more has finished what it had, even if its ack was lost.
         if self._busy:
             self._line.report(Report(Note.IDLE))
-        received = self._inner.receive(limit, wait_seconds)
+        received = super().receive(limit, wait_seconds)
         self._busy = bool(received.deliveries)
         for delivery in received.deliveries:
             self._report(Note.RECEIVED, delivery)
@@ -54,7 +47,7 @@ class WatchedSource:
         answer = self._report(Boundary.ACK_BEFORE if is_ack else Note.RELEASED, delivery)
         if answer is Answer.LOSE:
             return Outcome.LOST
-        outcome = self._inner.settle([(delivery, settlement)])[0]
+        outcome = super().settle([(delivery, settlement)])[0]
         if is_ack:
             self._report(Boundary.ACK_AFTER, delivery)
         return outcome
@@ -67,10 +60,7 @@ class WatchedSource:
             if delivery.id not in self._extended:
                 self._extended.add(delivery.id)
                 self._report(Note.EXTENDED, delivery)
-        return self._inner.extend(deliveries, seconds)
-
-    def close(self) -> None:
-        self._inner.close()
+        return super().extend(deliveries, seconds)
 
     def _report(self, word: Word, delivery: Delivery) -> Answer:
         name = delivery.headers.get
@@ -80,25 +70,21 @@ class WatchedSource:
         return self._line.report(report)
 
 
-class WatchedSink:
+class WatchedSink(pgmq.Sink):
     """A sink whose publishes pass a boundary before and after.
 
     A dropped publish is an error to the caller, and so is a lost confirmation: never a false confirmation.
     """
 
-    def __init__(self, inner: Sink, line: Line) -> None:
-        self._inner = inner
+    def __init__(self, queues: Mapping[str, str], dsn: str, line: Line) -> None:
+        super().__init__(queues, dsn)
         self._line = line
-
-    @property
-    def traits(self) -> Traits:
-        return self._inner.traits
 
     def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
         # All of a batch pass the first side before any is sent, as with a client that sends a batch in one call.
         dropped = [self._report(Boundary.PUBLISH_BEFORE, message) is Answer.DROP for message in messages]
         remaining = [message for message, is_dropped in zip(messages, dropped, strict=True) if not is_dropped]
-        errors = iter(self._inner.publish(remaining) if remaining else ())
+        errors = iter(super().publish(remaining) if remaining else ())
         return [
             TransportError("the publish was dropped") if is_dropped else self._confirmed(message, next(errors))
             for message, is_dropped in zip(messages, dropped, strict=True)
@@ -107,9 +93,6 @@ class WatchedSink:
     def _confirmed(self, message: Message, error: BaseException | None) -> BaseException | None:
         is_lost = self._report(Boundary.PUBLISH_AFTER, message) is Answer.LOSE
         return TransportError("the confirmation was lost") if is_lost else error
-
-    def close(self) -> None:
-        self._inner.close()
 
     def _report(self, word: Boundary, message: Message) -> Answer:
         report = Report(word, message_type=message.type, message_id=message.id, order=str(message.subject))

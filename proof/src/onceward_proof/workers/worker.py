@@ -17,7 +17,6 @@ from psycopg_pool import ConnectionPool
 from onceward.events import Event
 from onceward.provider import ProviderProfile
 from onceward.statements import statements
-from onceward.transports import pgmq
 from onceward_proof.variants import import_all
 from onceward_proof.workers.line import Line
 from onceward_proof.workers.reports import Point, Report
@@ -46,13 +45,13 @@ class Worker:
 
     def source(self, message_type: str) -> WatchedSource:
         setting = self.setting
-        inner = pgmq.Source(
-            setting.queues[message_type], setting.queue_database, visibility_seconds=setting.visibility_seconds
-        )
-        return WatchedSource(inner, self.line, heartbeats=setting.heartbeats)
+        return WatchedSource(
+            setting.queues[message_type], setting.queue_database, self.line,
+            visibility_seconds=setting.visibility_seconds, heartbeats=setting.heartbeats,
+        )  # fmt: skip
 
     def sink(self) -> WatchedSink:
-        return WatchedSink(pgmq.Sink(self.setting.queues, self.setting.queue_database), self.line)
+        return WatchedSink(self.setting.queues, self.setting.queue_database, self.line)
 
     def connect(self) -> psycopg.Connection:
         return psycopg.connect(self.setting.database, autocommit=True, connect_timeout=5)
@@ -87,27 +86,25 @@ def make_card(
     return Card(stripe.StripeClient(account, base_addresses=addresses, max_network_retries=0, http_client=http)), session
 
 
-def profile(setting: Setting) -> ProviderProfile:
+def profile(window_seconds: float | None) -> ProviderProfile:
     """The provider's promise; scaled, half of the window is margin: a late call on a busy machine is still inside it."""
-    window = setting.window_seconds
-    if window is None:
+    if window_seconds is None:
         return PROVIDER
-    return replace(PROVIDER, window_seconds=window, margin_seconds=window / 2, call_timeout_seconds=window * 0.4)
+    margin, timeout = window_seconds / 2, window_seconds * 0.4
+    return replace(PROVIDER, window_seconds=window_seconds, margin_seconds=margin, call_timeout_seconds=timeout)
 
 
-def warm_up(setting: Setting) -> None:
-    """Import, once, what every worker would import after its fork.
-
-    No thread and no connection is left of it.
+def warm_up(provider_url: str, *dsns: str) -> None:
+    """Import, once, what every worker would import after its fork. No thread and no connection is left of it.
 
     The SDK imports half of itself at its first call: 50 ms of every restart, ten times what the worker itself needs.
     """
     import_all()
-    card, session = make_card(setting.provider_url, "warm-up")
+    card, session = make_card(provider_url, "warm-up")
     card.find({"transfer_group": "warm-up"}, "")
     stripe.Charge.construct_from({"id": "ch_0", "object": "charge", "amount": 1}, None)
     session.close()
-    for dsn in (setting.database, setting.queue_database):
+    for dsn in dsns:
         ConnectionPool(dsn, min_size=1, open=False).close()
         psycopg.connect(dsn).close()
     statements()
