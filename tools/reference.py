@@ -19,7 +19,7 @@ from typing import Final, cast
 import griffe
 
 import onceward
-from onceward.protocol.reasons import park_reasons_table
+from onceward import ParkReason
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "docs" / "reference.md"
@@ -52,8 +52,8 @@ def with_park_reasons(page: str) -> str:
     """The page with the table of all park reasons between its two markers."""
     before, begin, rest = page.partition("<!-- begin: park-reasons -->\n")
     _, end, after = rest.partition("<!-- end: park-reasons -->")
-    table = "\n".join(park_reasons_table())
-    return f"{before}{begin}{table}\n{end}{after}"
+    rows = [f"| `{reason.value}` | {reason.what_happened} | {reason.what_to_do} |\n" for reason in ParkReason]
+    return f"{before}{begin}| reason | what happened | what to do |\n|---|---|---|\n{''.join(rows)}{end}{after}"
 
 
 def reference() -> str:

@@ -86,7 +86,7 @@ def _commit_unguarded(conn: Connection[Any], _transaction: str, _putting_back: s
 
 # Layer -> whose attribute it is, its name, and what stands there instead.
 ATTRIBUTES: Final[dict[str, tuple[Any, str, Any]]] = {
-    "idempotency-key": (intents.IntentTable, "key", lambda _self, _message, _name: f"ow1:{uuid4().hex}"),
+    "idempotency-key": (intents.Intents, "key", lambda _self, _message, _name: f"ow1:{uuid4().hex}"),
     "commit-guard": (transactions, "commit_guarded", _commit_unguarded),
     "heartbeat": (lease, "BEATS_PER_LEASE", NEVER),
     "nudge": (Nudge, "__call__", lambda _self: None),
