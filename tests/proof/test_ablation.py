@@ -21,7 +21,7 @@ from onceward_proof.control import Counts
 from onceward_proof.layer_removal import LAYERS, STATEMENTS
 from onceward_proof.moments import Kind, Moment
 from onceward_proof.pages.ablation import render
-from onceward_proof.pages.pictures import outcomes
+from onceward_proof.pages.orders import outcomes
 from onceward_proof.run import Result
 from onceward_proof.schedule import Aimed, Schedule, make_schedule, write_schedule
 from onceward_proof.workload import make_orders

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final
 
-from markupsafe import Markup
-
 from onceward_proof.moments import PROVIDER
-from onceward_proof.pages.picture import render_picture, ticks
+from onceward_proof.pages.picture import ticks
 from onceward_proof.pages.story import Course, Step, Story
 
 WIDTH: Final = 400.0
@@ -21,14 +19,14 @@ SPANS_BEFORE: Final = 0.06
 WAIT_SPANS_MIN: Final = 0.12  # a shorter wait has no room for its seconds
 
 
-def draw_lanes(story: Story, title: str) -> Markup:
+def lanes_of(story: Story) -> list[Lanes]:
     """Both variants on the same scale of time."""
     courses = [course for course in story.courses if course.steps]
     lanes = [Lanes(course) for course in courses]
     span = max((each.end - each.begin for each in lanes), default=0.0) or 1.0
     for each in lanes:
         each.span = span
-    return render_picture("lanes", title, lanes)
+    return lanes
 
 
 class Lanes:

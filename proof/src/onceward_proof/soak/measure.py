@@ -7,11 +7,11 @@ duplicate can come back to it): there, growth per order is judged. Everything el
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import psutil  # type: ignore[import-untyped]
 import psycopg
@@ -50,13 +50,20 @@ class Kind:
     allowed: float
     share: float = 0.25
     per_order: bool = False
+    unit: Literal["MB", ""] = "MB"
+
+    def scaled(self, value: float) -> float:
+        return value / MEGABYTE if self.unit else value
+
+    def show(self, value: float) -> str:
+        return f"{self.scaled(value):,.1f} {self.unit}" if self.unit else f"{value:,.0f}"
 
 
 KINDS: Final = (
     Kind("nursery_bytes", "memory of the supervisor (starts the workers)", 10 * MEGABYTE),
     Kind("worker_bytes", "memory of a worker, on average", 15 * MEGABYTE),
     Kind("provider_bytes", "memory of the provider", 20 * MEGABYTE),
-    Kind("connections", "connections to both servers", 12),
+    Kind("connections", "connections to both servers", 12, unit=""),
     Kind("waiting_bytes", "outbox and queues on disk", 40 * MEGABYTE, share=1.0),
     Kind("table_bytes", "inbox, intents, orders, accounts on disk", 0, per_order=True),
     Kind("wal_bytes", "WAL of both servers", WAL_BYTES_MAX),
@@ -210,13 +217,5 @@ def in_words(finding: Finding) -> str:
 def values_in_words(finding: Finding) -> str:
     if finding.kind.per_order:
         return f"{finding.first:,.0f} bytes per order, then {finding.last:,.0f}"
-    unit: Callable[[float], str] = plain if finding.kind.name == "connections" else megabytes
-    return f"{unit(finding.first)}, {'at most' if finding.kind.name == 'wal_bytes' else 'then'} {unit(finding.last)}"
-
-
-def megabytes(value: float) -> str:
-    return f"{value / MEGABYTE:,.1f} MB"
-
-
-def plain(value: float) -> str:
-    return f"{value:,.0f}"
+    show = finding.kind.show
+    return f"{show(finding.first)}, {'at most' if finding.kind.name == 'wal_bytes' else 'then'} {show(finding.last)}"
