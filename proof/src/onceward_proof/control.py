@@ -11,11 +11,12 @@ import os
 import signal
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 
+from onceward.testing.postgres import Cluster
 from onceward_proof.faults import (
     FREEZE_SECONDS,
     FREEZE_SECONDS_MAX,
@@ -72,7 +73,7 @@ class Controller:
     """Fires one schedule against one variant's processes."""
 
     def __init__(
-        self, schedule: Schedule, process_counts: Mapping[Role, int], servers: Mapping[ServerFault, Callable[[], None]]
+        self, schedule: Schedule, process_counts: Mapping[Role, int], servers: Mapping[ServerFault, Cluster]
     ) -> None:
         self.schedule = schedule
         self.counts = Counts()
@@ -81,7 +82,7 @@ class Controller:
         self.all_placed = False
         self.unfired_timed: list[Timed] = list(schedule.timed)
         self._process_counts = process_counts
-        self._servers = servers  # how each is killed and restarted
+        self._servers = servers
         self._armed: dict[Place, Fault] = schedule.armed()
         self._passed: set[Place] = set()
         self._seen: set[tuple[str, str, str]] = set()  # type, message id, order
@@ -284,7 +285,8 @@ class Controller:
             if worker.busy:
                 self._add_moment(worker.order, Moment(self._seconds(), Kind.STRUCK, worker.name, fault=fault))
         # On this thread, on purpose: a server that is started from another would outlive a killed prove.
-        self._servers[fault]()
+        self._servers[fault].kill()
+        self._servers[fault].restart()
 
     def _note(self, report: Report, worker: LiveWorker) -> None:
         match report.word:
@@ -362,10 +364,6 @@ class Controller:
         self._passed = {place for place in self._passed if place.order not in forgotten}
         self._seen = {delivered for delivered in self._seen if delivered[2] not in forgotten}
         self._armed = {place: fault for place, fault in self._armed.items() if place.order not in forgotten}
-
-    def kept(self) -> int:
-        """How much is kept of orders: what must not grow with those that are finished."""
-        return sum(len(kept) for kept in (self.moments, self._passed, self._seen, self._armed))
 
     def quiet(self) -> bool:
         """No worker is frozen or busy, every one has been heard of, and nothing is about to strike."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from rich.console import Console
@@ -24,10 +24,12 @@ def print_beside(console: Console, head: str | Text, body: str | Text) -> None:
         console.print(Text.assemble(start, line), highlight=False, soft_wrap=True)
 
 
-def print_verdict(console: Console, word: str, style: str, sentence: str) -> None:
-    """The line that everybody reads."""
+def print_verdict(console: Console, word: str, style: str, sentence: str, reasons: Iterable[str] = ()) -> None:
+    """The line that everybody reads, and below it the reasons."""
     # One text: of two prints, the second would not know where in the line the first ended, and break in a word.
     console.print(Text.assemble((word, f"bold {style}"), " ", sentence), highlight=False)
+    for reason in reasons:
+        print_beside(console, "  - ", reason)
 
 
 def count_of(number: int, one: str) -> str:

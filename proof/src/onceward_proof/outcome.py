@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, Literal, assert_never
 
-from onceward_proof.faults import LEG_OF, STORIES
+from onceward_proof.faults import LEG_OF, STORIES, kills
 from onceward_proof.lines import some_of
 from onceward_proof.run import Result
 from onceward_proof.schedule import Schedule
@@ -13,15 +13,6 @@ from onceward_proof.tables import Cell, Figure, Row
 
 Verdict = Literal["proven", "broken", "inconclusive"]
 EXIT_CODES: Final[dict[Verdict, int]] = {"proven": 0, "broken": 1, "inconclusive": 3}
-
-
-def is_kill(fault: str) -> bool:
-    """A fault whose name begins with `kill` is a SIGKILL of a worker or of a server."""
-    return fault.startswith("kill")
-
-
-def kills(fired: Mapping[str, int]) -> int:
-    return sum(count for fault, count in fired.items() if is_kill(fault))
 
 
 def _hit_rate(result: Result) -> float:
@@ -55,7 +46,7 @@ BY_KEY: Final = {figure.key: figure for figure in FIGURES}
 
 def counted(results: Sequence[Result]) -> list[Row]:
     """The table of before and after: a row per figure, a cell per variant."""
-    return [figure.row(results) for figure in FIGURES if figure.shown]
+    return [figure.row(map(figure.read, results)) for figure in FIGURES if figure.shown]
 
 
 def faults(results: Sequence[Result]) -> list[Row]:
@@ -108,7 +99,7 @@ def summary(verdict: Verdict, schedule: Schedule, results: Sequence[Result]) -> 
 
 def why_broken(result: Result) -> list[str]:
     """Every way in which this variant broke its guarantee; empty when it kept it."""
-    verdict = result.verdict
+    verdict, parked, predicted = result.verdict, frozenset(result.verdict.parked), result.predicted_parked
     counted = (
         (verdict.double_charged, "orders were charged more than once"),
         (verdict.phantom, "charges have no committed order"),
@@ -116,28 +107,16 @@ def why_broken(result: Result) -> list[str]:
         (verdict.lost_second_hop, "paid orders were never booked, nor parked"),
         (verdict.doubled_writes, "accounts hold more than was paid"),
         (verdict.wrong_charge, "paid orders name a charge that the provider does not have"),
+        (parked - predicted, "orders are parked that the schedule does not predict"),
+        (predicted - parked, "orders should be parked and are not"),
     )
     reasons = [f"{result.variant}: {len(names)} {what} ({some_of(names)})" for names, what in counted if names]
-    reasons += _why_parked_differs(result)
     money = verdict.money
     if len(set(money.values())) > 1:
         sums = ", ".join(f"{name} {amount}" for name, amount in money.items())
         reasons.append(f"{result.variant}: the sums differ: {sums}")
     if not result.finished:
         reasons.append(f"{result.variant}: no progress for 20 s ({result.why_stalled})")
-    return reasons
-
-
-def _why_parked_differs(result: Result) -> list[str]:
-    parked = set(result.verdict.parked)
-    more, fewer = sorted(parked - result.predicted_parked), sorted(result.predicted_parked - parked)
-    reasons = []
-    if more:
-        reasons.append(
-            f"{result.variant}: {len(more)} orders are parked that the schedule does not predict ({some_of(more)})"
-        )
-    if fewer:
-        reasons.append(f"{result.variant}: {len(fewer)} orders should be parked and are not ({some_of(fewer)})")
     return reasons
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +67,12 @@ class Schedule:
         """The orders that a correct consumer must hold: the provider saved a failure before its effect."""
         return frozenset(entry.order for entry in self.aimed if BY_NAME[entry.fault].held)
 
-    def kills(self) -> int:
-        return sum(count for name, count in self.planned().items() if name.startswith("kill"))
+    def faults_by_order(self) -> dict[str, tuple[str, ...]]:
+        """The aimed faults of each order that bears any."""
+        faults: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
+        for entry in self.aimed:
+            faults[entry.order] += (entry.fault,)
+        return dict(faults)
 
 
 def make_schedule(orders: Sequence[Order], seed: int, queue: str) -> Schedule:
@@ -124,10 +128,6 @@ def _time(orders: int, rng: random.Random) -> list[Timed]:
     ]
     servers = [Timed(name, rng.randint(first, last)) for name in GLOBAL]
     return sorted([*entries, *servers], key=lambda entry: entry.progress)
-
-
-def write_schedule(schedule: Schedule, path: Path) -> None:
-    path.write_text(schedule_text(schedule), encoding="utf-8")
 
 
 def schedule_text(schedule: Schedule) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from onceward_proof.ablation import FIGURES, LEG, ROWS, Trial, trial_json, why_not_as_expected
 from onceward_proof.pages.orders import NAMES, alone, outcomes
@@ -24,23 +24,10 @@ def render(schedule: Schedule, trials: Sequence[Trial]) -> str:
         has_all_rows=len(trials) == len(ROWS),
         reasons=why_not_as_expected(trials),
         figures=SHOWN,
-        rows=[_row(trial) for trial in trials],
+        rows=[(trial.row, trial_json(trial), max(trial.result.verdict.orders, 1)) for trial in trials],
         outcomes=[
             (trial.row.without, [outcomes(trial.result, of_fault) for of_fault in orders.values()]) for trial in trials
         ],
         columns=list(orders),
         kinds=NAMES,
     )
-
-
-def _row(trial: Trial) -> dict[str, Any]:
-    """The row, its cells with their heat (the share of harmed orders, in per cent), and whether it is as expected."""
-    orders = max(len(trial.result.planned), trial.result.verdict.orders, 1)
-    found = trial_json(trial)
-    return {
-        "row": trial.row,
-        "cells": [
-            (figure.cell(found), round(100 * figure.read(found) / orders) if figure.is_harm else 0) for figure in SHOWN
-        ],
-        "ok": found["ok"],
-    }

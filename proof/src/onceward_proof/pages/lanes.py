@@ -40,8 +40,8 @@ class Lanes:
         self.course = course
         self.span = 1.0
         self.holds = [hold for hold in course.holds if hold.message_type == "order.placed"]
-        self.begin = min((hold.begin for hold in self.holds), default=course.steps[0].seconds)
-        self.end = max((hold.end for hold in self.holds), default=course.steps[-1].seconds)
+        self.begin = min((hold.begin for hold in self.holds), default=course.steps[0].moment.seconds)
+        self.end = max((hold.end for hold in self.holds), default=course.steps[-1].moment.seconds)
         names = [*dict.fromkeys(hold.worker for hold in self.holds), PROVIDER]
         self.lanes = {name: FIRST_LANE + LANE_HEIGHT * number for number, name in enumerate(names)}
         self.left, self.width = NAMES_WIDTH, WIDTH

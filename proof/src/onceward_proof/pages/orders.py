@@ -5,7 +5,6 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import Final
 
-from onceward_proof.pages.story import faults_by_order
 from onceward_proof.run import Result
 from onceward_proof.schedule import Schedule
 
@@ -23,7 +22,7 @@ NAMES: Final = (*((name, colour) for name, colour, _ in HARMS), ("paid once", "g
 def alone(schedule: Schedule) -> dict[str, set[str]]:
     """Per fault, the orders that bore it and no other aimed fault."""
     orders: dict[str, set[str]] = {name: set() for name in schedule.planned()}
-    for order, faults in faults_by_order(schedule).items():
+    for order, faults in schedule.faults_by_order().items():
         if len(faults) == 1:
             orders[faults[0]].add(order)
     return {name: of_fault for name, of_fault in orders.items() if of_fault}

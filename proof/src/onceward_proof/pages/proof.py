@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from onceward_proof.faults import LEG_OF
-from onceward_proof.outcome import FIGURES, counted, faults, judge, kills, summary
+from onceward_proof.faults import LEG_OF, kills
+from onceward_proof.outcome import FIGURES, counted, faults, judge, summary
 from onceward_proof.pages.lanes import lanes_of
 from onceward_proof.pages.legs import LEGS
 from onceward_proof.pages.orders import HARMS, NAMES, alone, outcomes
 from onceward_proof.pages.page import render_template
-from onceward_proof.pages.story import choose_story, faults_by_order
+from onceward_proof.pages.story import choose_story
 from onceward_proof.run import Result
 from onceward_proof.schedule import Schedule, make_schedule
 from onceward_proof.tables import Cell, Mood, Row
@@ -61,7 +61,7 @@ def _kinds(result: Result) -> dict[str, frozenset[str]]:
 
 def heat_rows(schedule: Schedule, results: Sequence[Result]) -> list[Row]:
     """What became of the orders that bore exactly one aimed fault; last, of those with none."""
-    struck = faults_by_order(schedule)
+    struck = schedule.faults_by_order()
     groups = alone(schedule) | {NO_FAULT: {order.id for order in schedule.orders if order.id not in struck}}
     return [_heat(name, LEG_OF.get(name, ""), orders, results) for name, orders in groups.items() if orders]
 

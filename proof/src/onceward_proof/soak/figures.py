@@ -32,12 +32,12 @@ FIGURES: Final[tuple[Figure[Soak], ...]] = (
 
 
 def figure_rows(soak: Soak) -> list[Row]:
-    return [figure.row([soak]) for figure in FIGURES]
+    return [figure.row([figure.read(soak)]) for figure in FIGURES]
 
 
 def finding_rows(soak: Soak) -> list[Row]:
     """Of everything that was measured: its first and last level, and whether it grew."""
-    return [_finding_row(Finding.from_json(each)) for each in soak["drift"]]
+    return [_finding_row(Finding(**each)) for each in soak["drift"]]
 
 
 def _finding_row(finding: Finding) -> Row:

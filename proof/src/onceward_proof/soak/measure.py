@@ -7,11 +7,11 @@ duplicate can come back to it): there, growth per order is judged. Everything el
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import psutil  # type: ignore[import-untyped]
 import psycopg
@@ -138,21 +138,15 @@ _QUEUE: Final = _SIZES.format(tables="false", waiting="n.nspname = 'pgmq'").enco
 class Finding:
     """The judgement of one kind: first and last level (or bytes per order), and whether it drifts."""
 
-    kind: Kind
+    name: str  # of the kind
+    per_order: bool
     first: float
     last: float
     drifts: bool
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.kind.name, "per_order": self.kind.per_order, "first": round(self.first, 1),
-            "last": round(self.last, 1), "drifts": self.drifts,
-        }  # fmt: skip
-
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Finding:
-        kind = next(kind for kind in KINDS if kind.name == found["name"])
-        return cls(kind, found["first"], found["last"], found["drifts"])
+    @property
+    def kind(self) -> Kind:
+        return next(kind for kind in KINDS if kind.name == self.name)
 
 
 def judge(samples: Sequence[Sample]) -> list[Finding]:
@@ -166,7 +160,7 @@ def _judge(kind: Kind, samples: Sequence[Sample]) -> Finding | None:
     if kind.per_order:
         return _slopes(kind, [(sample.orders, value) for sample, value in zip(samples, values, strict=True)])
     if kind.name == "wal_bytes":
-        return Finding(kind, values[0], max(values), max(values) > WAL_BYTES_MAX) if values else None
+        return _finding(kind, values[0], max(values), drifts=max(values) > WAL_BYTES_MAX) if values else None
     return level(kind, [(sample.seconds, value) for sample, value in zip(samples, values, strict=True)])
 
 
@@ -186,7 +180,8 @@ def level(kind: Kind, points: Sequence[tuple[float, float]]) -> Finding | None:
     levels = [median(values[:third]), median(values[third : 2 * third]), median(values[2 * third :])]
     rises = all(after > before for before, after in pairwise(levels))
     growth = levels[2] - levels[0]
-    return Finding(kind, levels[0], levels[2], rises and growth > max(kind.allowed, kind.share * levels[0]))
+    drifts = rises and growth > max(kind.allowed, kind.share * levels[0])
+    return _finding(kind, levels[0], levels[2], drifts=drifts)
 
 
 def _slopes(kind: Kind, points: Sequence[tuple[float, float]]) -> Finding | None:
@@ -198,7 +193,11 @@ def _slopes(kind: Kind, points: Sequence[tuple[float, float]]) -> Finding | None
         return None
     half = len(points) // 2
     first, last = slope(points[:half]), slope(points[half:])
-    return Finding(kind, first, last, last > SLOPE_FACTOR_MAX * max(first, 0) + SLOPE_BYTES_MIN)
+    return _finding(kind, first, last, drifts=last > SLOPE_FACTOR_MAX * max(first, 0) + SLOPE_BYTES_MIN)
+
+
+def _finding(kind: Kind, first: float, last: float, *, drifts: bool) -> Finding:
+    return Finding(kind.name, kind.per_order, round(first, 1), round(last, 1), drifts)
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
@@ -207,11 +206,6 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
     mean_y = sum(y for _, y in points) / len(points)
     spread = sum((x - mean_x) ** 2 for x, _ in points)
     return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0
-
-
-def in_words(finding: Finding) -> str:
-    """One line for people."""
-    return f"{finding.kind.title}: {values_in_words(finding)}"
 
 
 def values_in_words(finding: Finding) -> str:

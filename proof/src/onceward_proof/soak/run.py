@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import signal
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import psycopg
@@ -24,7 +23,7 @@ from onceward_proof.clusters import Clusters, start_clusters
 from onceward_proof.control import Counts
 from onceward_proof.lines import print_beside, print_verdict, some_of
 from onceward_proof.options import ProveOptions
-from onceward_proof.processes import Processes
+from onceward_proof.processes import Processes, Subject
 from onceward_proof.report import write_files
 from onceward_proof.soak import measure
 from onceward_proof.soak.endless import EndlessController
@@ -69,7 +68,7 @@ class Soaked:
             reasons.append(f"the sums differ: {dict(self.verdict.money)}")
         if not self.finished:
             reasons.append(f"no progress for {STALLED_SECONDS:.0f} s at the end")
-        reasons += [f"grows without bound: {measure.in_words(f)}" for f in self.findings if f.drifts]
+        reasons += [f"grows without bound: {f.kind.title}: {measure.values_in_words(f)}" for f in self.findings if f.drifts]
         return reasons
 
     def _harms(self) -> list[tuple[frozenset[str], str]]:
@@ -98,7 +97,7 @@ class Soaked:
                 "faults": {name: {"planned": self.planned.get(name, 0), "fired": fired}
                            for name, fired in sorted(self.counts.fired.items())},
                 "money": dict(verdict.money) if verdict else {},
-                "drift": [finding.to_json() for finding in self.findings],
+                "drift": [asdict(finding) for finding in self.findings],
                 "samples": [sample.to_json() for sample in self.samples],
             },
             "reasons": reasons,
@@ -111,7 +110,7 @@ def prove_soak(options: ProveOptions, seconds: float) -> int:
     console = Console()
     for name in ("onceward", "psycopg.pool"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
+    seed = options.chosen_seed()
     console.print(
         f"seed {seed}: {options.rate:g} orders/s for {seconds:g} s; Ctrl-C ends it with a report", highlight=False
     )
@@ -131,7 +130,7 @@ class _Soak:
         self._console = console
         self._soaked = Soaked(seed, seconds, rate)
         self._controller = EndlessController(seed, rate, PROCESS_COUNTS["hardened"], clusters.servers())
-        self._processes = Processes(clusters, self._controller, "hardened")
+        self._processes = Processes(clusters, self._controller, Subject(name="hardened", variant="hardened"))
         self._stop = asyncio.Event()
         self._missing: frozenset[str] = frozenset()
         self._look: Look | None = None
@@ -254,6 +253,4 @@ def _print(console: Console, soaked: Soaked) -> None:
     console.print(to_terminal("", ["", f"{soaked.seconds:,.0f} s"], [*figure_rows(soak), *finding_rows(soak)]))
     word, style = ("BROKEN", "red") if reasons else ("HELD", "green")
     early = "; ended early" if soaked.interrupted else ""
-    print_verdict(console, word, style, f"{soak['doubled']} doubled, {soak['lost']} lost{early}")
-    for reason in reasons:
-        print_beside(console, "  - ", reason)
+    print_verdict(console, word, style, f"{soak['doubled']} doubled, {soak['lost']} lost{early}", reasons)
