@@ -49,10 +49,14 @@ class Verdict:
         return tuple(sorted({*self.lost_first_hop, *self.lost_second_hop}))
 
     @property
+    def harmed(self) -> frozenset[str]:
+        """Every order that was doubled, lost or booked wrongly."""
+        return frozenset({*self.double_charged, *self.lost, *self.doubled_writes, *self.wrong_charge})
+
+    @property
     def clean(self) -> bool:
         """Nothing doubled, lost, or out of balance."""
-        wrong = (self.double_charged, self.phantom, self.lost, self.doubled_writes, self.wrong_charge)
-        return not any(wrong) and self.money["charged"] == self.money["paid"] == self.money["booked"]
+        return not self.harmed and not self.phantom and self.money["charged"] == self.money["paid"] == self.money["booked"]
 
 
 def gather(ordered: Mapping[str, int], ledger: Path, database: str) -> Evidence:

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 
@@ -94,8 +95,6 @@ def _schedule(options: ProveOptions) -> Schedule:
 
 def _make_kept_folder() -> Path:
     """A new folder for all that a run leaves: ./prove-1, ./prove-2, …"""
-    number = 1
-    while (folder := Path(f"prove-{number}")).exists():
-        number += 1
+    folder = next(folder for number in count(1) if not (folder := Path(f"prove-{number}")).exists())
     folder.mkdir()
     return folder

@@ -28,7 +28,7 @@ from onceward_proof.faults import (
     ServerFault,
     Signal,
 )
-from onceward_proof.moments import Kind, Moment, of_passage, of_point
+from onceward_proof.moments import FOUND, Kind, Moment, of_passage
 from onceward_proof.schedule import Schedule, Timed
 from onceward_proof.workers.reports import Note, Point, Reply, Report
 from onceward_proof.workers.setting import Role
@@ -43,10 +43,9 @@ class LiveWorker:
     pid: int
     role: Role
     slot: int
-    writer: asyncio.StreamWriter | None = None
+    writer: asyncio.StreamWriter | None = None  # its line; None: it has not been heard of yet
     busy: bool = False
     frozen: bool = False
-    heard: bool = False
     order: str = ""  # whose message it has in hand
     outcome: Point | None = None  # what its consumer made of that message
 
@@ -163,7 +162,6 @@ class Controller:
             await asyncio.sleep(0.005)  # its fork is reported on another line, and perhaps a moment later
         worker = self._workers.get(pid)
         if worker is not None:
-            worker.heard = True
             worker.writer = writer
         return worker
 
@@ -258,10 +256,9 @@ class Controller:
 
     async def _kill_random(self, entry: Timed) -> None:
         """Kill a live worker that is not frozen."""
-        # The delay lands the kill anywhere in its work: boundaries test only what somebody thought of.
         await asyncio.sleep(entry.delay_ms / 1000)
         while True:
-            alive = (w for w in self._workers.values() if w.heard and not w.frozen and not self._has_last_passage(w))
+            alive = (w for w in self._workers.values() if w.writer and not w.frozen and not self._has_last_passage(w))
             targets = sorted(alive, key=lambda worker: worker.name)
             if targets:
                 break
@@ -325,7 +322,8 @@ class Controller:
             self.counts.dedup_hits += point is Point.DUPLICATE
         if point in (Point.DUPLICATE, Point.PARKED, Point.IN_FLIGHT):
             worker.outcome = point
-            self._add_moment(worker.order, of_point(self._seconds(), worker.name, point))
+        if point in FOUND:
+            self._add_moment(worker.order, Moment(self._seconds(), FOUND[point], worker.name))
 
     def _count_delivery(self, report: Report, worker: LiveWorker) -> None:
         self.counts.deliveries += 1
@@ -369,7 +367,7 @@ class Controller:
         """No worker is frozen or busy, every one has been heard of, and nothing is about to strike."""
         workers = [worker for worker in self._workers.values() if worker.role != "producer"]
         wanted = sum(count for role, count in self._process_counts.items() if role != "producer")
-        calm = all(w.heard and not w.busy and not w.frozen for w in workers)
+        calm = all(w.writer and not w.busy and not w.frozen for w in workers)
         return self.all_placed and len(workers) == wanted and calm
 
     def spawn_task(self, work: Coroutine[Any, Any, None]) -> None:

@@ -16,7 +16,7 @@ def print_beside(console: Console, head: str | Text, body: str | Text) -> None:
 
     Only a word that is wider than all the room is cut.
     """
-    head, body = _text(head), _text(body)
+    head, body = Text.assemble(head), Text.assemble(body)
     room = max(console.width - head.cell_len, ROOM_MIN)
     for number, line in enumerate(body.wrap(console, room)):
         line.rstrip()
@@ -41,7 +41,3 @@ def some_of(names: Collection[str], most: int = 5) -> str:
     """The first of the names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(sorted(names)[:most]) + more
-
-
-def _text(text: str | Text) -> Text:
-    return Text(text) if isinstance(text, str) else text

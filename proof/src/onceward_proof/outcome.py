@@ -53,14 +53,14 @@ def faults(results: Sequence[Result]) -> list[Row]:
     """A row per fault: how many were planned, and how many fired in each variant."""
     planned = results[0].planned if results else {}
     return [
-        Row(name, (Cell(f"{count:,}"), *(_fired(result, name, count) for result in results)), STORIES[name], LEG_OF[name])
+        Row(name, (Cell(f"{count:,}"), *(_fired(result.faults()[name]) for result in results)), STORIES[name], LEG_OF[name])
         for name, count in planned.items()
     ]
 
 
-def _fired(result: Result, fault: str, planned: int) -> Cell:
-    fired = result.counts.fired[fault]
-    return Cell(f"{fired:,} ({planned - fired:,} unreached)", "warn") if fired < planned else Cell(f"{fired:,}")
+def _fired(fault: dict[str, int]) -> Cell:
+    fired, unreached = fault["fired"], fault["unreached"]
+    return Cell(f"{fired:,} ({unreached:,} unreached)", "warn") if unreached else Cell(f"{fired:,}")
 
 
 def judge(results: Sequence[Result]) -> tuple[Verdict, list[str]]:
@@ -132,7 +132,8 @@ def _why_naive_proves_nothing(naive: Result) -> list[str]:
 
 
 def _why_not_all_fired(result: Result) -> list[str]:
-    return [f"{result.variant}: {count} of {name} never struck" for name, count in result.unreached().items()]
+    unreached = {name: fault["unreached"] for name, fault in result.faults().items()}
+    return [f"{result.variant}: {count} of {name} never struck" for name, count in unreached.items() if count]
 
 
 def to_json(schedule: Schedule, schedule_file: str, results: Sequence[Result]) -> dict[str, Any]:
@@ -160,12 +161,7 @@ def variant_json(result: Result) -> dict[str, Any]:
     return {
         "name": result.variant,
         **{figure.key: figure.read(result) for figure in FIGURES if figure.key},
-        "faults": {name: _fault_json(result, name, planned) for name, planned in result.planned.items()},
+        "faults": result.faults(),
         "wall_seconds": round(result.wall_seconds, 2),
         "money": dict(result.verdict.money),
     }
-
-
-def _fault_json(result: Result, name: str, planned: int) -> dict[str, int]:
-    fired = result.counts.fired[name]
-    return {"planned": planned, "fired": fired, "unreached": planned - fired}

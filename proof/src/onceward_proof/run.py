@@ -39,8 +39,12 @@ class Result:
     moments: dict[str, list[Moment]] = field(default_factory=dict)
     why_stalled: str = ""
 
-    def unreached(self) -> dict[str, int]:
-        return {name: n - self.counts.fired[name] for name, n in self.planned.items() if n > self.counts.fired[name]}
+    def faults(self) -> dict[str, dict[str, int]]:
+        """Per fault: how often it was planned, how often it fired, and how often it never came to that."""
+        fired = self.counts.fired
+        return {
+            name: {"planned": n, "fired": fired[name], "unreached": n - fired[name]} for name, n in self.planned.items()
+        }
 
 
 Progress = Callable[[str, Controller], None]

@@ -21,8 +21,7 @@ WAIT_SPANS_MIN: Final = 0.12  # a shorter wait has no room for its seconds
 
 def lanes_of(story: Story) -> list[Lanes]:
     """Both variants on the same scale of time."""
-    courses = [course for course in story.courses if course.steps]
-    lanes = [Lanes(course) for course in courses]
+    lanes = [Lanes(course) for course in story.courses if course.steps]
     span = max((each.end - each.begin for each in lanes), default=0.0) or 1.0
     for each in lanes:
         each.span = span

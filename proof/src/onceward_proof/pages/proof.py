@@ -6,7 +6,6 @@ Every number is the checker's or the controller's; the page only adds and format
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from onceward_proof.faults import LEG_OF, kills
 from onceward_proof.outcome import FIGURES, counted, faults, judge, summary
@@ -19,8 +18,6 @@ from onceward_proof.run import Result
 from onceward_proof.schedule import Schedule, make_schedule
 from onceward_proof.tables import Cell, Mood, Row
 from onceward_proof.workload import make_orders
-
-NO_FAULT: Final = "no aimed fault"
 
 
 def render(schedule: Schedule, results: Sequence[Result]) -> str:
@@ -62,7 +59,7 @@ def _kinds(result: Result) -> dict[str, frozenset[str]]:
 def heat_rows(schedule: Schedule, results: Sequence[Result]) -> list[Row]:
     """What became of the orders that bore exactly one aimed fault; last, of those with none."""
     struck = schedule.faults_by_order()
-    groups = alone(schedule) | {NO_FAULT: {order.id for order in schedule.orders if order.id not in struck}}
+    groups = alone(schedule) | {"no aimed fault": {order.id for order in schedule.orders if order.id not in struck}}
     return [_heat(name, LEG_OF.get(name, ""), orders, results) for name, orders in groups.items() if orders]
 
 

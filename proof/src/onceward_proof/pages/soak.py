@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from onceward_proof.faults import LEG_OF
 from onceward_proof.pages.page import render_template
@@ -13,21 +13,12 @@ from onceward_proof.soak.measure import KINDS, SLOPE_BYTES_MIN, SLOPE_FACTOR_MAX
 from onceward_proof.soak.run import Soaked
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
+class Series(NamedTuple):
     """One thing over time: seconds and values, already in the unit that its title names."""
 
     title: str
     points: Sequence[tuple[float, float]]
     bad: bool = False
-
-    @property
-    def minutes(self) -> float:
-        return max((seconds for seconds, _ in self.points), default=60.0) / 60 or 1.0
-
-    @property
-    def most(self) -> float:
-        return max((value for _, value in self.points), default=1.0) * 1.1 or 1.0
 
 
 def render(soaked: Soaked) -> str:

@@ -116,7 +116,7 @@ def choose_story(schedule: Schedule, results: Sequence[Result]) -> Story | None:
         for order in doubled.verdict.double_charged
     ]
     seen = [story for story in stories if len(story.doubled.charges) > 1]
-    clean = [story for story in seen if beside is None or story.order not in harmed(beside)]
+    clean = [story for story in seen if beside is None or story.order not in beside.verdict.harmed]
     return min(clean or seen, key=_rank, default=None)
 
 
@@ -134,12 +134,6 @@ def _rank(story: Story) -> tuple[int | float | str, ...]:
         sum(len(course.steps) for course in story.courses),
         story.order,
     )
-
-
-def harmed(result: Result) -> frozenset[str]:
-    """Every order that this variant doubled, lost or booked wrongly."""
-    verdict = result.verdict
-    return frozenset({*verdict.double_charged, *verdict.lost, *verdict.doubled_writes, *verdict.wrong_charge})
 
 
 def follow(result: Result, order: str) -> Course:

@@ -15,8 +15,8 @@ from typing import Final
 
 from onceward.testing.postgres import Cluster
 from onceward_proof.control import Controller, LiveWorker
-from onceward_proof.faults import BY_NAME, KILL_RANDOM, ServerFault
-from onceward_proof.schedule import Schedule, Timed, aim
+from onceward_proof.faults import BY_NAME, ServerFault
+from onceward_proof.schedule import Schedule, Timed, aim, random_kill
 from onceward_proof.workers.reports import Reply
 from onceward_proof.workers.setting import Role
 from onceward_proof.workload import Order
@@ -40,10 +40,7 @@ def make_batch(seed: int, number: int) -> Schedule:
     rng = random.Random(f"soak {seed} {number}")
     orders = tuple(Order(f"S{number:05d}-{n:03d}", rng.randrange(500, 50_000)) for n in range(BATCH))
     first = number * BATCH + 1
-    timed = [
-        Timed(KILL_RANDOM, first + rng.randrange(BATCH), rng.randrange(1000), round(rng.uniform(0, 30), 2))
-        for _ in range(RANDOM_KILLS)
-    ]
+    timed = [random_kill(first + rng.randrange(BATCH), rng) for _ in range(RANDOM_KILLS)]
     server = SERVERS.get(number % SERVERS_EVERY)
     if server is not None:
         timed.append(Timed(server, first + rng.randrange(BATCH)))

@@ -37,9 +37,5 @@ def figure_rows(soak: Soak) -> list[Row]:
 
 def finding_rows(soak: Soak) -> list[Row]:
     """Of everything that was measured: its first and last level, and whether it grew."""
-    return [_finding_row(Finding(**each)) for each in soak["drift"]]
-
-
-def _finding_row(finding: Finding) -> Row:
-    values = values_in_words(finding)
-    return Row(finding.kind.title, (Cell(f"{values} (grows)", "bad") if finding.drifts else Cell(values),))
+    findings = [(finding, values_in_words(finding)) for finding in (Finding(**each) for each in soak["drift"])]
+    return [Row(f.kind.title, (Cell(f"{values} (grows)", "bad") if f.drifts else Cell(values),)) for f, values in findings]

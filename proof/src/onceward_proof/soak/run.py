@@ -41,6 +41,9 @@ SAMPLE_SECONDS_MIN: Final = 1.0
 STALLED_SECONDS: Final = 30.0
 
 
+_NOTHING: Final = checker.judge(checker.Evidence({}, (), {}, {}, frozenset()))
+
+
 @dataclass(slots=True)
 class Soaked:
     """What a soak came to."""
@@ -53,7 +56,7 @@ class Soaked:
     interrupted: bool = False
     finished: bool = False  # went quiet by itself at the end
     counts: Counts = field(default_factory=Counts)
-    verdict: checker.Verdict | None = None
+    verdict: checker.Verdict = _NOTHING
     predicted: frozenset[str] = frozenset()
     doubled: frozenset[str] = frozenset()
     lost: frozenset[str] = frozenset()
@@ -63,40 +66,37 @@ class Soaked:
 
     def why_failed(self) -> list[str]:
         """Every reason, in a sentence; none when it held."""
-        reasons = [f"{len(names)} orders {what} ({some_of(names)})" for names, what in self._harms() if names]
-        if self.verdict is not None and len(set(self.verdict.money.values())) > 1:
+        parked = frozenset(self.verdict.parked)
+        harms = (
+            (self.doubled, "were charged or booked twice"),
+            (self.lost, "were lost"),
+            (parked - self.predicted, "are parked, and were not predicted to be"),
+            (self.predicted - parked, "were predicted to be parked, and are not"),
+        )
+        reasons = [f"{len(names)} orders {what} ({some_of(names)})" for names, what in harms if names]
+        if len(set(self.verdict.money.values())) > 1:
             reasons.append(f"the sums differ: {dict(self.verdict.money)}")
         if not self.finished:
             reasons.append(f"no progress for {STALLED_SECONDS:.0f} s at the end")
         reasons += [f"grows without bound: {f.kind.title}: {measure.values_in_words(f)}" for f in self.findings if f.drifts]
         return reasons
 
-    def _harms(self) -> list[tuple[frozenset[str], str]]:
-        parked = frozenset(self.verdict.parked) if self.verdict else frozenset()
-        return [
-            (self.doubled, "were charged or booked twice"),
-            (self.lost, "were lost"),
-            (parked - self.predicted, "are parked, and were not predicted to be"),
-            (self.predicted - parked, "were predicted to be parked, and are not"),
-        ]
-
     def to_json(self) -> dict[str, Any]:
-        reasons, seconds = self.why_failed(), max(self.seconds, 0.001)
-        verdict = self.verdict
+        reasons, seconds, verdict = self.why_failed(), max(self.seconds, 0.001), self.verdict
         return {
             "soak": {
                 "seed": self.seed, "asked_seconds": self.asked_seconds, "seconds": round(self.seconds, 1),
                 "all_seconds": round(self.all_seconds, 1),
-                "interrupted": self.interrupted, "orders": verdict.orders if verdict else 0,
-                "orders_per_second": round((verdict.orders if verdict else 0) / seconds, 2), "kills": self.counts.kills,
+                "interrupted": self.interrupted, "orders": verdict.orders,
+                "orders_per_second": round(verdict.orders / seconds, 2), "kills": self.counts.kills,
                 "kills_per_second": round(self.counts.kills / max(self.all_seconds, seconds), 2),
-                "charges": verdict.charges if verdict else 0,
+                "charges": verdict.charges,
                 "doubled": len(self.doubled), "lost": len(self.lost),
-                "parked": len(verdict.parked) if verdict else 0, "predicted_parked": len(self.predicted),
+                "parked": len(verdict.parked), "predicted_parked": len(self.predicted),
                 "deliveries": self.counts.deliveries, "redeliveries": self.counts.redeliveries,
                 "faults": {name: {"planned": self.planned.get(name, 0), "fired": fired}
                            for name, fired in sorted(self.counts.fired.items())},
-                "money": dict(verdict.money) if verdict else {},
+                "money": dict(verdict.money),
                 "drift": [asdict(finding) for finding in self.findings],
                 "samples": [sample.to_json() for sample in self.samples],
             },
@@ -217,12 +217,8 @@ class _Soak:
             begin = time.monotonic()
             old = frozenset(order for order, at in self._controller.given_at.items() if at < begin - OLD_SECONDS)
             ordered = dict(self._controller.ordered)
-            processes = self._processes
             with suppress(psycopg.Error):
-                found = await asyncio.to_thread(
-                    look, ordered, old, processes.ledger, processes.database, processes.queue_database
-                )
-                self._judge(found)
+                self._judge(await asyncio.to_thread(look, self._processes, ordered, old))
             pause = max(LOOK_SECONDS, LOOK_SHARE * (time.monotonic() - begin))
 
     def _judge(self, found: Look) -> None:

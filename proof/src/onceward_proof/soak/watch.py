@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Final
 
 from onceward_proof import checker
 from onceward_proof.clusters import on_its_way
+from onceward_proof.processes import Processes
 
 OLD_SECONDS: Final = 45.0  # an order with three faults, each of which costs it a lease, is finished by then
 
@@ -28,14 +28,14 @@ class Look:
     finished: frozenset[str]  # old, and nothing is wrong with it or still to come
 
 
-def look(ordered: Mapping[str, int], old: frozenset[str], ledger: Path, database: str, queue_database: str) -> Look:
+def look(processes: Processes, ordered: Mapping[str, int], old: frozenset[str]) -> Look:
     """Count now. Raises `psycopg.Error` while a server is down.
 
     `ordered`: a copy of what was ordered so far; `old`: those of it that should be finished.
     """
     # What is on its way is read first: an order that moves on meanwhile is then found where it arrives.
-    waiting = frozenset(chain.from_iterable(on_its_way(database, queue_database).values()))
-    evidence = checker.gather(ordered, ledger, database)
+    waiting = frozenset(chain.from_iterable(on_its_way(processes.database, processes.queue_database).values()))
+    evidence = checker.gather(ordered, processes.ledger, processes.database)
     verdict = checker.judge(evidence)
     phantoms = {order for charge, order, _ in evidence.charges if charge in set(verdict.phantom)} & old
     doubled = frozenset({*verdict.double_charged, *verdict.doubled_writes} & set(ordered)) | phantoms
