@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
+from onceward_proof.schedule import Schedule, schedule_text
+
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_MAX = 100
 
@@ -28,6 +30,10 @@ class Proof:
     def variant(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = next(variant for variant in self.document["variants"] if variant["name"] == name)
         return found
+
+
+def write_schedule(schedule: Schedule, path: Path) -> None:
+    path.write_text(schedule_text(schedule), encoding="utf-8")
 
 
 def start(*arguments: str, source: Path = ROOT) -> subprocess.Popen[str]:

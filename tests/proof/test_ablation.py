@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.proof.prove_run import prove, start
+from tests.proof.prove_run import prove, start, write_schedule
 from tests.proof.test_page import a_verdict
 from tests.support.browser import show_on_a_phone
 
@@ -21,9 +21,9 @@ from onceward_proof.control import Counts
 from onceward_proof.layer_removal import LAYERS, STATEMENTS
 from onceward_proof.moments import Kind, Moment
 from onceward_proof.pages.ablation import render
-from onceward_proof.pages.pictures import outcomes
+from onceward_proof.pages.orders import outcomes
 from onceward_proof.run import Result
-from onceward_proof.schedule import Aimed, Schedule, make_schedule, write_schedule
+from onceward_proof.schedule import Aimed, Schedule, make_schedule
 from onceward_proof.workload import make_orders
 
 SCHEDULE = make_ablation_schedule(make_orders(120, 1), 1, "pgmq")
@@ -67,7 +67,7 @@ def test_a_row_whose_fault_never_struck_or_that_got_stuck_says_nothing() -> None
 
 
 def test_the_table_is_whole() -> None:
-    layers = {layer for row in ROWS for layer in row.changed.without}
+    layers = {layer for row in ROWS for layer in row.subject.without}
     assert layers == {*LAYERS}
     assert sum(row.expected == "breaks" for row in ROWS) >= 6
     assert sum(row.expected == "holds" for row in ROWS) >= 2

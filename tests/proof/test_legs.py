@@ -10,7 +10,7 @@ import pytest
 from onceward_proof.bundled import find_bundled
 from onceward_proof.faults import LEG_OF
 from onceward_proof.pages.legs import HEADINGS, LEGS, Section, anchor, read_sections
-from onceward_proof.pages.sequence import Line, describe, draw_sequence, parse
+from onceward_proof.pages.sequence import Line, draw_sequence, parse
 from onceward_proof.run import ProofError
 
 DIAGRAM = """
@@ -73,7 +73,7 @@ def test_a_diagram_is_read() -> None:
         Line("R", "R", "waits"),
         Line("R", "R", "sends again"),
     )
-    assert "queue to relay: confirmation, lost (never arrives)" in describe(diagram)
+    assert "queue to relay: confirmation, lost (never arrives)" in str(draw_sequence(diagram))
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from tests.proof.prove_run import alive, family, finish, prove, start
+from tests.proof.prove_run import alive, family, finish, prove, start, write_schedule
 
 from onceward.testing.postgres import sweep_leftovers
-from onceward_proof.schedule import make_schedule, read_schedule, write_schedule
+from onceward_proof.schedule import make_schedule, read_schedule
 from onceward_proof.workload import make_orders
 
 ORDERS = 45

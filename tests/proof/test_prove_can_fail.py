@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.proof.prove_run import prove, sabotaged
+from tests.proof.prove_run import prove, sabotaged, write_schedule
 
-from onceward_proof.schedule import Aimed, Schedule, write_schedule
+from onceward_proof.schedule import Aimed, Schedule
 from onceward_proof.workload import make_orders
 
 TAKE = "ON CONFLICT (consumer, message_id) DO NOTHING\nRETURNING token, pg_current_xact_id"

@@ -118,7 +118,7 @@ def test_a_variant_that_is_over_has_a_full_bar_and_a_clock_that_stands() -> None
     assert begun.stop_time is None
 
 
-@pytest.mark.parametrize("name", ["naive", *(row.changed.name for row in ROWS)])
+@pytest.mark.parametrize("name", ["naive", *(row.subject.name for row in ROWS)])
 def test_neither_counts_nor_clock_are_cut(name: str) -> None:
     console = Console(file=StringIO(), force_terminal=True, color_system=None, width=80)
     live = Live(console, 1000)

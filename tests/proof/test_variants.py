@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.proof.prove_run import Proof, prove, start
+from tests.proof.prove_run import Proof, prove, start, write_schedule
 
-from onceward_proof.schedule import Aimed, Schedule, write_schedule
+from onceward_proof.schedule import Aimed, Schedule
 from onceward_proof.variants import MODULES, PROCESS_COUNTS
 from onceward_proof.workload import make_orders
 

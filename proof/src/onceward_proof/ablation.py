@@ -10,15 +10,13 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from onceward.errors import UsageError
-from onceward_proof.clusters import Clusters
 from onceward_proof.moments import FAULTS, Kind
 from onceward_proof.outcome import BY_KEY, document
-from onceward_proof.processes import Changed
-from onceward_proof.run import Progress, Result, run_variant
+from onceward_proof.processes import Subject
+from onceward_proof.run import Result
 from onceward_proof.schedule import Aimed, Schedule, make_schedule
 from onceward_proof.tables import Cell, Figure
 from onceward_proof.tables import Row as TableRow
@@ -55,9 +53,14 @@ class Row:
     layers: tuple[str, ...] | None = None  # None: the one that `without` names
 
     @property
-    def changed(self) -> Changed:
-        layers = (self.without,) if self.layers is None else self.layers
-        return Changed(name=f"without-{self.without}", without=layers, window_seconds=WINDOW_SECONDS if self.late else None)
+    def subject(self) -> Subject:
+        return Subject(
+            name=f"without-{self.without}",
+            variant="hardened",
+            is_ablation=True,
+            without=(self.without,) if self.layers is None else self.layers,
+            window_seconds=WINDOW_SECONDS if self.late else None,
+        )
 
 
 ROWS: Final = (
@@ -162,10 +165,6 @@ def _orders_min(kinds: int) -> int:
     return 10 * -(-(kinds * FAULTS_MIN + 21) // 10)
 
 
-def run_row(clusters: Clusters, schedule: Schedule, schedule_file: Path, row: Row, progress: Progress) -> Trial:
-    return Trial(row, run_variant(clusters, schedule, schedule_file, "hardened", progress, row.changed))
-
-
 def why_not_as_expected(trials: Sequence[Trial]) -> list[str]:
     return [problem for trial in trials for problem in trial.problems()]
 
@@ -186,7 +185,7 @@ def trial_json(trial: Trial) -> dict[str, Any]:
         "aimed": {
             name: {"planned": result.planned.get(name, 0), "fired": result.counts.fired[name]} for name in row.faults
         },
-        "provider_window_seconds": row.changed.window_seconds,
+        "provider_window_seconds": row.subject.window_seconds,
         **{str(harm): count for harm, count in trial.counted.items()},
         "redeliveries": result.counts.redeliveries,
         "parked": len(result.verdict.parked),
@@ -219,16 +218,15 @@ def _expected(row: Mapping[str, Any]) -> Cell:
     return Cell(f"{row['expected']} {'✓' if row['ok'] else '✗'}", "" if row["ok"] else "bad")
 
 
-def _harm_figure(harm: Harm) -> Figure[Mapping[str, Any]]:
-    return Figure(HARMS[harm], itemgetter(harm), is_harm=True)
-
-
 LEG: Final[Figure[Mapping[str, Any]]] = Figure("leg", itemgetter("leg"))
 PARKED: Final[Figure[Mapping[str, Any]]] = Figure("parked", itemgetter("parked"))
+_HARM_FIGURES: Final[list[Figure[Mapping[str, Any]]]] = [
+    Figure(title, itemgetter(harm), is_harm=True) for harm, title in HARMS.items()
+]
 # The columns of every table of rows, read from the JSON of a row: of this run, or of one that is kept as evidence.
 FIGURES: Final[tuple[Figure[Mapping[str, Any]], ...]] = (
     LEG,
-    *(_harm_figure(harm) for harm in HARMS),
+    *_HARM_FIGURES,
     PARKED,
     Figure("redelivered", itemgetter("redeliveries")),
     Figure("publish wait", itemgetter("publish_wait_ms"), unit=" ms"),
@@ -240,4 +238,4 @@ def ablation_table(rows: Sequence[Mapping[str, Any]], *, wide: bool = True) -> t
     """Titles and rows, of the rows' JSON. A narrow one fits 80 characters."""
     figures = [figure for figure in FIGURES if wide or figure not in {LEG, PARKED}]
     head = ["without", *(figure.title for figure in figures)]
-    return head, [TableRow(row["without"], tuple(figure.cell(row) for figure in figures)) for row in rows]
+    return head, [TableRow(row["without"], tuple(figure.show(figure.read(row)) for figure in figures)) for row in rows]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,14 @@ class Verdict:
         return tuple(sorted({*self.lost_first_hop, *self.lost_second_hop}))
 
     @property
+    def harmed(self) -> frozenset[str]:
+        """Every order that was doubled, lost or booked wrongly."""
+        return frozenset({*self.double_charged, *self.lost, *self.doubled_writes, *self.wrong_charge})
+
+    @property
     def clean(self) -> bool:
         """Nothing doubled, lost, or out of balance."""
-        wrong = (self.double_charged, self.phantom, self.lost, self.doubled_writes, self.wrong_charge)
-        return not any(wrong) and self.money["charged"] == self.money["paid"] == self.money["booked"]
+        return not self.harmed and not self.phantom and self.money["charged"] == self.money["paid"] == self.money["booked"]
 
 
 def gather(ordered: Mapping[str, int], ledger: Path, database: str) -> Evidence:
@@ -66,18 +71,14 @@ def gather(ordered: Mapping[str, int], ledger: Path, database: str) -> Evidence:
 
 
 def _charges(ledger: Path) -> Iterable[tuple[str, str, int]]:
-    # Read-only: the provider may still be writing, and the checker must leave no trace in the evidence.
-    with sqlite3.connect(f"file:{ledger}?mode=ro", uri=True) as connection:
-        yield from _charge_rows(connection)
-
-
-def _charge_rows(connection: sqlite3.Connection) -> Iterable[tuple[str, str, int]]:
     query = (
         "SELECT id, json_extract(body, '$.transfer_group'), json_extract(body, '$.amount') FROM objects"
         " WHERE kind = 'charge' AND json_extract(body, '$.paid') = 1 ORDER BY rowid"
     )
-    for charge_id, order_id, amount in connection.execute(query):
-        yield str(charge_id), str(order_id), int(amount)
+    # Read-only: the provider may still be writing, and the checker must leave no trace in the evidence.
+    with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
+        for charge_id, order_id, amount in connection.execute(query):
+            yield str(charge_id), str(order_id), int(amount)
 
 
 def _parked(conn: psycopg.Connection[Any]) -> Iterable[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +26,9 @@ class Clusters:
     queue: Cluster
     folder: Path
 
-    def servers(self) -> dict[ServerFault, Callable[[], None]]:
-        """What a schedule may do to them: SIGKILL with all its backends, and start again, at once."""
-        return {"kill-postgres-app": _restarter(self.app), "kill-postgres-queue": _restarter(self.queue)}
+    def servers(self) -> dict[ServerFault, Cluster]:
+        """Which one each server fault strikes."""
+        return {"kill-postgres-app": self.app, "kill-postgres-queue": self.queue}
 
 
 @contextmanager
@@ -63,26 +63,15 @@ def install(database: str, queue_database: str, queues: Iterable[str] = QUEUES.v
             pgmq.create_queue(conn, queue)
 
 
-def _restarter(cluster: Cluster) -> Callable[[], None]:
-    def kill_and_restart() -> None:
-        cluster.kill()
-        cluster.restart()
-
-    return kill_and_restart
-
-
-def count_waiting(database: str, queue_database: str) -> dict[str, int]:
-    """What is still on its way, in the queues and in the outbox.
-
-    Raises `psycopg.Error` when a server is down.
-    """
-    # Short: a server that was just killed must not hold up the poll.
-    waiting: dict[str, int] = {}
+def on_its_way(database: str, queue_database: str) -> dict[str, list[str]]:
+    """The orders whose messages are in the outbox and in each queue. Raises `psycopg.Error` when a server is down."""
+    places: dict[str, list[str]] = {}
+    # The timeout is short: a server that was just killed must not hold up the poll. The outbox is read first: a message
+    # that leaves it meanwhile is then found in its queue.
+    with psycopg.connect(database, autocommit=True, connect_timeout=2) as conn:
+        places["outbox"] = [row[0] for row in conn.execute("SELECT aggregateid FROM onceward.outbox")]
     with psycopg.connect(queue_database, autocommit=True, connect_timeout=2) as conn:
         for name in QUEUES.values():
-            row = conn.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier("pgmq", f"q_{name}"))).fetchone()
-            waiting[f"queue {name}"] = row[0] if row else 0
-    with psycopg.connect(database, autocommit=True, connect_timeout=2) as conn:
-        row = conn.execute("SELECT count(*) FROM onceward.outbox").fetchone()
-        waiting["outbox"] = row[0] if row else 0
-    return waiting
+            statement = sql.SQL("SELECT headers->>'subject' FROM {}").format(sql.Identifier("pgmq", f"q_{name}"))
+            places[f"queue {name}"] = [row[0] for row in conn.execute(statement)]
+    return places

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import logging
-import random
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 
 from rich.console import Console
 
 from onceward.errors import UsageError
-from onceward_proof.ablation import Trial, ablation_json, choose_rows, make_ablation_schedule, run_row
-from onceward_proof.clusters import Clusters, start_clusters
+from onceward_proof.ablation import Trial, ablation_json, choose_rows, make_ablation_schedule
+from onceward_proof.clusters import start_clusters
 from onceward_proof.kept import keep_schedule
 from onceward_proof.options import ProveOptions
 from onceward_proof.outcome import EXIT_CODES, judge, to_json
+from onceward_proof.processes import Subject
 from onceward_proof.report import Live, print_ablation, print_plan, print_report, write_files
-from onceward_proof.run import Result, run_variant
+from onceward_proof.run import Result, run_subject
 from onceward_proof.schedule import Schedule, make_schedule, read_schedule
 from onceward_proof.variants import PROCESS_COUNTS
 from onceward_proof.workload import make_orders, read_orders
@@ -33,74 +34,54 @@ def run_proof(options: ProveOptions) -> int:
     The ablation returns 0 when every row is as expected, else 1.
     """
     _check(options)
+    rows = choose_rows(options.ablate) if options.ablate is not None else ()
     schedule = _schedule(options)
     console = Console()
     logging.getLogger("onceward").setLevel(logging.ERROR)
-    kept_folder = _make_kept_folder(options)
+    kept_folder = _make_kept_folder() if options.keep else None
     schedule_file = options.schedule or keep_schedule(schedule, kept_folder)
     print_plan(console, schedule, str(schedule_file))
-    with _replayable(schedule_file):
-        if options.ablate is None:
-            exit_code = _prove(options, schedule, schedule_file, console, kept_folder)
-        else:
-            exit_code = _ablate(options, schedule, schedule_file, console, kept_folder)
+    subjects = [row.subject for row in rows] or [Subject(name=name, variant=name) for name in options.variants]
+    try:
+        results = _run(subjects, schedule, schedule_file, console, kept_folder)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"onceward: interrupted; the same faults again: --schedule {schedule_file}\n")
+        raise
+    if rows:
+        trials = [Trial(row, result) for row, result in zip(rows, results, strict=True)]
+        print_ablation(console, trials)
+        document = ablation_json(schedule, str(schedule_file), trials)
+        write_files(options, console, document, "ablation", schedule, trials)
+        exit_code = 1 if document["reasons"] else 0
+    else:
+        print_report(console, schedule, results)
+        write_files(options, console, to_json(schedule, str(schedule_file), results), "proof", schedule, results)
+        exit_code = EXIT_CODES[judge(results)[0]]
     if kept_folder is not None:
         console.print(f"kept: {kept_folder}", highlight=False, soft_wrap=True)
     return exit_code
 
 
-def _prove(
-    options: ProveOptions, schedule: Schedule, schedule_file: Path, console: Console, kept_folder: Path | None
-) -> int:
+def _run(
+    subjects: Sequence[Subject], schedule: Schedule, schedule_file: Path, console: Console, kept_folder: Path | None
+) -> list[Result]:
+    """One after another, on the same clusters; with --keep, the files are copied, whatever became of the run."""
     results: list[Result] = []
-    with _started(schedule, console, kept_folder) as (clusters, live):
-        for variant in options.variants:
-            results.append(run_variant(clusters, schedule, schedule_file.resolve(), variant, live))
+    with start_clusters() as clusters, Live(console, len(schedule.orders)) as live, ExitStack() as stack:
+        if kept_folder is not None:  # sockets are left out: "c" is the controller's
+            stack.callback(copytree, clusters.folder, kept_folder / "files", ignore=ignore_patterns("c"))
+        for subject in subjects:
+            results.append(run_subject(clusters, schedule, schedule_file.resolve(), subject, live))
             live.end(results[-1])
-    print_report(console, schedule, results)
-    write_files(options, console, to_json(schedule, str(schedule_file), results), "proof", schedule, results)
-    return EXIT_CODES[judge(results)[0]]
-
-
-def _ablate(
-    options: ProveOptions, schedule: Schedule, schedule_file: Path, console: Console, kept_folder: Path | None
-) -> int:
-    trials: list[Trial] = []
-    with _started(schedule, console, kept_folder) as (clusters, live):
-        for row in choose_rows(options.ablate or ()):
-            trials.append(run_row(clusters, schedule, schedule_file.resolve(), row, live))
-            live.end(trials[-1].result)
-    print_ablation(console, trials)
-    document = ablation_json(schedule, str(schedule_file), trials)
-    write_files(options, console, document, "ablation", schedule, trials)
-    return 1 if document["reasons"] else 0
-
-
-@contextmanager
-def _started(schedule: Schedule, console: Console, kept_folder: Path | None) -> Iterator[tuple[Clusters, Live]]:
-    """The clusters and the progress.
-
-    With --keep, their files are copied, whatever became of the run.
-    """
-    with start_clusters() as clusters, Live(console, len(schedule.orders)) as live:
-        try:
-            yield clusters, live
-        finally:
-            if kept_folder is not None:  # sockets are left out: "c" is the controller's
-                shutil.copytree(
-                    clusters.folder, kept_folder / "files", ignore=shutil.ignore_patterns("c"), dirs_exist_ok=True
-                )
+    return results
 
 
 def _check(options: ProveOptions) -> None:
-    if options.queue != "pgmq":
-        raise UsageError(f"--queue {options.queue}: there is pgmq, and nothing else yet")
     unknown = [name for name in options.variants if name not in PROCESS_COUNTS]
-    if unknown or not options.variants:
-        raise UsageError(f"--variants: unknown {', '.join(unknown) or 'nothing'}; there are: {', '.join(PROCESS_COUNTS)}")
+    if unknown:
+        raise UsageError(f"--variants: unknown {', '.join(unknown)}; there are: {', '.join(PROCESS_COUNTS)}")
     if len(set(options.variants)) != len(options.variants):
         raise UsageError("--variants: each variant once")
-    choose_rows(options.ablate or ())
     if options.schedule is not None and (options.orders_from is not None or options.seed is not None):
         raise UsageError("--schedule brings its own orders and seed: leave out --orders-from and --seed")
 
@@ -108,28 +89,14 @@ def _check(options: ProveOptions) -> None:
 def _schedule(options: ProveOptions) -> Schedule:
     if options.schedule is not None:
         return read_schedule(options.schedule)
-    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
+    seed = options.chosen_seed()
     orders = read_orders(options.orders_from) if options.orders_from else make_orders(options.orders, seed)
     make = make_schedule if options.ablate is None else make_ablation_schedule
     return make(orders, seed, options.queue)
 
 
-@contextmanager
-def _replayable(file: Path) -> Iterator[None]:
-    """A run that is interrupted says how to have the same faults again."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.stderr.write(f"onceward: interrupted; the same faults again: --schedule {file}\n")
-        raise
-
-
-def _make_kept_folder(options: ProveOptions) -> Path | None:
-    """With --keep, a new folder for all that a run leaves: ./prove-1, ./prove-2, …"""
-    if not options.keep:
-        return None
-    number = 1
-    while (folder := Path(f"prove-{number}")).exists():
-        number += 1
+def _make_kept_folder() -> Path:
+    """A new folder for all that a run leaves: ./prove-1, ./prove-2, …"""
+    folder = next(folder for number in count(1) if not (folder := Path(f"prove-{number}")).exists())
     folder.mkdir()
     return folder

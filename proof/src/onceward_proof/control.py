@@ -11,11 +11,12 @@ import os
 import signal
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 
+from onceward.testing.postgres import Cluster
 from onceward_proof.faults import (
     FREEZE_SECONDS,
     FREEZE_SECONDS_MAX,
@@ -27,7 +28,7 @@ from onceward_proof.faults import (
     ServerFault,
     Signal,
 )
-from onceward_proof.moments import Kind, Moment, of_passage, of_point
+from onceward_proof.moments import FOUND, Kind, Moment, of_passage
 from onceward_proof.schedule import Schedule, Timed
 from onceward_proof.workers.reports import Note, Point, Reply, Report
 from onceward_proof.workers.setting import Role
@@ -42,10 +43,9 @@ class LiveWorker:
     pid: int
     role: Role
     slot: int
-    writer: asyncio.StreamWriter | None = None
+    writer: asyncio.StreamWriter | None = None  # its line; None: it has not been heard of yet
     busy: bool = False
     frozen: bool = False
-    heard: bool = False
     order: str = ""  # whose message it has in hand
     outcome: Point | None = None  # what its consumer made of that message
 
@@ -72,7 +72,7 @@ class Controller:
     """Fires one schedule against one variant's processes."""
 
     def __init__(
-        self, schedule: Schedule, process_counts: Mapping[Role, int], servers: Mapping[ServerFault, Callable[[], None]]
+        self, schedule: Schedule, process_counts: Mapping[Role, int], servers: Mapping[ServerFault, Cluster]
     ) -> None:
         self.schedule = schedule
         self.counts = Counts()
@@ -81,7 +81,7 @@ class Controller:
         self.all_placed = False
         self.unfired_timed: list[Timed] = list(schedule.timed)
         self._process_counts = process_counts
-        self._servers = servers  # how each is killed and restarted
+        self._servers = servers
         self._armed: dict[Place, Fault] = schedule.armed()
         self._passed: set[Place] = set()
         self._seen: set[tuple[str, str, str]] = set()  # type, message id, order
@@ -162,7 +162,6 @@ class Controller:
             await asyncio.sleep(0.005)  # its fork is reported on another line, and perhaps a moment later
         worker = self._workers.get(pid)
         if worker is not None:
-            worker.heard = True
             worker.writer = writer
         return worker
 
@@ -257,10 +256,9 @@ class Controller:
 
     async def _kill_random(self, entry: Timed) -> None:
         """Kill a live worker that is not frozen."""
-        # The delay lands the kill anywhere in its work: boundaries test only what somebody thought of.
         await asyncio.sleep(entry.delay_ms / 1000)
         while True:
-            alive = (w for w in self._workers.values() if w.heard and not w.frozen and not self._has_last_passage(w))
+            alive = (w for w in self._workers.values() if w.writer and not w.frozen and not self._has_last_passage(w))
             targets = sorted(alive, key=lambda worker: worker.name)
             if targets:
                 break
@@ -284,7 +282,8 @@ class Controller:
             if worker.busy:
                 self._add_moment(worker.order, Moment(self._seconds(), Kind.STRUCK, worker.name, fault=fault))
         # On this thread, on purpose: a server that is started from another would outlive a killed prove.
-        self._servers[fault]()
+        self._servers[fault].kill()
+        self._servers[fault].restart()
 
     def _note(self, report: Report, worker: LiveWorker) -> None:
         match report.word:
@@ -323,7 +322,8 @@ class Controller:
             self.counts.dedup_hits += point is Point.DUPLICATE
         if point in (Point.DUPLICATE, Point.PARKED, Point.IN_FLIGHT):
             worker.outcome = point
-            self._add_moment(worker.order, of_point(self._seconds(), worker.name, point))
+        if point in FOUND:
+            self._add_moment(worker.order, Moment(self._seconds(), FOUND[point], worker.name))
 
     def _count_delivery(self, report: Report, worker: LiveWorker) -> None:
         self.counts.deliveries += 1
@@ -366,15 +366,11 @@ class Controller:
         self._seen = {delivered for delivered in self._seen if delivered[2] not in forgotten}
         self._armed = {place: fault for place, fault in self._armed.items() if place.order not in forgotten}
 
-    def kept(self) -> int:
-        """How much is kept of orders: what must not grow with those that are finished."""
-        return sum(len(kept) for kept in (self.moments, self._passed, self._seen, self._armed))
-
     def quiet(self) -> bool:
         """No worker is frozen or busy, every one has been heard of, and nothing is about to strike."""
         workers = [worker for worker in self._workers.values() if worker.role != "producer"]
         wanted = sum(count for role, count in self._process_counts.items() if role != "producer")
-        calm = all(w.heard and not w.busy and not w.frozen for w in workers)
+        calm = all(w.writer and not w.busy and not w.frozen for w in workers)
         return self.all_placed and len(workers) == wanted and calm
 
     def spawn_task(self, work: Coroutine[Any, Any, None]) -> None:

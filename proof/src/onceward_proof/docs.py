@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from onceward.errors import UsageError
 from onceward_proof.ablation import ablation_table
-from onceward_proof.outcome import FIGURES, kills
+from onceward_proof.faults import kills
+from onceward_proof.outcome import FIGURES
 from onceward_proof.soak.figures import figure_rows, finding_rows
 from onceward_proof.tables import row_of, to_markdown
 
@@ -51,7 +52,7 @@ def _table(name: str, evidence: Path) -> str:
 
 def prove_table(document: Document) -> str:
     variants = document["variants"]
-    rows = [figure.row_of(figure.show(v[figure.key]) for v in variants) for figure in FIGURES if figure.key]
+    rows = [figure.row(v[figure.key] for v in variants) for figure in FIGURES if figure.key]
     fired = [{name: fault["fired"] for name, fault in variant["faults"].items()} for variant in variants]
     rows.append(row_of("SIGKILLs", *map(kills, fired)))
     command = f"`onceward prove --orders {document['orders']} --seed {document['seed']}`: {document['verdict']}."

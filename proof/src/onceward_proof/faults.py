@@ -6,9 +6,10 @@ and at the servers; at nothing that only hardened code has. A fault whose name b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 Leg = Literal["dual write", "leg 1", "leg 2", "leg 3", "timeout", "outside effect", "past the window"]
 ServerFault = Literal["kill-postgres-app", "kill-postgres-queue"]
@@ -135,17 +136,22 @@ _OF_ABLATION: Final = (
 BY_NAME: Final = AIMED | {fault.name: fault for fault in _OF_ABLATION}
 
 KILL_RANDOM: Final[Literal["kill-random"]] = "kill-random"
-GLOBAL: Final[dict[ServerFault, str]] = {
-    "kill-postgres-app": "the application's database server is killed with all its backends, and restarted",
-    "kill-postgres-queue": "the queue's database server is killed with all its backends, and restarted",
+GLOBAL: Final[tuple[ServerFault, ...]] = get_args(ServerFault)
+_TIMED: Final[dict[TimedFault, tuple[Leg, str]]] = {
+    KILL_RANDOM: ("leg 3", "a worker is killed at a random instant, not at a boundary"),
+    "kill-postgres-app": ("leg 3", "the application's database server is killed with all its backends, and restarted"),
+    "kill-postgres-queue": ("leg 2", "the queue's database server is killed with all its backends, and restarted"),
 }
-LEG_OF: Final[dict[str, Leg]] = {fault.name: fault.leg for fault in BY_NAME.values()} | {
-    KILL_RANDOM: "leg 3",
-    "kill-postgres-app": "leg 3",
-    "kill-postgres-queue": "leg 2",
+LEG_OF: Final = {name: fault.leg for name, fault in BY_NAME.items()} | {str(name): leg for name, (leg, _) in _TIMED.items()}
+STORIES: Final = {name: fault.story for name, fault in BY_NAME.items()} | {
+    str(n): story for n, (_, story) in _TIMED.items()
 }
-STORIES: Final = (
-    {fault.name: fault.story for fault in BY_NAME.values()}
-    | {KILL_RANDOM: "a worker is killed at a random instant, not at a boundary"}
-    | GLOBAL
-)
+
+
+def is_kill(fault: str) -> bool:
+    """A fault whose name begins with `kill` is a SIGKILL of a worker or of a server."""
+    return fault.startswith("kill")
+
+
+def kills(counts: Mapping[str, int]) -> int:
+    return sum(count for fault, count in counts.items() if is_kill(fault))

@@ -24,7 +24,8 @@ def keep_schedule(schedule: Schedule, folder: Path | None = None) -> Path:
     text = schedule_text(schedule)
     # The name is made of the content, so that two runs at once never overwrite each other's file with something else.
     digest = sha256(text.encode()).hexdigest()[:8]
-    where = folder or _folder_of_this_user()
+    where = folder or registry() / "schedules"
+    where.mkdir(exist_ok=True)
     path = where / f"onceward-schedule-{schedule.seed}-{len(schedule.orders)}-{digest}.json"
     draft = where / f"{path.name}.{uuid4().hex}"
     # Renamed when it is whole: a worker that starts at this moment must not read half of it.
@@ -33,12 +34,6 @@ def keep_schedule(schedule: Schedule, folder: Path | None = None) -> Path:
     if folder is None:
         _delete_oldest(where)
     return path
-
-
-def _folder_of_this_user() -> Path:
-    folder = registry() / "schedules"
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 def _delete_oldest(folder: Path) -> None:

@@ -36,7 +36,7 @@ ACKED: Final = frozenset({Kind.FINISHED, Kind.DUPLICATE_ACKED, Kind.PARKED})
 FAULTS: Final = frozenset({Kind.STRUCK, Kind.WOKEN})
 # By the last point that the consumer reported of a message: what its ack means, and what it found in the inbox.
 _ACKED_AFTER: Final[dict[Point | None, Kind]] = {Point.DUPLICATE: Kind.DUPLICATE_ACKED, Point.PARKED: Kind.PARKED}
-_FOUND: Final = {Point.DUPLICATE: Kind.DUPLICATE, Point.IN_FLIGHT: Kind.IN_FLIGHT}
+FOUND: Final = {Point.DUPLICATE: Kind.DUPLICATE, Point.IN_FLIGHT: Kind.IN_FLIGHT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +74,6 @@ def of_passage(seconds: float, passage: Report, worker: str, point: Point | None
         case Boundary.ACK_BEFORE:
             return Moment(seconds, _ACKED_AFTER.get(point, Kind.FINISHED), worker, message_type)
     return None
-
-
-def of_point(seconds: float, worker: str, point: Point) -> Moment | None:
-    """What the consumer found in the inbox; None where it simply goes on."""
-    kind = _FOUND.get(point)
-    return Moment(seconds, kind, worker) if kind is not None else None
 
 
 # The end of a sentence that begins with `who`. The charge's id is left to the page, which sets it in a type of its own.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,3 +22,6 @@ class ProveOptions:
     keep: bool = False
     rate: float = 30.0  # orders per second, of a soak
     ablate: tuple[str, ...] | None = None  # None: not asked for; (): every row
+
+    def chosen_seed(self) -> int:
+        return self.seed if self.seed is not None else random.SystemRandom().randrange(1_000_000)

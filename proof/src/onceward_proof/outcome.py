@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, Literal, assert_never
 
-from onceward_proof.faults import LEG_OF, STORIES
+from onceward_proof.faults import LEG_OF, STORIES, kills
 from onceward_proof.lines import some_of
 from onceward_proof.run import Result
 from onceward_proof.schedule import Schedule
@@ -13,15 +13,6 @@ from onceward_proof.tables import Cell, Figure, Row
 
 Verdict = Literal["proven", "broken", "inconclusive"]
 EXIT_CODES: Final[dict[Verdict, int]] = {"proven": 0, "broken": 1, "inconclusive": 3}
-
-
-def is_kill(fault: str) -> bool:
-    """A fault whose name begins with `kill` is a SIGKILL of a worker or of a server."""
-    return fault.startswith("kill")
-
-
-def kills(fired: Mapping[str, int]) -> int:
-    return sum(count for fault, count in fired.items() if is_kill(fault))
 
 
 def _hit_rate(result: Result) -> float:
@@ -55,21 +46,21 @@ BY_KEY: Final = {figure.key: figure for figure in FIGURES}
 
 def counted(results: Sequence[Result]) -> list[Row]:
     """The table of before and after: a row per figure, a cell per variant."""
-    return [figure.row(results) for figure in FIGURES if figure.shown]
+    return [figure.row(map(figure.read, results)) for figure in FIGURES if figure.shown]
 
 
 def faults(results: Sequence[Result]) -> list[Row]:
     """A row per fault: how many were planned, and how many fired in each variant."""
     planned = results[0].planned if results else {}
     return [
-        Row(name, (Cell(f"{count:,}"), *(_fired(result, name, count) for result in results)), STORIES[name], LEG_OF[name])
+        Row(name, (Cell(f"{count:,}"), *(_fired(result.faults()[name]) for result in results)), STORIES[name], LEG_OF[name])
         for name, count in planned.items()
     ]
 
 
-def _fired(result: Result, fault: str, planned: int) -> Cell:
-    fired = result.counts.fired[fault]
-    return Cell(f"{fired:,} ({planned - fired:,} unreached)", "warn") if fired < planned else Cell(f"{fired:,}")
+def _fired(fault: dict[str, int]) -> Cell:
+    fired, unreached = fault["fired"], fault["unreached"]
+    return Cell(f"{fired:,} ({unreached:,} unreached)", "warn") if unreached else Cell(f"{fired:,}")
 
 
 def judge(results: Sequence[Result]) -> tuple[Verdict, list[str]]:
@@ -108,7 +99,7 @@ def summary(verdict: Verdict, schedule: Schedule, results: Sequence[Result]) -> 
 
 def why_broken(result: Result) -> list[str]:
     """Every way in which this variant broke its guarantee; empty when it kept it."""
-    verdict = result.verdict
+    verdict, parked, predicted = result.verdict, frozenset(result.verdict.parked), result.predicted_parked
     counted = (
         (verdict.double_charged, "orders were charged more than once"),
         (verdict.phantom, "charges have no committed order"),
@@ -116,28 +107,16 @@ def why_broken(result: Result) -> list[str]:
         (verdict.lost_second_hop, "paid orders were never booked, nor parked"),
         (verdict.doubled_writes, "accounts hold more than was paid"),
         (verdict.wrong_charge, "paid orders name a charge that the provider does not have"),
+        (parked - predicted, "orders are parked that the schedule does not predict"),
+        (predicted - parked, "orders should be parked and are not"),
     )
     reasons = [f"{result.variant}: {len(names)} {what} ({some_of(names)})" for names, what in counted if names]
-    reasons += _why_parked_differs(result)
     money = verdict.money
     if len(set(money.values())) > 1:
         sums = ", ".join(f"{name} {amount}" for name, amount in money.items())
         reasons.append(f"{result.variant}: the sums differ: {sums}")
     if not result.finished:
         reasons.append(f"{result.variant}: no progress for 20 s ({result.why_stalled})")
-    return reasons
-
-
-def _why_parked_differs(result: Result) -> list[str]:
-    parked = set(result.verdict.parked)
-    more, fewer = sorted(parked - result.predicted_parked), sorted(result.predicted_parked - parked)
-    reasons = []
-    if more:
-        reasons.append(
-            f"{result.variant}: {len(more)} orders are parked that the schedule does not predict ({some_of(more)})"
-        )
-    if fewer:
-        reasons.append(f"{result.variant}: {len(fewer)} orders should be parked and are not ({some_of(fewer)})")
     return reasons
 
 
@@ -153,7 +132,8 @@ def _why_naive_proves_nothing(naive: Result) -> list[str]:
 
 
 def _why_not_all_fired(result: Result) -> list[str]:
-    return [f"{result.variant}: {count} of {name} never struck" for name, count in result.unreached().items()]
+    unreached = {name: fault["unreached"] for name, fault in result.faults().items()}
+    return [f"{result.variant}: {count} of {name} never struck" for name, count in unreached.items() if count]
 
 
 def to_json(schedule: Schedule, schedule_file: str, results: Sequence[Result]) -> dict[str, Any]:
@@ -181,12 +161,7 @@ def variant_json(result: Result) -> dict[str, Any]:
     return {
         "name": result.variant,
         **{figure.key: figure.read(result) for figure in FIGURES if figure.key},
-        "faults": {name: _fault_json(result, name, planned) for name, planned in result.planned.items()},
+        "faults": result.faults(),
         "wall_seconds": round(result.wall_seconds, 2),
         "money": dict(result.verdict.money),
     }
-
-
-def _fault_json(result: Result, name: str, planned: int) -> dict[str, int]:
-    fired = result.counts.fired[name]
-    return {"planned": planned, "fired": fired, "unreached": planned - fired}

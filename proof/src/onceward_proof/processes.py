@@ -17,7 +17,7 @@ from typing import Final
 
 import psycopg
 
-from onceward_proof.clusters import Clusters, count_waiting, prepare_databases
+from onceward_proof.clusters import Clusters, on_its_way, prepare_databases
 from onceward_proof.control import Controller
 from onceward_proof.provider.server import ProviderProcess
 from onceward_proof.workers.setting import Setting
@@ -27,12 +27,14 @@ QUIET_POLLS: Final = 3  # in a row, so that what was just about to start has sta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Changed:
-    """How one row of the ablation differs from hardened: its name, the layers removed, the provider's scaled window."""
+class Subject:
+    """What is run: a variant as it is, or as a row of the ablation changes it."""
 
     name: str
-    without: tuple[str, ...] = ()
-    window_seconds: float | None = None
+    variant: str
+    is_ablation: bool = False
+    without: tuple[str, ...] = ()  # the layers that are removed
+    window_seconds: float | None = None  # the scaled window of the provider's keys; None: the real one
 
 
 class Processes:
@@ -42,24 +44,16 @@ class Processes:
     """
 
     def __init__(
-        self,
-        clusters: Clusters,
-        controller: Controller,
-        variant: str,
-        *,
-        schedule_file: Path | None = None,
-        changed: Changed | None = None,
+        self, clusters: Clusters, controller: Controller, subject: Subject, schedule_file: Path | None = None
     ) -> None:
-        self.name = changed.name if changed else variant
-        files = clusters.folder / self.name
+        files = clusters.folder / subject.name
         files.mkdir()
         self.ledger = files / "ledger.sqlite"
-        self.database, self.queue_database = prepare_databases(clusters, self.name)
+        self.database, self.queue_database = prepare_databases(clusters, subject.name)
         self._files = files
         self._controller = controller
-        self._variant = variant
+        self._subject = subject
         self._schedule_file = str(schedule_file or "")
-        self._changed = changed
         # A socket's path must be short (about 100 bytes): one letter, in this folder.
         self._socket = files / "c"
         self._supervisor: subprocess.Popen[bytes] | None = None
@@ -91,21 +85,21 @@ class Processes:
             hook="onceward_proof.provider_hook:Reporter",
             hook_argument=json.dumps([str(self._socket), self._schedule_file]),
             log=self._files / "provider.log",
-            window_seconds=self._changed.window_seconds if self._changed else None,
+            window_seconds=self._subject.window_seconds,
         )
 
     def _setting(self, provider_url: str) -> Setting:
-        changed = self._changed
+        subject = self._subject
         return Setting(
-            variant=self._variant,
+            variant=subject.variant,
             database=self.database,
             queue_database=self.queue_database,
             provider_url=provider_url,
             control_socket=str(self._socket),
             schedule=self._schedule_file,
-            is_ablation=changed is not None,
-            without=changed.without if changed else (),
-            window_seconds=changed.window_seconds if changed else None,
+            is_ablation=subject.is_ablation,
+            without=subject.without,
+            window_seconds=subject.window_seconds,
         )
 
     @asynccontextmanager
@@ -155,7 +149,7 @@ class Processes:
         if self._provider is None:
             return False
         try:
-            self._waiting = count_waiting(self.database, self.queue_database)
+            self._waiting = {name: len(orders) for name, orders in on_its_way(self.database, self.queue_database).items()}
             self._waiting["open provider requests"] = int(self._provider.admin("open")["open_requests"])
         except (psycopg.Error, OSError):
             return False

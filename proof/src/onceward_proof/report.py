@@ -12,11 +12,11 @@ from typing import Any, Final, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
-from rich.text import Text
 
 from onceward_proof.ablation import Trial, ablation_table, trial_json, why_not_as_expected
 from onceward_proof.control import Controller, Counts
-from onceward_proof.lines import count_of, print_beside, print_verdict
+from onceward_proof.faults import kills
+from onceward_proof.lines import count_of, print_verdict
 from onceward_proof.options import ProveOptions
 from onceward_proof.outcome import Verdict, counted, faults, judge, summary
 from onceward_proof.run import Result
@@ -89,20 +89,16 @@ def print_ablation(console: Console, trials: Sequence[Trial]) -> None:
     head, rows = ablation_table([trial_json(trial) for trial in trials], wide=console.width >= WIDE)
     console.print(to_terminal("Hardened, less one layer", head, rows))
     problems = why_not_as_expected(trials)
-    if problems:
-        console.print(Text("NOT AS EXPECTED", style="bold red"))
-    else:
-        breaks = sum(trial.row.expected == "breaks" for trial in trials)
-        print_verdict(console, "AS EXPECTED", "green", f"rows that break: {breaks}; that hold: {len(trials) - breaks}.")
-    for problem in problems:
-        print_beside(console, "  - ", problem)
+    breaks = sum(trial.row.expected == "breaks" for trial in trials)
+    word, style = ("NOT AS EXPECTED", "red") if problems else ("AS EXPECTED", "green")
+    print_verdict(console, word, style, f"rows that break: {breaks}; that hold: {len(trials) - breaks}.", problems)
 
 
 def print_plan(console: Console, schedule: Schedule, path: str) -> None:
     planned = schedule.planned()
     console.print(
         f"{len(schedule.orders)} orders, seed {schedule.seed}, {sum(planned.values())} faults planned, "
-        f"{schedule.kills()} of them SIGKILLs of a worker or a server",
+        f"{kills(planned)} of them SIGKILLs of a worker or a server",
         highlight=False,
     )
     console.print(f"schedule: {path}", highlight=False, soft_wrap=True)
@@ -116,9 +112,7 @@ def print_report(console: Console, schedule: Schedule, results: Sequence[Result]
     notes = "what happens" if console.width >= WIDE else ""
     console.print(to_terminal("Faults planned and fired", ["fault", "planned", *variants], faults(results), notes))
     verdict, reasons = judge(results)
-    print_verdict(console, verdict.upper(), COLOURS[verdict], summary(verdict, schedule, results))
-    for reason in reasons:
-        print_beside(console, "  - ", reason)
+    print_verdict(console, verdict.upper(), COLOURS[verdict], summary(verdict, schedule, results), reasons)
 
 
 def write_files(options: ProveOptions, console: Console, document: dict[str, Any], page: str = "", *shown: Any) -> None:

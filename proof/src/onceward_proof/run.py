@@ -14,7 +14,7 @@ from onceward_proof import checker
 from onceward_proof.clusters import Clusters
 from onceward_proof.control import Controller, Counts
 from onceward_proof.moments import Moment
-from onceward_proof.processes import Changed, Processes
+from onceward_proof.processes import Processes, Subject
 from onceward_proof.schedule import Schedule
 from onceward_proof.variants import PROCESS_COUNTS
 
@@ -39,36 +39,35 @@ class Result:
     moments: dict[str, list[Moment]] = field(default_factory=dict)
     why_stalled: str = ""
 
-    def unreached(self) -> dict[str, int]:
-        return {name: n - self.counts.fired[name] for name, n in self.planned.items() if n > self.counts.fired[name]}
+    def faults(self) -> dict[str, dict[str, int]]:
+        """Per fault: how often it was planned, how often it fired, and how often it never came to that."""
+        fired = self.counts.fired
+        return {
+            name: {"planned": n, "fired": fired[name], "unreached": n - fired[name]} for name, n in self.planned.items()
+        }
 
 
 Progress = Callable[[str, Controller], None]
 
 
-def run_variant(
-    clusters: Clusters,
-    schedule: Schedule,
-    schedule_file: Path,
-    variant: str,
-    progress: Progress,
-    changed: Changed | None = None,
+def run_subject(
+    clusters: Clusters, schedule: Schedule, schedule_file: Path, subject: Subject, progress: Progress
 ) -> Result:
     """Fresh databases, a fresh ledger, all processes.
 
     Returns when it is quiet, or has made no progress for long.
     """
     started = time.monotonic()
-    controller = Controller(schedule, PROCESS_COUNTS[variant], clusters.servers())
-    processes = Processes(clusters, controller, variant, schedule_file=schedule_file, changed=changed)
-    finished = asyncio.run(_work(processes, lambda: progress(processes.name, controller)))
+    controller = Controller(schedule, PROCESS_COUNTS[subject.variant], clusters.servers())
+    processes = Processes(clusters, controller, subject, schedule_file)
+    finished = asyncio.run(_work(processes, lambda: progress(subject.name, controller)))
     evidence = checker.gather({order.id: order.amount for order in schedule.orders}, processes.ledger, processes.database)
     return Result(
-        variant=processes.name,
+        variant=subject.name,
         verdict=checker.judge(evidence),
         counts=controller.counts,
         planned=schedule.planned(),
-        predicted_parked=schedule.predicted_parked() if variant == "hardened" else frozenset(),
+        predicted_parked=schedule.predicted_parked() if subject.variant == "hardened" else frozenset(),
         finished=finished,
         wall_seconds=time.monotonic() - started,
         moments=dict(controller.moments),

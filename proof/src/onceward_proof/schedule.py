@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,8 +70,12 @@ class Schedule:
         """The orders that a correct consumer must hold: the provider saved a failure before its effect."""
         return frozenset(entry.order for entry in self.aimed if BY_NAME[entry.fault].held)
 
-    def kills(self) -> int:
-        return sum(count for name, count in self.planned().items() if name.startswith("kill"))
+    def faults_by_order(self) -> dict[str, tuple[str, ...]]:
+        """The aimed faults of each order that bears any."""
+        faults: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
+        for entry in self.aimed:
+            faults[entry.order] += (entry.fault,)
+        return dict(faults)
 
 
 def make_schedule(orders: Sequence[Order], seed: int, queue: str) -> Schedule:
@@ -117,34 +121,33 @@ def _may_follow(fault: Fault, chain: Sequence[Fault]) -> bool:
     return PASSAGES[fault.name] > PASSAGES[chain[-1].name] and (fault.boundary, fault.message_type) not in occupied
 
 
+def random_kill(progress: int, rng: random.Random) -> Timed:
+    """Of any worker, at any instant of the 30 ms that follow: boundaries test only what somebody thought of."""
+    return Timed(KILL_RANDOM, progress, rng.randrange(1_000), round(rng.uniform(0, 30), 2))
+
+
 def _time(orders: int, rng: random.Random) -> list[Timed]:
     kills = max(3, round(orders * RANDOM_SHARE))
     # Not near the end: a variant that loses orders would never come to that much progress.
     first, last = max(1, round(orders * 0.03)), max(2, round(orders * 0.75))
-    entries = [
-        Timed(KILL_RANDOM, rng.randint(first, last), rng.randrange(1_000), round(rng.uniform(0, 30), 2))
-        for _ in range(kills)
-    ]
+    entries = [random_kill(rng.randint(first, last), rng) for _ in range(kills)]
     servers = [Timed(name, rng.randint(first, last)) for name in GLOBAL]
     return sorted([*entries, *servers], key=lambda entry: entry.progress)
-
-
-def write_schedule(schedule: Schedule, path: Path) -> None:
-    path.write_text(schedule_text(schedule), encoding="utf-8")
 
 
 def schedule_text(schedule: Schedule) -> str:
     """One fault per line, so that a reader can compare and change it."""
     head = {"version": VERSION, "seed": schedule.seed, "queue": schedule.queue}
-    lines = ["{", *(f"  {json.dumps(name)}: {json.dumps(value)}," for name, value in head.items())]
-    lines += [*_list("orders", [{"id": order.id, "amount": order.amount} for order in schedule.orders]), ","]
-    lines += [*_list("aimed", [{"fault": entry.fault, "order": entry.order} for entry in schedule.aimed]), ","]
-    lines += [*_list("timed", [_timed_form(entry) for entry in schedule.timed]), "}"]
-    return "\n".join(lines) + "\n"
-
-
-def _list(name: str, entries: Sequence[dict[str, Any]]) -> list[str]:
-    return [f'  "{name}": [', ",\n".join(f"    {json.dumps(entry)}" for entry in entries), "  ]"]
+    lists = {
+        "orders": [order._asdict() for order in schedule.orders],
+        "aimed": [asdict(entry) for entry in schedule.aimed],
+        "timed": [_timed_form(entry) for entry in schedule.timed],
+    }
+    parts = [f'"{name}": {json.dumps(value)}' for name, value in head.items()]
+    for name, entries in lists.items():
+        lines = ",\n".join(f"    {json.dumps(entry)}" for entry in entries)
+        parts.append(f'"{name}": [\n{lines}\n  ]')
+    return "{\n  " + ",\n  ".join(parts) + "\n}\n"
 
 
 def _timed_form(entry: Timed) -> dict[str, Any]:

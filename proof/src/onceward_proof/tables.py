@@ -57,9 +57,6 @@ class Figure(Generic[Source]):
     part_of_above: bool = False
     shown: bool = True
 
-    def cell(self, source: Source) -> Cell:
-        return self.show(self.read(source))
-
     def show(self, value: Any) -> Cell:
         """The value as text; a harm is bad, and its absence good."""
         if isinstance(value, Cell):
@@ -68,11 +65,8 @@ class Figure(Generic[Source]):
             return Cell(value or "")
         return Cell(f"{value:,}{self.unit}", ("bad" if value else "good") if self.is_harm else "")
 
-    def row(self, sources: Sequence[Source]) -> Row:
-        return self.row_of(self.cell(source) for source in sources)
-
-    def row_of(self, cells: Iterable[Cell]) -> Row:
-        return Row(self.title, tuple(cells), part_of_above=self.part_of_above, is_harm=self.is_harm)
+    def row(self, values: Iterable[Any]) -> Row:
+        return Row(self.title, tuple(map(self.show, values)), part_of_above=self.part_of_above, is_harm=self.is_harm)
 
 
 def row_of(name: str, *values: Any) -> Row:

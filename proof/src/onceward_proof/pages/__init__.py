@@ -4,5 +4,6 @@ proof.py, ablation.py, soak.py   one report each: what is in it
 page.py, templates/              what all of them are
 legs.py, sequence.py             docs/guarantees.md, leg by leg, with its diagrams drawn
 story.py, lanes.py               one order's way: which, step by step, and as a picture
-pictures.py, picture.py          the other pictures, and how each of them gets into a page
+orders.py                        what became of the orders that bore a fault
+picture.py                       the templates, and the ticks of an axis
 """

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final
 
-from markupsafe import Markup
-
 from onceward_proof.moments import PROVIDER
-from onceward_proof.pages.picture import render_picture, ticks
+from onceward_proof.pages.picture import ticks
 from onceward_proof.pages.story import Course, Step, Story
 
 WIDTH: Final = 400.0
@@ -21,14 +19,13 @@ SPANS_BEFORE: Final = 0.06
 WAIT_SPANS_MIN: Final = 0.12  # a shorter wait has no room for its seconds
 
 
-def draw_lanes(story: Story, title: str) -> Markup:
+def lanes_of(story: Story) -> list[Lanes]:
     """Both variants on the same scale of time."""
-    courses = [course for course in story.courses if course.steps]
-    lanes = [Lanes(course) for course in courses]
+    lanes = [Lanes(course) for course in story.courses if course.steps]
     span = max((each.end - each.begin for each in lanes), default=0.0) or 1.0
     for each in lanes:
         each.span = span
-    return render_picture("lanes", title, lanes)
+    return lanes
 
 
 class Lanes:
@@ -42,8 +39,8 @@ class Lanes:
         self.course = course
         self.span = 1.0
         self.holds = [hold for hold in course.holds if hold.message_type == "order.placed"]
-        self.begin = min((hold.begin for hold in self.holds), default=course.steps[0].seconds)
-        self.end = max((hold.end for hold in self.holds), default=course.steps[-1].seconds)
+        self.begin = min((hold.begin for hold in self.holds), default=course.steps[0].moment.seconds)
+        self.end = max((hold.end for hold in self.holds), default=course.steps[-1].moment.seconds)
         names = [*dict.fromkeys(hold.worker for hold in self.holds), PROVIDER]
         self.lanes = {name: FIRST_LANE + LANE_HEIGHT * number for number, name in enumerate(names)}
         self.left, self.width = NAMES_WIDTH, WIDTH

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from onceward import __version__
+from onceward_proof.moments import words
 from onceward_proof.pages.legs import anchor, read_sections
 from onceward_proof.pages.picture import environment
 
@@ -13,7 +14,7 @@ from onceward_proof.pages.picture import environment
 def render_template(template: str, **content: Any) -> str:
     """The text of a page: this content, the legs of the write-up, the version, the time."""
     templates = environment()
-    templates.filters |= {"money": money, "breakable": breakable, "anchor": anchor}
+    templates.filters |= {"money": money, "breakable": breakable, "anchor": anchor, "words": words}
     made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     return templates.get_template(template).render(**content, legs=read_sections(), made=made, version=__version__)
 

@@ -1,33 +1,26 @@
-"""How a picture gets into a page: from templates/pictures.html, with the numbers of Python.
+"""The templates. Sentences, tables and pictures are theirs; Python brings the numbers.
 
-Each picture is drawn once and scales with the page. Its colours are the page's own variables, so that light, dark and print
-all work.
+A picture scales with its page. Its colours are the page's own variables, so that light, dark and print all work.
 """
 
 from __future__ import annotations
 
 from math import ceil
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 
 def environment() -> Environment:
     """The templates, with every value escaped and every unknown name an error."""
-    return Environment(
+    templates = Environment(
         loader=PackageLoader("onceward_proof.pages", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def render_picture(macro: str, label: str, *content: Any) -> Markup:
-    """A picture of templates/pictures.html; `label` says it to those who cannot see it."""
-    module: Any = environment().get_template("pictures.html").module
-    return Markup(getattr(module, macro)(label, *content))  # noqa: S704 - the template escapes what it is given
+    templates.globals["ticks"] = ticks
+    return templates
 
 
 def ticks(least: float, most: float, count: int) -> list[float]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from markupsafe import Markup
 
-from onceward_proof.pages.picture import render_picture
+from onceward_proof.pages.picture import environment
 
 _PARTICIPANT: Final = re.compile(r"participant (?P<alias>\w+) as (?P<name>.+)")
 _ARROW: Final = re.compile(r"(?P<source>\w+)(?P<line>--?)(?P<end>>>|x)(?P<target>\w+): (?P<text>.+)")
@@ -70,15 +70,5 @@ def parse(text: str) -> Diagram:
 
 def draw_sequence(diagram: Diagram) -> Markup:
     """Participants side by side, time downwards; what is lost ends in a cross."""
-    return render_picture("sequence", describe(diagram), diagram, list(diagram.names))
-
-
-def describe(diagram: Diagram) -> str:
-    """The diagram in words, for those who cannot see it."""
-    names = diagram.names
-    return "; ".join(
-        f"{names[line.source]}: {line.text}"
-        if line.alone
-        else f"{names[line.source]} to {names[line.target]}: {line.text}{' (never arrives)' if line.lost else ''}"
-        for line in diagram.lines
-    )
+    pictures: Any = environment().get_template("pictures.html").module
+    return Markup(pictures.sequence(diagram, list(diagram.names)))  # noqa: S704 - the template escapes what it is given

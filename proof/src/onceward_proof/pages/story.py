@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from onceward_proof.moments import ACKED, FAULTS, Kind, Moment, words
-from onceward_proof.outcome import is_kill
+from onceward_proof.faults import is_kill
+from onceward_proof.moments import ACKED, FAULTS, Kind, Moment
 from onceward_proof.run import Result
 from onceward_proof.schedule import Schedule
 
@@ -19,7 +18,11 @@ Ending = Literal["acked", "back", "killed", "loose"]
 CLASSIC: Final = ("slow-charge", "kill-after-charge")  # the incidents that everybody has had, in this order
 _RANKS: Final = {"hardened": 0, "naive": 1}  # whose double charge is shown before all others, and what is set beside it
 LONG_SECONDS: Final = 1.0  # one message held for so long is worth a word
-_KEPT: Final = frozenset({Kind.REPLAYED, Kind.DUPLICATE, Kind.IN_FLIGHT, Kind.EXTENDED})
+_MEANINGS: Final[dict[Kind, Meaning]] = {
+    **dict.fromkeys(FAULTS, "fault"),
+    **dict.fromkeys((Kind.REPLAYED, Kind.DUPLICATE, Kind.IN_FLIGHT, Kind.EXTENDED), "kept"),
+    Kind.GIVEN_BACK: "back",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +32,6 @@ class Step:
     moment: Moment
     meaning: Meaning
     note: str = ""
-
-    @property
-    def seconds(self) -> float:
-        return self.moment.seconds
-
-    @property
-    def words(self) -> str:
-        return words(self.moment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +62,6 @@ class Course:
         return sum(hold.message_type == "order.placed" for hold in self.holds)
 
     @property
-    def loose_ends(self) -> int:
-        return sum(hold.ending == "loose" for hold in self.holds)
-
-    @property
     def outcome(self) -> str:
         """One sentence: how often it was charged, and how often it was delivered."""
         if not self.steps:
@@ -84,17 +75,16 @@ class Course:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """The order that is shown: in the variant that charged it twice, and beside it in another."""
+    """The order that is shown: first in the variant that charged it twice, and beside it in another, if there is one."""
 
     order: str
     amount: int
     faults: tuple[str, ...]
-    doubled: Course
-    beside: Course | None
+    courses: tuple[Course, ...]
 
     @property
-    def courses(self) -> tuple[Course, ...]:
-        return (self.doubled, *([self.beside] if self.beside else []))
+    def doubled(self) -> Course:
+        return self.courses[0]
 
 
 def _times(count: int, what: str, never: str) -> str:
@@ -108,34 +98,26 @@ def choose_story(schedule: Schedule, results: Sequence[Result]) -> Story | None:
 
     A double charge of `hardened` comes before all others: that is what its reader must look at.
     """
-    pair = _pair(results)
-    if pair is None:
+    ranked = sorted(results, key=lambda result: _RANKS.get(result.variant, len(_RANKS)))
+    doubled = next((result for result in ranked if result.verdict.double_charged), None)
+    if doubled is None:
         return None
-    doubled, beside = pair
+    beside = next((other for other in ranked if other is not doubled), None)
+    shown = [doubled] if beside is None else [doubled, beside]
     amounts = {order.id: order.amount for order in schedule.orders}
-    faults = faults_by_order(schedule)
+    faults = schedule.faults_by_order()
     stories = [
         Story(
             order=order,
             amount=amounts.get(order, 0),
             faults=faults.get(order, ()),
-            doubled=follow(doubled, order),
-            beside=follow(beside, order) if beside is not None else None,
+            courses=tuple(follow(result, order) for result in shown),
         )
         for order in doubled.verdict.double_charged
     ]
     seen = [story for story in stories if len(story.doubled.charges) > 1]
-    clean = [story for story in seen if beside is None or story.order not in harmed(beside)]
+    clean = [story for story in seen if beside is None or story.order not in beside.verdict.harmed]
     return min(clean or seen, key=_rank, default=None)
-
-
-def _pair(results: Sequence[Result]) -> tuple[Result, Result | None] | None:
-    """The variant whose double charge is shown, and the one to set beside it."""
-    ranked = sorted(results, key=lambda result: _RANKS.get(result.variant, len(_RANKS)))
-    for result in ranked:
-        if result.verdict.double_charged:
-            return result, next((other for other in ranked if other is not result), None)
-    return None
 
 
 def _rank(story: Story) -> tuple[int | float | str, ...]:
@@ -145,26 +127,13 @@ def _rank(story: Story) -> tuple[int | float | str, ...]:
     return (
         len(story.faults) != 1,
         sum(any(step.moment.fault not in {*story.faults, ""} for step in course.steps) for course in story.courses),
-        sum(course.loose_ends for course in story.courses) > 0,
+        any(hold.ending == "loose" for course in story.courses for hold in course.holds),
         CLASSIC.index(fault) if fault in CLASSIC else len(CLASSIC),
         len(story.doubled.charges),
         not any(step.meaning == "kept" for step in story.courses[-1].steps),
         sum(len(course.steps) for course in story.courses),
         story.order,
     )
-
-
-def faults_by_order(schedule: Schedule) -> Mapping[str, tuple[str, ...]]:
-    faults: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
-    for entry in schedule.aimed:
-        faults[entry.order] += (entry.fault,)
-    return faults
-
-
-def harmed(result: Result) -> frozenset[str]:
-    """Every order that this variant doubled, lost or booked wrongly."""
-    verdict = result.verdict
-    return frozenset({*verdict.double_charged, *verdict.lost, *verdict.doubled_writes, *verdict.wrong_charge})
 
 
 def follow(result: Result, order: str) -> Course:
@@ -185,16 +154,11 @@ def _steps(moments: Sequence[Moment], *, booked_twice: bool) -> Iterator[Step]:
         if moment.kind is Kind.CHARGED:
             note = "" if charges == 1 else f"charge number {charges} for one order"
             yield Step(moment, "charge" if charges == 1 else "second", note)
-        elif moment.kind in FAULTS:
-            yield Step(moment, "fault")
-        elif moment.kind in _KEPT:
-            yield Step(moment, "kept", "the same idempotency key: no new charge" if moment.kind is Kind.REPLAYED else "")
-        elif moment.kind is Kind.GIVEN_BACK:
-            yield Step(moment, "back")
         elif booked and bookings > 1 and booked_twice:
             yield Step(moment, "again", "the money is booked once more")
         else:
-            yield Step(moment, "plain")
+            note = "the same idempotency key: no new charge" if moment.kind is Kind.REPLAYED else ""
+            yield Step(moment, _MEANINGS.get(moment.kind, "plain"), note)
 
 
 def _holds(moments: Sequence[Moment]) -> list[Hold]:

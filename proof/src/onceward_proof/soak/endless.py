@@ -10,12 +10,13 @@ import asyncio
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
+from onceward.testing.postgres import Cluster
 from onceward_proof.control import Controller, LiveWorker
-from onceward_proof.faults import KILL_RANDOM, ServerFault
-from onceward_proof.schedule import Schedule, Timed, aim
+from onceward_proof.faults import BY_NAME, ServerFault
+from onceward_proof.schedule import Schedule, Timed, aim, random_kill
 from onceward_proof.workers.reports import Reply
 from onceward_proof.workers.setting import Role
 from onceward_proof.workload import Order
@@ -42,10 +43,7 @@ def make_batch(seed: int, number: int) -> Schedule:
     rng = random.Random(f"soak {seed} {number}")
     orders = tuple(Order(f"S{number:05d}-{n:03d}", rng.randrange(500, 50_000)) for n in range(BATCH))
     first = number * BATCH + 1
-    timed = [
-        Timed(KILL_RANDOM, first + rng.randrange(BATCH), rng.randrange(1000), round(rng.uniform(0, 30), 2))
-        for _ in range(RANDOM_KILLS)
-    ]
+    timed = [random_kill(first + rng.randrange(BATCH), rng) for _ in range(RANDOM_KILLS)]
     server = SERVERS.get(number % SERVERS_EVERY)
     if server is not None:
         timed.append(Timed(server, first + rng.randrange(BATCH)))
@@ -57,7 +55,7 @@ class EndlessController(Controller):
     """Gives orders to the producers as they fall due, and arms their faults before."""
 
     def __init__(
-        self, seed: int, rate: float, process_counts: Mapping[Role, int], servers: Mapping[ServerFault, Callable[[], None]]
+        self, seed: int, rate: float, process_counts: Mapping[Role, int], servers: Mapping[ServerFault, Cluster]
     ) -> None:
         super().__init__(Schedule(seed, "pgmq", (), (), ()), {**process_counts, "producer": PRODUCERS}, servers)
         self.ordered: dict[str, int] = {}
@@ -69,8 +67,7 @@ class EndlessController(Controller):
         self._seed = seed
         self._rate = rate
         self._supply: deque[Order] = deque()
-        self._aimed: dict[str, list[str]] = {}
-        self._held: frozenset[str] = frozenset()
+        self._aimed: dict[str, tuple[str, ...]] = {}
         self._batches = 0
         self._unplaced: dict[int, dict[str, Order]] = {slot: {} for slot in range(PRODUCERS)}
         self._done: set[int] = set()
@@ -102,9 +99,6 @@ class EndlessController(Controller):
         self._under_way -= set(orders)
         for order in orders:
             self.given_at.pop(order, None)
-
-    def kept(self) -> int:
-        return super().kept() + len(self.given_at) + len(self._under_way)
 
     def order_placed(self, producer: LiveWorker, order: str) -> None:
         self._unplaced[producer.slot].pop(order, None)
@@ -156,15 +150,14 @@ class EndlessController(Controller):
             orders[order.id] = order
             self.ordered[order.id] = order.amount
             self.given_at[order.id] = now
-            self.planned.update(self._aimed.pop(order.id, ()))
-            (self.predicted if order.id in self._held else self._under_way).add(order.id)
+            faults = self._aimed.pop(order.id, ())
+            self.planned.update(faults)
+            (self.predicted if any(BY_NAME[fault].held for fault in faults) else self._under_way).add(order.id)
         return orders
 
     def _next_batch(self) -> None:
         batch = make_batch(self._seed, self._batches)
         self._batches += 1
         self._supply.extend(batch.orders)
-        self._held = batch.predicted_parked()
+        self._aimed = batch.faults_by_order()
         self.arm(batch)
-        for entry in batch.aimed:
-            self._aimed.setdefault(entry.order, []).append(entry.fault)

@@ -32,14 +32,10 @@ FIGURES: Final[tuple[Figure[Soak], ...]] = (
 
 
 def figure_rows(soak: Soak) -> list[Row]:
-    return [figure.row([soak]) for figure in FIGURES]
+    return [figure.row([figure.read(soak)]) for figure in FIGURES]
 
 
 def finding_rows(soak: Soak) -> list[Row]:
     """Of everything that was measured: its first and last level, and whether it grew."""
-    return [_finding_row(Finding.from_json(each)) for each in soak["drift"]]
-
-
-def _finding_row(finding: Finding) -> Row:
-    values = values_in_words(finding)
-    return Row(finding.kind.title, (Cell(f"{values} (grows)", "bad") if finding.drifts else Cell(values),))
+    findings = [(finding, values_in_words(finding)) for finding in (Finding(**each) for each in soak["drift"])]
+    return [Row(f.kind.title, (Cell(f"{values} (grows)", "bad") if f.drifts else Cell(values),)) for f, values in findings]

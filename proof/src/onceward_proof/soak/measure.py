@@ -7,11 +7,11 @@ duplicate can come back to it): there, growth per order is judged. Everything el
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
-from typing import Any, Final
+from typing import Final, Literal
 
 import psutil  # type: ignore[import-untyped]
 import psycopg
@@ -50,13 +50,20 @@ class Kind:
     allowed: float
     share: float = 0.25
     per_order: bool = False
+    unit: Literal["MB", ""] = "MB"
+
+    def scaled(self, value: float) -> float:
+        return value / MEGABYTE if self.unit else value
+
+    def show(self, value: float) -> str:
+        return f"{self.scaled(value):,.1f} {self.unit}" if self.unit else f"{value:,.0f}"
 
 
 KINDS: Final = (
     Kind("nursery_bytes", "memory of the supervisor (starts the workers)", 10 * MEGABYTE),
     Kind("worker_bytes", "memory of a worker, on average", 15 * MEGABYTE),
     Kind("provider_bytes", "memory of the provider", 20 * MEGABYTE),
-    Kind("connections", "connections to both servers", 12),
+    Kind("connections", "connections to both servers", 12, unit=""),
     Kind("waiting_bytes", "outbox and queues on disk", 40 * MEGABYTE, share=1.0),
     Kind("table_bytes", "inbox, intents, orders, accounts on disk", 0, per_order=True),
     Kind("wal_bytes", "WAL of both servers", WAL_BYTES_MAX),
@@ -131,21 +138,15 @@ _QUEUE: Final = _SIZES.format(tables="false", waiting="n.nspname = 'pgmq'").enco
 class Finding:
     """The judgement of one kind: first and last level (or bytes per order), and whether it drifts."""
 
-    kind: Kind
+    name: str  # of the kind
+    per_order: bool
     first: float
     last: float
     drifts: bool
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.kind.name, "per_order": self.kind.per_order, "first": round(self.first, 1),
-            "last": round(self.last, 1), "drifts": self.drifts,
-        }  # fmt: skip
-
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Finding:
-        kind = next(kind for kind in KINDS if kind.name == found["name"])
-        return cls(kind, found["first"], found["last"], found["drifts"])
+    @property
+    def kind(self) -> Kind:
+        return next(kind for kind in KINDS if kind.name == self.name)
 
 
 def judge(samples: Sequence[Sample]) -> list[Finding]:
@@ -159,7 +160,7 @@ def _judge(kind: Kind, samples: Sequence[Sample]) -> Finding | None:
     if kind.per_order:
         return _slopes(kind, [(sample.orders, value) for sample, value in zip(samples, values, strict=True)])
     if kind.name == "wal_bytes":
-        return Finding(kind, values[0], max(values), max(values) > WAL_BYTES_MAX) if values else None
+        return _finding(kind, values[0], max(values), drifts=max(values) > WAL_BYTES_MAX) if values else None
     return level(kind, [(sample.seconds, value) for sample, value in zip(samples, values, strict=True)])
 
 
@@ -179,7 +180,8 @@ def level(kind: Kind, points: Sequence[tuple[float, float]]) -> Finding | None:
     levels = [median(values[:third]), median(values[third : 2 * third]), median(values[2 * third :])]
     rises = all(after > before for before, after in pairwise(levels))
     growth = levels[2] - levels[0]
-    return Finding(kind, levels[0], levels[2], rises and growth > max(kind.allowed, kind.share * levels[0]))
+    drifts = rises and growth > max(kind.allowed, kind.share * levels[0])
+    return _finding(kind, levels[0], levels[2], drifts=drifts)
 
 
 def _slopes(kind: Kind, points: Sequence[tuple[float, float]]) -> Finding | None:
@@ -191,7 +193,11 @@ def _slopes(kind: Kind, points: Sequence[tuple[float, float]]) -> Finding | None
         return None
     half = len(points) // 2
     first, last = slope(points[:half]), slope(points[half:])
-    return Finding(kind, first, last, last > SLOPE_FACTOR_MAX * max(first, 0) + SLOPE_BYTES_MIN)
+    return _finding(kind, first, last, drifts=last > SLOPE_FACTOR_MAX * max(first, 0) + SLOPE_BYTES_MIN)
+
+
+def _finding(kind: Kind, first: float, last: float, *, drifts: bool) -> Finding:
+    return Finding(kind.name, kind.per_order, round(first, 1), round(last, 1), drifts)
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
@@ -202,21 +208,8 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
     return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0
 
 
-def in_words(finding: Finding) -> str:
-    """One line for people."""
-    return f"{finding.kind.title}: {values_in_words(finding)}"
-
-
 def values_in_words(finding: Finding) -> str:
     if finding.kind.per_order:
         return f"{finding.first:,.0f} bytes per order, then {finding.last:,.0f}"
-    unit: Callable[[float], str] = plain if finding.kind.name == "connections" else megabytes
-    return f"{unit(finding.first)}, {'at most' if finding.kind.name == 'wal_bytes' else 'then'} {unit(finding.last)}"
-
-
-def megabytes(value: float) -> str:
-    return f"{value / MEGABYTE:,.1f} MB"
-
-
-def plain(value: float) -> str:
-    return f"{value:,.0f}"
+    show = finding.kind.show
+    return f"{show(finding.first)}, {'at most' if finding.kind.name == 'wal_bytes' else 'then'} {show(finding.last)}"

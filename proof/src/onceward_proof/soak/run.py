@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import signal
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import psycopg
@@ -24,7 +23,7 @@ from onceward_proof.clusters import Clusters, start_clusters
 from onceward_proof.control import Counts
 from onceward_proof.lines import print_beside, print_verdict, some_of
 from onceward_proof.options import ProveOptions
-from onceward_proof.processes import Processes
+from onceward_proof.processes import Processes, Subject
 from onceward_proof.report import write_files
 from onceward_proof.soak import measure
 from onceward_proof.soak.endless import EndlessController
@@ -42,6 +41,9 @@ SAMPLE_SECONDS_MIN: Final = 1.0
 STALLED_SECONDS: Final = 30.0
 
 
+_NOTHING: Final = checker.judge(checker.Evidence({}, (), {}, {}, frozenset()))
+
+
 @dataclass(slots=True)
 class Soaked:
     """What a soak came to."""
@@ -54,7 +56,7 @@ class Soaked:
     interrupted: bool = False
     finished: bool = False  # went quiet by itself at the end
     counts: Counts = field(default_factory=Counts)
-    verdict: checker.Verdict | None = None
+    verdict: checker.Verdict = _NOTHING
     predicted: frozenset[str] = frozenset()
     doubled: frozenset[str] = frozenset()
     lost: frozenset[str] = frozenset()
@@ -64,41 +66,38 @@ class Soaked:
 
     def why_failed(self) -> list[str]:
         """Every reason, in a sentence; none when it held."""
-        reasons = [f"{len(names)} orders {what} ({some_of(names)})" for names, what in self._harms() if names]
-        if self.verdict is not None and len(set(self.verdict.money.values())) > 1:
-            reasons.append(f"the sums differ: {dict(self.verdict.money)}")
-        if not self.finished:
-            reasons.append(f"no progress for {STALLED_SECONDS:.0f} s at the end")
-        reasons += [f"grows without bound: {measure.in_words(f)}" for f in self.findings if f.drifts]
-        return reasons
-
-    def _harms(self) -> list[tuple[frozenset[str], str]]:
-        parked = frozenset(self.verdict.parked) if self.verdict else frozenset()
-        return [
+        parked = frozenset(self.verdict.parked)
+        harms = (
             (self.doubled, "were charged or booked twice"),
             (self.lost, "were lost"),
             (parked - self.predicted, "are parked, and were not predicted to be"),
             (self.predicted - parked, "were predicted to be parked, and are not"),
-        ]
+        )
+        reasons = [f"{len(names)} orders {what} ({some_of(names)})" for names, what in harms if names]
+        if len(set(self.verdict.money.values())) > 1:
+            reasons.append(f"the sums differ: {dict(self.verdict.money)}")
+        if not self.finished:
+            reasons.append(f"no progress for {STALLED_SECONDS:.0f} s at the end")
+        reasons += [f"grows without bound: {f.kind.title}: {measure.values_in_words(f)}" for f in self.findings if f.drifts]
+        return reasons
 
     def to_json(self) -> dict[str, Any]:
-        reasons, seconds = self.why_failed(), max(self.seconds, 0.001)
-        verdict = self.verdict
+        reasons, seconds, verdict = self.why_failed(), max(self.seconds, 0.001), self.verdict
         return {
             "soak": {
                 "seed": self.seed, "asked_seconds": self.asked_seconds, "seconds": round(self.seconds, 1),
                 "all_seconds": round(self.all_seconds, 1),
-                "interrupted": self.interrupted, "orders": verdict.orders if verdict else 0,
-                "orders_per_second": round((verdict.orders if verdict else 0) / seconds, 2), "kills": self.counts.kills,
+                "interrupted": self.interrupted, "orders": verdict.orders,
+                "orders_per_second": round(verdict.orders / seconds, 2), "kills": self.counts.kills,
                 "kills_per_second": round(self.counts.kills / max(self.all_seconds, seconds), 2),
-                "charges": verdict.charges if verdict else 0,
+                "charges": verdict.charges,
                 "doubled": len(self.doubled), "lost": len(self.lost),
-                "parked": len(verdict.parked) if verdict else 0, "predicted_parked": len(self.predicted),
+                "parked": len(verdict.parked), "predicted_parked": len(self.predicted),
                 "deliveries": self.counts.deliveries, "redeliveries": self.counts.redeliveries,
                 "faults": {name: {"planned": self.planned.get(name, 0), "fired": fired}
                            for name, fired in sorted(self.counts.fired.items())},
-                "money": dict(verdict.money) if verdict else {},
-                "drift": [finding.to_json() for finding in self.findings],
+                "money": dict(verdict.money),
+                "drift": [asdict(finding) for finding in self.findings],
                 "samples": [sample.to_json() for sample in self.samples],
             },
             "reasons": reasons,
@@ -111,7 +110,7 @@ def prove_soak(options: ProveOptions, seconds: float) -> int:
     console = Console()
     for name in ("onceward", "psycopg.pool"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
+    seed = options.chosen_seed()
     console.print(
         f"seed {seed}: {options.rate:g} orders/s for {seconds:g} s; Ctrl-C ends it with a report", highlight=False
     )
@@ -131,7 +130,7 @@ class _Soak:
         self._console = console
         self._soaked = Soaked(seed, seconds, rate)
         self._controller = EndlessController(seed, rate, PROCESS_COUNTS["hardened"], clusters.servers())
-        self._processes = Processes(clusters, self._controller, "hardened")
+        self._processes = Processes(clusters, self._controller, Subject(name="hardened", variant="hardened"))
         self._stop = asyncio.Event()
         self._missing: frozenset[str] = frozenset()
         self._look: Look | None = None
@@ -218,12 +217,8 @@ class _Soak:
             begin = time.monotonic()
             old = frozenset(order for order, at in self._controller.given_at.items() if at < begin - OLD_SECONDS)
             ordered = dict(self._controller.ordered)
-            processes = self._processes
             with suppress(psycopg.Error):
-                found = await asyncio.to_thread(
-                    look, ordered, old, processes.ledger, processes.database, processes.queue_database
-                )
-                self._judge(found)
+                self._judge(await asyncio.to_thread(look, self._processes, ordered, old))
             pause = max(LOOK_SECONDS, LOOK_SHARE * (time.monotonic() - begin))
 
     def _judge(self, found: Look) -> None:
@@ -254,6 +249,4 @@ def _print(console: Console, soaked: Soaked) -> None:
     console.print(to_terminal("", ["", f"{soaked.seconds:,.0f} s"], [*figure_rows(soak), *finding_rows(soak)]))
     word, style = ("BROKEN", "red") if reasons else ("HELD", "green")
     early = "; ended early" if soaked.interrupted else ""
-    print_verdict(console, word, style, f"{soak['doubled']} doubled, {soak['lost']} lost{early}")
-    for reason in reasons:
-        print_beside(console, "  - ", reason)
+    print_verdict(console, word, style, f"{soak['doubled']} doubled, {soak['lost']} lost{early}", reasons)

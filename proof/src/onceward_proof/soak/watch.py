@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
 from typing import Final
 
-import psycopg
-from psycopg import sql
-
 from onceward_proof import checker
-from onceward_proof.workers.setting import QUEUES
+from onceward_proof.clusters import on_its_way
+from onceward_proof.processes import Processes
 
 OLD_SECONDS: Final = 45.0  # an order with three faults, each of which costs it a lease, is finished by then
 
@@ -30,32 +28,22 @@ class Look:
     finished: frozenset[str]  # old, and nothing is wrong with it or still to come
 
 
-def look(ordered: Mapping[str, int], old: frozenset[str], ledger: Path, database: str, queue_database: str) -> Look:
+def look(processes: Processes, ordered: Mapping[str, int], old: frozenset[str]) -> Look:
     """Count now. Raises `psycopg.Error` while a server is down.
 
     `ordered`: a copy of what was ordered so far; `old`: those of it that should be finished.
     """
     # What is on its way is read first: an order that moves on meanwhile is then found where it arrives.
-    on_its_way = _on_its_way(database, queue_database)
-    evidence = checker.gather(ordered, ledger, database)
+    waiting = frozenset(chain.from_iterable(on_its_way(processes.database, processes.queue_database).values()))
+    evidence = checker.gather(ordered, processes.ledger, processes.database)
     verdict = checker.judge(evidence)
     phantoms = {order for charge, order, _ in evidence.charges if charge in set(verdict.phantom)} & old
     doubled = frozenset({*verdict.double_charged, *verdict.doubled_writes} & set(ordered)) | phantoms
-    unfinished = {*verdict.lost, *verdict.wrong_charge} & old
+    unfinished = frozenset({*verdict.lost, *verdict.wrong_charge}) & old
     return Look(
         charges=verdict.charges,
         doubled=doubled,
-        missing=frozenset(unfinished - on_its_way),
-        late=len(unfinished & on_its_way),
-        finished=old - unfinished - doubled - on_its_way,
+        missing=unfinished - waiting,
+        late=len(unfinished & waiting),
+        finished=old - unfinished - doubled - waiting,
     )
-
-
-def _on_its_way(database: str, queue_database: str) -> frozenset[str]:
-    with psycopg.connect(database, autocommit=True, connect_timeout=2) as conn:
-        found = {row[0] for row in conn.execute("SELECT aggregateid FROM onceward.outbox")}
-    with psycopg.connect(queue_database, autocommit=True, connect_timeout=2) as conn:
-        for queue in QUEUES.values():
-            statement = sql.SQL("SELECT headers->>'subject' FROM {}").format(sql.Identifier("pgmq", f"q_{queue}"))
-            found |= {row[0] for row in conn.execute(statement)}
-    return frozenset(found)
