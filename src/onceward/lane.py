@@ -62,7 +62,7 @@ class Lane:
         while True:
             state, command = p.step(state, event)
             # A stop ends a lane between two batches, never within one: what the sink confirmed must be deleted.
-            if self._runtime.stopping.is_set() and isinstance(command, p.Take | p.Sleep):
+            if self._runtime.stopping.is_set() and isinstance(command, p.LockBatch | p.Sleep):
                 return
             if isinstance(command, p.Sleep):
                 if self._runtime.until_empty and not command.failures:
@@ -70,7 +70,7 @@ class Lane:
                 self._sleep(command, nudges_seen)
                 event = p.Woken()
                 continue
-            if isinstance(command, p.Take):
+            if isinstance(command, p.LockBatch):
                 # Before the outbox is looked at: a nudge for a row that this look misses must wake the sleep after it.
                 nudges_seen = self._runtime.nudges.count
             event = self._perform(command)
@@ -87,21 +87,21 @@ class Lane:
         # Nudges do not shorten this pause: new rows make neither the database nor the sink answer.
         self._runtime.nudges.wait(seconds, None, self._runtime.stopping)
 
-    def _perform(self, command: p.Take | p.Publish | p.SettleRows) -> p.Event:
+    def _perform(self, command: p.LockBatch | p.Publish | p.CommitBatch) -> p.Event:
         try:
             match command:
-                case p.Take():
+                case p.LockBatch():
                     return self._lock(command)
                 case p.Publish():
                     return self._publish(command)
-                case p.SettleRows():
-                    return self._settle(command)
+                case p.CommitBatch():
+                    return self._commit(command)
         except psycopg.Error as error:
             self._failure = f"the relay lost the database, and with it the locks on its rows: {one_line(error)}"
             self._close()
             return p.DatabaseLost()
 
-    def _lock(self, command: p.Take) -> p.Event:
+    def _lock(self, command: p.LockBatch) -> p.Event:
         conn = self._open()
         self._runtime.check_numbering(conn)
         self._batch = OutboxBatch(conn, self._runtime.database.statements)
@@ -113,7 +113,7 @@ class Lane:
         if not rows:
             self._close()
         self._emit("relay.taken", rows)
-        return p.Taken(
+        return p.BatchLocked(
             tuple(p.OutboxRow(row["position"], row["aggregateid"], row["attempts"], row["payload_bytes"]) for row in rows)
         )
 
@@ -143,7 +143,7 @@ class Lane:
         late = now - batch.locked_at > self._runtime.batch_seconds
         return p.Published(tuple(errors), now - started_at, late=late)
 
-    def _settle(self, command: p.SettleRows) -> p.Event:
+    def _commit(self, command: p.CommitBatch) -> p.Event:
         """What is confirmed is deleted, what failed waits, and the rest is free.
 
         Crash before COMMIT: everything is there as before, and is sent again under the same ids.
@@ -155,7 +155,7 @@ class Lane:
         batch.commit()
         self._emit("relay.deleted", [batch.rows[position] for position in command.confirmed])
         self._emit("relay.postponed", [batch.rows[row.position] for row, _ in command.failed])
-        return p.RowsSettled()
+        return p.BatchCommitted()
 
     def _postpone(self, batch: OutboxBatch, row: p.OutboxRow, error: str) -> None:
         attempts = row.attempts + 1
@@ -170,7 +170,7 @@ class Lane:
 
     def _locked(self) -> OutboxBatch:
         if self._batch is None:
-            raise AssertionError("the protocol publishes and settles only what is locked")
+            raise AssertionError("the protocol publishes and commits only what is locked")
         return self._batch
 
     def _open(self) -> Connection[Any]:

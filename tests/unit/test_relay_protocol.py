@@ -12,20 +12,20 @@ from onceward.protocol import relay as d
 from onceward.protocol.relay import (
     CHUNK_BYTES_MAX,
     CHUNK_SECONDS,
+    BatchCommitted,
+    BatchLocked,
+    CommitBatch,
     DatabaseLost,
     Event,
+    LockBatch,
     OutboxRow,
     Place,
     Publish,
     Published,
-    RowsSettled,
-    SettleRows,
     SinkLost,
     Sleep,
     State,
     Stopped,
-    Take,
-    Taken,
     Woken,
     step,
 )
@@ -41,19 +41,19 @@ def _publishing(**changes: object) -> State:
 @pytest.mark.parametrize(
     ("state", "event", "after", "command"),
     [
-        (State(), Woken(), Place.TAKING, Take()),
-        (State(at=Place.TAKING), Taken(()), Place.IDLE, Sleep(0)),
-        (State(at=Place.TAKING), Taken(ROWS), Place.PUBLISHING, Publish(ROWS[:1])),
-        (State(at=Place.TAKING, reach=4), Taken(ROWS), Place.PUBLISHING, Publish(ROWS)),
-        (_publishing(), Published((None, None, None)), Place.SETTLING, SettleRows((1, 2, 3), ())),
-        (_publishing(), Published(("no", None, None)), Place.SETTLING, SettleRows((2,), ((ROWS[0], "no"),))),
-        (_publishing(), Published((None, "no", None)), Place.SETTLING, SettleRows((1, 3), ((ROWS[1], "no"),))),
+        (State(), Woken(), Place.LOCKING, LockBatch()),
+        (State(at=Place.LOCKING), BatchLocked(()), Place.IDLE, Sleep(0)),
+        (State(at=Place.LOCKING), BatchLocked(ROWS), Place.PUBLISHING, Publish(ROWS[:1])),
+        (State(at=Place.LOCKING, reach=4), BatchLocked(ROWS), Place.PUBLISHING, Publish(ROWS)),
+        (_publishing(), Published((None, None, None)), Place.COMMITTING, CommitBatch((1, 2, 3), ())),
+        (_publishing(), Published(("no", None, None)), Place.COMMITTING, CommitBatch((2,), ((ROWS[0], "no"),))),
+        (_publishing(), Published((None, "no", None)), Place.COMMITTING, CommitBatch((1, 3), ((ROWS[1], "no"),))),
         (_publishing(chunk=1), Published((None,)), Place.PUBLISHING, Publish(ROWS[1:])),
         (_publishing(chunk=1), Published(("no",)), Place.PUBLISHING, Publish(ROWS[1:2])),
-        (_publishing(chunk=1), Published((None,), late=True), Place.SETTLING, SettleRows((1,), ())),
-        (_publishing(chunk=1, confirmed=(9,)), Stopped(), Place.SETTLING, SettleRows((9,), ())),
-        (_publishing(confirmed=(9,)), SinkLost("cut"), Place.SETTLING, SettleRows((9,), ())),
-        (State(at=Place.SETTLING, rows=ROWS), RowsSettled(), Place.TAKING, Take()),
+        (_publishing(chunk=1), Published((None,), late=True), Place.COMMITTING, CommitBatch((1,), ())),
+        (_publishing(chunk=1, confirmed=(9,)), Stopped(), Place.COMMITTING, CommitBatch((9,), ())),
+        (_publishing(confirmed=(9,)), SinkLost("cut"), Place.COMMITTING, CommitBatch((9,), ())),
+        (State(at=Place.COMMITTING, rows=ROWS), BatchCommitted(), Place.LOCKING, LockBatch()),
     ],
 )
 def test_the_table(state: State, event: Event, after: Place, command: d.Command) -> None:
@@ -61,7 +61,7 @@ def test_the_table(state: State, event: Event, after: Place, command: d.Command)
     assert (next_state.at, next_command) == (after, command)
 
 
-@pytest.mark.parametrize("at", [Place.TAKING, Place.PUBLISHING, Place.SETTLING])
+@pytest.mark.parametrize("at", [Place.LOCKING, Place.PUBLISHING, Place.COMMITTING])
 def test_a_lost_database_deletes_nothing_and_waits_longer_each_time(at: Place) -> None:
     state, command = step(State(at=at, rows=ROWS, failures=2), DatabaseLost())
     assert (state, command) == (State(failures=3), Sleep(3))
@@ -71,7 +71,7 @@ def test_a_lost_database_deletes_nothing_and_waits_longer_each_time(at: Place) -
 def test_what_was_confirmed_before_the_sink_was_lost_is_deleted() -> None:
     state, _ = step(_publishing(chunk=1), Published((None,)))
     _, command = step(state, SinkLost("cut"))
-    assert command == SettleRows((1,), ())
+    assert command == CommitBatch((1,), ())
 
 
 def test_a_sink_that_is_away_is_asked_after_longer_and_longer_pauses_and_nothing_is_postponed() -> None:
@@ -143,7 +143,7 @@ def test_a_slow_sink_gets_fewer_rows_at_once_and_a_fast_one_more() -> None:
 def test_a_chunk_is_bounded_in_bytes_and_a_row_that_is_larger_goes_alone() -> None:
     sizes = [CHUNK_BYTES_MAX // 2, CHUNK_BYTES_MAX // 2, 1, CHUNK_BYTES_MAX * 9, 1]
     rows = tuple(OutboxRow(position, None, payload_bytes=size) for position, size in enumerate(sizes))
-    state, command = step(State(at=Place.TAKING, reach=100), Taken(rows))
+    state, command = step(State(at=Place.LOCKING, reach=100), BatchLocked(rows))
     chunks = []
     while isinstance(command, Publish):
         chunks.append([row.position for row in command.rows])
@@ -153,7 +153,7 @@ def test_a_chunk_is_bounded_in_bytes_and_a_row_that_is_larger_goes_alone() -> No
 
 def test_what_cannot_follow_is_refused() -> None:
     with pytest.raises(AssertionError, match="cannot follow"):
-        step(State(), RowsSettled())
+        step(State(), BatchCommitted())
 
 
 rows = st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.booleans()), min_size=1, max_size=8)
@@ -163,10 +163,10 @@ rows = st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.booleans()), min
 def test_no_row_is_deleted_behind_a_failed_one_of_its_key(batch: list[tuple[str | None, bool]], reach: int) -> None:
     taken = tuple(OutboxRow(position, key) for position, (key, _) in enumerate(batch))
     errors = [None if sent else "no" for _, sent in batch]
-    state, command = step(State(at=Place.TAKING, reach=reach), Taken(taken))
+    state, command = step(State(at=Place.LOCKING, reach=reach), BatchLocked(taken))
     while isinstance(command, Publish):
         state, command = step(state, Published(tuple(errors[row.position] for row in command.rows)))
-    assert isinstance(command, SettleRows)
+    assert isinstance(command, CommitBatch)
     failed = {row.position for row, _ in command.failed}
     for row in taken:
         before = [earlier.position for earlier in taken if earlier.key == row.key and earlier.position < row.position]
@@ -207,18 +207,18 @@ class Driven:
 
     def _perform(self, command: d.Command) -> Event:
         match command:
-            case Take(beside):
-                return Taken(tuple(self._takeable(beside))[: self._limit])
+            case LockBatch(beside):
+                return BatchLocked(tuple(self._takeable(beside))[: self._limit])
             case Publish(chunk):
                 positions = [row.position for row in chunk]
                 if self._lost(positions):
                     return SinkLost("cut")
                 return Published((None,) * len(chunk))
-            case SettleRows(confirmed, failed):
+            case CommitBatch(confirmed, failed):
                 self.sent += confirmed
                 self.postponed += [row.position for row, _ in failed]
                 self.waiting = [row for row in self.waiting if row.position not in confirmed]
-                return RowsSettled()
+                return BatchCommitted()
             case Sleep(failures):
                 self.pauses.append(failures)
         return Woken()

@@ -2,8 +2,8 @@
 
 `step(state, event)` is the next state and a command:
 
-    idle ─ Take ─▶ taking ─ Publish ─▶ publishing ─ SettleRows ─▶ settling ─▶ idle
-                                          └─ Publish ─┘  chunk by chunk
+    idle ─ LockBatch ─▶ locking ─ Publish ─▶ publishing ─ CommitBatch ─▶ committing ─▶ idle
+                                               └─ Publish ─┘  chunk by chunk
 
 What is deleted is what the sink confirmed, and nothing else. A row that could not be sent waits for its retry and, if it
 has a key, holds that key: no later row of the key counts as sent, even if the sink says so (sent twice is harmless,
@@ -42,7 +42,7 @@ class OutboxRow(NamedTuple):
     payload_bytes: int = 0
 
 
-class Take(Word):
+class LockBatch(Word):
     """Lock a batch of rows that are not at these positions."""
 
     beside: tuple[int, ...] = ()
@@ -54,7 +54,7 @@ class Publish(Word):
     rows: tuple[OutboxRow, ...]
 
 
-class SettleRows(Word):
+class CommitBatch(Word):
     """Delete the confirmed rows, postpone the failed ones, and commit.
 
     Rows that are in neither are free again, as they were.
@@ -77,7 +77,7 @@ class Woken(Word):
     """A nudge came, or it is time to poll."""
 
 
-class Taken(Word):
+class BatchLocked(Word):
     """These rows are locked (none: there is nothing to send)."""
 
     rows: tuple[OutboxRow, ...]
@@ -98,7 +98,7 @@ class Stopped(Word):
     """The relay is to stop: the chunk was not sent."""
 
 
-class RowsSettled(Word):
+class BatchCommitted(Word):
     """The batch is committed."""
 
 
@@ -115,17 +115,17 @@ class DatabaseLost(Word):
     """
 
 
-Command = Take | Publish | SettleRows | Sleep
-Event = Woken | Taken | Published | Stopped | RowsSettled | SinkLost | DatabaseLost
+Command = LockBatch | Publish | CommitBatch | Sleep
+Event = Woken | BatchLocked | Published | Stopped | BatchCommitted | SinkLost | DatabaseLost
 
 
 class Place(Enum):
     """Where a lane is: which event is awaited."""
 
     IDLE = "idle"
-    TAKING = "taking"
+    LOCKING = "locking"
     PUBLISHING = "publishing"
-    SETTLING = "settling"
+    COMMITTING = "committing"
 
     __hash__ = object.__hash__  # as in `delivery.Place`
 
@@ -159,20 +159,20 @@ def step(state: State, event: Event) -> Step:
         return _rest(state, state.failures + 1)
     match state.at, event:
         case Place.IDLE, Woken():
-            return _take(state)
-        case Place.TAKING, Taken(rows) if rows:
+            return _lock(state)
+        case Place.LOCKING, BatchLocked(rows) if rows:
             return _publish(state._replace(rows=rows, suspects=_still_suspected(state, rows)))
-        case Place.TAKING, Taken():
-            return _nothing_taken(state)
+        case Place.LOCKING, BatchLocked():
+            return _nothing_locked(state)
         case Place.PUBLISHING, Published(errors, seconds, late):
             return _answered(state, errors, seconds, late=late)
         case Place.PUBLISHING, Stopped():
-            return _settle(state)
+            return _commit(state)
         case Place.PUBLISHING, SinkLost(error):
-            return _settle(_sink_lost(state, error))
-        case Place.SETTLING, RowsSettled():
+            return _commit(_sink_lost(state, error))
+        case Place.COMMITTING, BatchCommitted():
             resting, sleep = _rest(state, state.failures)
-            return (resting, sleep) if state.failures else _take(resting)
+            return (resting, sleep) if state.failures else _lock(resting)
         case _:
             raise AssertionError(f"{event!r} cannot follow in {state!r}")
 
@@ -183,8 +183,8 @@ def _rest(state: State, failures: int) -> Step:
     return resting, Sleep(failures)
 
 
-def _take(state: State) -> Step:
-    return state._replace(at=Place.TAKING), Take(_beside(state))
+def _lock(state: State) -> Step:
+    return state._replace(at=Place.LOCKING), LockBatch(_beside(state))
 
 
 def _beside(state: State) -> tuple[int, ...]:
@@ -201,7 +201,7 @@ def _still_suspected(state: State, rows: tuple[OutboxRow, ...]) -> tuple[int, ..
     return tuple(position for position in state.suspects if position in positions)
 
 
-def _nothing_taken(state: State) -> Step:
+def _nothing_locked(state: State) -> Step:
     # Beside the suspects there is nothing to send: the pause goes on growing, and then they themselves are tried again.
     failures = state.failures if _beside(state) else 0
     return State(reach=state.reach, failures=failures), Sleep(failures)
@@ -240,7 +240,7 @@ def _answered(state: State, errors: tuple[str | None, ...], seconds: float, *, l
         answering=bool(suspects) and (state.answering or bool(confirmed)),
         failures=0,
     )
-    return _publish(after) if after.rows and not late else _settle(after)
+    return _publish(after) if after.rows and not late else _commit(after)
 
 
 def _sorted(
@@ -283,5 +283,5 @@ def _sink_lost(state: State, error: str) -> State:
     return state._replace(reach=1, suspects=(*suspects, row.position), answering=False, failures=state.failures + 1)
 
 
-def _settle(state: State) -> Step:
-    return state._replace(at=Place.SETTLING), SettleRows(state.confirmed, state.failed)
+def _commit(state: State) -> Step:
+    return state._replace(at=Place.COMMITTING), CommitBatch(state.confirmed, state.failed)

@@ -184,19 +184,19 @@ def takeable(outbox: OutboxState, beside: tuple[int, ...] = ()) -> tuple[d.Outbo
 
 def _perform(outbox: OutboxState, index: int, lane: Lane) -> Iterator[OutboxMove]:
     match lane.command:
-        case d.Take(beside):
+        case d.LockBatch(beside):
             yield from _take(outbox, index, lane, beside)
         case d.Publish(rows):
             yield from _publish(outbox, index, lane, rows)
-        case d.SettleRows() as command:
-            yield from _settle(outbox, index, lane, command)
+        case d.CommitBatch() as command:
+            yield from _commit(outbox, index, lane, command)
 
 
 def _take(outbox: OutboxState, index: int, lane: Lane, beside: tuple[int, ...]) -> Iterator[OutboxMove]:
     rows = takeable(outbox, beside)
     positions = tuple(row.position for row in rows)
     deletes_first = outbox.rules.bug is Bug.RELAY_DELETES_FIRST
-    taken = _stepped(outbox, lane, d.Taken(rows), holds=bool(rows) and not deletes_first)
+    taken = _stepped(outbox, lane, d.BatchLocked(rows), holds=bool(rows) and not deletes_first)
     fact = Relayed(RelayHappening.TAKE, tuple((position, None) for position in positions))
     yield _moved(fact, _without(outbox, positions) if deletes_first else outbox, index, taken)
     yield _moved(Relayed(RelayHappening.DATABASE_LOST), outbox, index, _stepped(outbox, lane, d.DatabaseLost()), 1)
@@ -269,7 +269,7 @@ def _with_published(outbox: OutboxState, position: int) -> OutboxState:
     return outbox._replace(published=published, overtaken=overtaken)
 
 
-def _settle(outbox: OutboxState, index: int, lane: Lane, command: d.SettleRows) -> Iterator[OutboxMove]:
+def _commit(outbox: OutboxState, index: int, lane: Lane, command: d.CommitBatch) -> Iterator[OutboxMove]:
     lost = _stepped(outbox, lane, d.DatabaseLost())
     if not lane.holds and outbox.rules.bug is not Bug.RELAY_DELETES_FIRST:
         yield _moved(Relayed(RelayHappening.SESSION_GONE), outbox, index, lost)
@@ -279,10 +279,10 @@ def _settle(outbox: OutboxState, index: int, lane: Lane, command: d.SettleRows) 
     after = after._replace(rows=tuple(row._replace(later=row.later or row.position in postponed) for row in after.rows))
     rows = [(position, RowFate.DELETED) for position in command.confirmed]
     rows += [(position, RowFate.POSTPONED) for position in postponed]
-    settled = _stepped(outbox, lane, d.RowsSettled())
-    yield _moved(Relayed(RelayHappening.SETTLE, tuple(rows)), after, index, settled)
+    committed = _stepped(outbox, lane, d.BatchCommitted())
+    yield _moved(Relayed(RelayHappening.COMMIT, tuple(rows)), after, index, committed)
     yield _moved(Relayed(RelayHappening.DATABASE_LOST), outbox, index, lost, 1)
-    yield _moved(Relayed(RelayHappening.SETTLE_REPLY_LOST, tuple(rows)), after, index, lost, 1)
+    yield _moved(Relayed(RelayHappening.COMMIT_REPLY_LOST, tuple(rows)), after, index, lost, 1)
 
 
 def _without(outbox: OutboxState, positions: tuple[int, ...]) -> OutboxState:

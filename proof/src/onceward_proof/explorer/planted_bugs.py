@@ -68,14 +68,14 @@ def open_effect_is_finished(state: State, event: p.Event) -> Step:
 
 def unconfirmed_is_deleted(state: relay.State, event: relay.Event) -> relay.Step:
     after, command = relay.step(state, event)
-    if isinstance(command, relay.SettleRows):
-        return after, relay.SettleRows(tuple(row.position for row in state.rows), ())
+    if isinstance(command, relay.CommitBatch):
+        return after, relay.CommitBatch(tuple(row.position for row in state.rows), ())
     return after, command
 
 
 def keys_are_forgotten(state: relay.State, event: relay.Event) -> relay.Step:
-    if isinstance(event, relay.Taken):
-        event = relay.Taken(tuple(row._replace(key=None) for row in event.rows))
+    if isinstance(event, relay.BatchLocked):
+        event = relay.BatchLocked(tuple(row._replace(key=None) for row in event.rows))
     return relay.step(state, event)
 
 
