@@ -276,7 +276,7 @@ def test_a_lane_that_dies_of_a_bug_ends_the_relay_with_its_error(dsn: str, db: D
     """With fewer lanes than it was given, or with none, it would only look alive."""
 
     class Broken(Backoff):
-        def delay_seconds(self, attempts: int) -> float:
+        def seconds_after(self, attempts: int) -> float:
             raise LookupError(f"no delay for {attempts}")
 
     message, sink = order(), ListSink()
