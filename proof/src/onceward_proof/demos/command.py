@@ -41,7 +41,7 @@ def run_demo(name: str, *, fast: bool = False, as_json: bool = False) -> int:
     if as_json:
         document = {
             "demo": name,
-            "steps": [step.to_json() for step in narrator.steps],
+            "steps": narrator.steps,
             "evidence": evidence,
             "claims": [{"what": what, "held": held} for what, held in claims],
             "missed": missed,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any, Final
 
 from rich.console import Console
@@ -15,27 +14,15 @@ from onceward_proof.lines import print_beside
 PAUSE_SECONDS: Final = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One line of the story: real seconds since the demonstration began."""
-
-    seconds: float
-    who: str
-    what: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {"seconds": round(self.seconds, 3), "who": self.who, "what": self.what}
-
-
 class Narrator:
     """Keeps every step; prints it at once. Times on the terminal run from the beginning of a side.
 
-    `fast`: without pauses for reading.
+    `fast`: without pauses for reading. `steps`: for programs, with real seconds since the demonstration began.
     """
 
     def __init__(self, console: Console, *, fast: bool) -> None:
         self.fast = fast
-        self.steps: list[Step] = []
+        self.steps: list[dict[str, Any]] = []
         self.console = console
         self._began = time.monotonic()
         self.start_clock()
@@ -59,7 +46,7 @@ class Narrator:
     def tell(self, who: str, what: str, at: float | None = None) -> None:
         """One step. `at` (monotonic) is when it happened, if that was not just now."""
         moment = time.monotonic() if at is None else at
-        self.steps.append(Step(max(0.0, moment - self._began), who, what))
+        self.steps.append({"seconds": round(max(0.0, moment - self._began), 3), "who": who, "what": what})
         seconds = max(0.0, moment - self._side_began) * self._scale
         print_beside(self.console, Text.assemble(f"  T={seconds:<5.1f}s  ", (f"{who:<11}", "cyan"), " "), what)
 

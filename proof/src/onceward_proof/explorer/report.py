@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from onceward.errors import UsageError
 from onceward_proof.explorer.passages import ASSUMED, PASSAGES, Bound, Passage
 from onceward_proof.explorer.planted_bugs import PLANTED, PlantedBug
 from onceward_proof.explorer.promises import Promise
-from onceward_proof.explorer.search import Progress, SearchResult, search
+from onceward_proof.explorer.search import SearchResult, search
 from onceward_proof.explorer.space import StateSpace
 from onceward_proof.explorer.story import tell
 
@@ -48,8 +49,8 @@ def explore(say: Say, *, states_max: int = 0, file: Path | None = None, passages
 def explore_passage(passage: Passage, *, states_max: int = 0, only: Promise | None = None) -> PassageResult:
     """One passage is tried, and the path to a broken promise told. `only`: the one promise that is looked at."""
     space = StateSpace(passage)
-    result = search(space, states_max=states_max, only=only, progress=_progress(passage.name))
-    _clear_line()
+    result = search(space, states_max=states_max, only=only, progress=partial(_show_progress, passage.name))
+    _show_line("")
     return PassageResult(passage, result, tell(space, result.path) if result.broken else [])
 
 
@@ -151,17 +152,11 @@ def _say_sum(say: Say, document: dict[str, Any]) -> None:
     say(f"{document['states']:,} distinct states in {document['seconds']:.1f} s, {how}; {violations}")
 
 
-def _progress(name: str) -> Progress | None:
-    if not sys.stderr.isatty():
-        return None
-
-    def show(states: int, frontier: int) -> None:
-        sys.stderr.write(f"\r\x1b[K{name}: {states:,} states, {frontier:,} at this depth")
-        sys.stderr.flush()
-
-    return show
+def _show_progress(name: str, states: int, frontier: int) -> None:
+    _show_line(f"{name}: {states:,} states, {frontier:,} at this depth")
 
 
-def _clear_line() -> None:
+def _show_line(text: str) -> None:
+    """In place of the line that is shown, on a terminal."""
     if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[K")
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

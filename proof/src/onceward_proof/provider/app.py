@@ -87,7 +87,7 @@ class Gateway:
         before = await self.hook.request(call)
         if before.kind is Kind.DROP_REQUEST:
             raise Gone
-        answer = await self._answer(call, before)
+        answer = _unsaved(before) or await self._answer(call, before)
         call.status, call.charge = answer.status, None if answer.original_request else answer.charge
         after = await self.hook.response(call)
         # The effect is committed: what was asked for at the request, and what at the response, may now strike.
@@ -99,9 +99,6 @@ class Gateway:
         return None if call.idempotency_key is None else self.ledger.find(call.account, call.idempotency_key)
 
     async def _answer(self, call: Call, before: Verdict) -> Answer:
-        unsaved = _unsaved(before)
-        if unsaved is not None:
-            return unsaved
         try:
             return await (self._once(call, before) if call.method == "POST" else self._read(call, before))
         except Invalid as error:

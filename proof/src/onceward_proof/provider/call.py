@@ -90,12 +90,11 @@ class Exchange(Request):
 
     async def wait(self, release: asyncio.Event) -> None:
         """Return once `release` is set; Gone if the client leaves first."""
-        released = asyncio.ensure_future(release.wait())
-        client_left = asyncio.ensure_future(self.disconnected())
+        waits = [asyncio.ensure_future(each) for each in (release.wait(), self.disconnected())]
         try:
-            await asyncio.wait({released, client_left}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            released.cancel()
-            client_left.cancel()
+            for each in waits:
+                each.cancel()
         if not release.is_set():
             raise Gone

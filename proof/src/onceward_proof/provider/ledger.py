@@ -169,17 +169,16 @@ class Ledger:
 
     def money(self) -> list[JsonObject]:
         """Give every charge that moved money, oldest first, with who asked for it: the checker's evidence."""
-        rows = self._connection.execute(ALL_CHARGES).fetchall()
-        charges = [(_loaded(body), evidence) for body, *evidence in rows]
-        return [_evidence(charge, evidence) for charge, evidence in charges if charge["paid"]]
+        charges = [(_loaded(body), origin) for body, *origin in self._connection.execute(ALL_CHARGES)]
+        return [
+            {name: charge[name] for name in SHOWN} | dict(zip(ORIGIN, origin, strict=True))
+            for charge, origin in charges
+            if charge["paid"]
+        ]
 
 
 SHOWN: Final = ("id", "amount", "amount_refunded", "currency", "transfer_group", "payment_intent", "metadata", "status")
-EVIDENCE: Final = ("account", "created", "created_real", "idempotency_key", "worker")
-
-
-def _evidence(charge: JsonObject, evidence: list[Any]) -> JsonObject:
-    return {name: charge[name] for name in SHOWN} | dict(zip(EVIDENCE, evidence, strict=True))
+ORIGIN: Final = ("account", "created", "created_real", "idempotency_key", "worker")
 
 
 def _loaded(text: str) -> JsonObject:

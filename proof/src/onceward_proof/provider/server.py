@@ -87,7 +87,11 @@ def serve(listener: socket.socket, ledger: Ledger, hook: Hook | None = None, par
     Crash: see `Ledger`; faults on demand, requests in flight and held answers are gone.
     """
     app = create_app(ledger, hook)
-    Server(_config(app), app.state.gateway.close, parent).run(sockets=[listener])
+    config = uvicorn.Config(
+        app, http=CuttableProtocol, ws="none", loop="asyncio", lifespan="off", log_level="warning", access_log=False,
+        server_header=False, timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=1,
+    )  # fmt: skip
+    Server(config, app.state.gateway.close, parent).run(sockets=[listener])
 
 
 def listen(port: int) -> socket.socket:
@@ -197,10 +201,3 @@ class ProviderProcess:
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, pass_fds=[listener.fileno()],
                 env=environment, start_new_session=True,
             )  # fmt: skip
-
-
-def _config(app: Any) -> uvicorn.Config:
-    return uvicorn.Config(
-        app, http=CuttableProtocol, ws="none", loop="asyncio", lifespan="off", log_level="warning", access_log=False,
-        server_header=False, timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=1,
-    )  # fmt: skip

@@ -31,7 +31,6 @@ CALLS_MAX: Final = 2000
 TRIES_MAX: Final = 6  # at one call: a run may make one or two fewer than another
 Subject = Literal["consumer", "ledger", "relay"]
 ROLES: Final[dict[Subject, Role]] = {"consumer": "charge", "ledger": "ledger", "relay": "relay"}
-BEFORE_THE_FIRST: Final = "receiving"  # the step of a kill before the first named point
 SUBJECTS: Final[dict[Subject, str]] = {
     "consumer": "one delivery of the charge consumer: receive, claim, intent, charge, record, finish, ack",
     "ledger": "one delivery of the ledger consumer: receive, take with the booking, commit, ack",
@@ -60,7 +59,7 @@ class SubjectSweep:
         return not self.doubled and not self.lost
 
     def to_json(self) -> dict[str, Any]:
-        steps = Counter(run.step or BEFORE_THE_FIRST for run in self.kills.values())
+        steps = Counter(run.step for run in self.kills.values())
         return {
             "calls": self.calls, "unreached": self.unreached, "kills": len(self.kills),
             "doubled": len(self.doubled), "lost": len(self.lost),
@@ -251,4 +250,4 @@ def _where(swept: SubjectSweep, order: str) -> str:
     run = swept.kills.get(order)
     if run is None:
         return "not killed"
-    return f"killed at call {len(run.calls)}, {run.calls[-1]}, after {run.step or BEFORE_THE_FIRST}"
+    return f"killed at call {len(run.calls)}, {run.calls[-1]}, after {run.step}"

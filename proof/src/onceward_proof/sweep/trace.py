@@ -31,6 +31,7 @@ CALLS: Final = (
     "write", "writev", "pwrite64", "sendto", "sendmsg", "sendmmsg", "fsync", "fdatasync", "recvfrom", "recvmsg",
 )  # fmt: skip
 NAME_BYTES: Final = 64
+BEFORE_THE_FIRST: Final = "receiving"  # the step of a kill before the first named point
 PR_SET_PTRACER: Final = 0x59616D61
 PR_SET_PTRACER_ANY: Final = ctypes.c_ulong(-1)
 HOW_TO_GET: Final = "strace is not installed: apt-get install strace (or dnf, apk); it is Linux's own"
@@ -119,7 +120,7 @@ def _trace(strace: str, injection: list[str], pid: int, line: socket.socket, log
         # Only now does the thread go on: no call of it is missed.
         line.send(b"+")
         status = os.waitpid(pid, 0)[1]
-    return _traced_run(status, out, log, steps[:NAME_BYTES].decode().strip("\0 "))
+    return _traced_run(status, out, log, steps[:NAME_BYTES].decode().strip("\0 ") or BEFORE_THE_FIRST)
 
 
 def _traced_run(status: int, out: Path, log: Path, step: str) -> TracedRun:
