@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from onceward_proof.bundled import find_bundled
-from onceward_proof.faults import LEG_OF
-from onceward_proof.pages.legs import HEADINGS, LEGS, Section, anchor, read_sections
+from onceward_proof.faults import LEG_OF, Leg
+from onceward_proof.pages.legs import HEADINGS, Section, anchor, read_sections
 from onceward_proof.pages.sequence import Line, draw_sequence, parse
 from onceward_proof.run import ProofError
 
@@ -30,7 +31,7 @@ def _sections() -> list[Section]:
 
 
 def test_every_leg_has_its_section_with_a_diagram(sections: list[Section]) -> None:
-    assert [section.leg for section in sections] == list(LEGS) == list(HEADINGS)
+    assert [section.leg for section in sections] == list(get_args(Leg)) == list(HEADINGS)
     for section in sections:
         assert section.text.count("<figure>") == 1, section.leg
         assert "mermaid" not in section.text

@@ -24,7 +24,7 @@ from onceward_proof.control import Counts
 from onceward_proof.faults import LEG_OF
 from onceward_proof.moments import Kind, Moment
 from onceward_proof.pages import picture
-from onceward_proof.pages.legs import LEGS, anchor
+from onceward_proof.pages.legs import HEADINGS, anchor
 from onceward_proof.pages.orders import NAMES
 from onceward_proof.pages.page import breakable, money
 from onceward_proof.pages.picture import ticks
@@ -347,7 +347,7 @@ def test_held_is_one_colour_in_bars_and_tables() -> None:
 
 def test_each_leg_is_told_and_each_fault_leads_to_its_leg() -> None:
     page = render(SCHEDULE, [naive(), hardened()])
-    for leg in LEGS:
+    for leg in HEADINGS:
         assert f'<h3 id="{anchor(leg)}">' in page
     for fault in {entry.fault for entry in SCHEDULE.aimed}:
         assert f'<a href="#{anchor(LEG_OF[fault])}">{breakable(fault)}</a>' in page
@@ -366,4 +366,4 @@ def test_harm_is_counted_per_leg_as_per_fault() -> None:
 def test_a_real_browser_shows_it_on_a_phone_without_scrolling_sideways(tmp_path: Path, scheme: Any, case: str) -> None:
     shown = show_on_a_phone(render(SCHEDULE, CASES[case]), tmp_path, scheme)
     shown.assert_sound()
-    assert shown.pictures == 3 + len(LEGS)
+    assert shown.pictures == 3 + len(HEADINGS)

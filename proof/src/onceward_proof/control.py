@@ -171,7 +171,7 @@ class Controller:
         self._add_moment(place.order, of_passage(self._seconds(), report, name, outcome))
         fault = None if place in self._passed else self._armed.get(place)
         if fault is not None and isinstance(fault.action, Signal) and not self._is_alive(target):
-            # Its target died by another hand: the next passage is the first that can be struck.
+            # Another fault has killed its target: the next passage is the first that can be struck.
             fault = None
         elif place not in self._passed:
             # Recorded before anything fires: a fault strikes the first passage only, whatever it does to this worker.
@@ -335,10 +335,7 @@ class Controller:
         self._add_moment(report.order, moment)
 
     def order_placed(self, producer: LiveWorker, order: str) -> None:
-        """The order is committed.
-
-        This and the next three are for a schedule that goes on to do otherwise.
-        """
+        """The order is committed. This and the next three are hooks for the soak."""
 
     def order_booked(self, order: str) -> None:
         """The order's last event was acknowledged for the first time."""

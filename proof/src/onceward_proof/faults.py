@@ -41,7 +41,7 @@ class Place(NamedTuple):
 
 
 class Answer(StrEnum):
-    """What the one that passes a boundary is told to do."""
+    """How a process that passes a boundary must go on."""
 
     GO = "go"
     DROP = "drop"  # it never happens

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -30,7 +30,6 @@ HEADINGS: Final[dict[Leg, str]] = {
     "outside effect": "Outside effects",
     "past the window": "Past the window",
 }
-LEGS: Final[tuple[Leg, ...]] = get_args(Leg)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from onceward_proof.faults import LEG_OF, kills
 from onceward_proof.outcome import FIGURES, counted, faults, judge, summary
 from onceward_proof.pages.lanes import lanes_of
-from onceward_proof.pages.legs import LEGS
+from onceward_proof.pages.legs import HEADINGS
 from onceward_proof.pages.orders import HARMS, NAMES, alone, outcomes
 from onceward_proof.pages.page import render_template
 from onceward_proof.pages.story import choose_story
@@ -65,7 +65,7 @@ def heat_rows(schedule: Schedule, results: Sequence[Result]) -> list[Row]:
 
 def leg_rows(schedule: Schedule, results: Sequence[Result]) -> list[Row]:
     """The same per leg: every leg whose faults are aimed at orders."""
-    groups: dict[str, set[str]] = {leg: set() for leg in LEGS}
+    groups: dict[str, set[str]] = {leg: set() for leg in HEADINGS}
     for name, orders in alone(schedule).items():
         groups[LEG_OF[name]] |= orders
     return [_heat(leg, leg, orders, results) for leg, orders in groups.items() if orders]

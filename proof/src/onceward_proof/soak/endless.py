@@ -81,7 +81,7 @@ class EndlessController(Controller):
     def backlog(self) -> int:
         """How many orders are under way: given, and neither at their last ack nor found finished.
 
-        One that is held never comes to its last ack; after one kill in a thousand, an ack is made and not reported.
+        One that is held never comes to its last ack; after one kill in a thousand, nobody reports that ack.
         """
         return len(self._under_way)
 
