@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-from onceward_proof.schedule import Schedule, schedule_text
+from onceward_proof.prove.schedule import Schedule, schedule_text
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_MAX = 100

@@ -16,15 +16,15 @@ from tests.support.browser import show_on_a_phone
 
 from onceward.errors import UsageError
 from onceward.statements import statements
-from onceward_proof.ablation import BY_NAME, ROWS, Trial, choose_rows, make_ablation_schedule, trial_json
-from onceward_proof.control import Counts
-from onceward_proof.layer_removal import LAYERS, STATEMENTS
-from onceward_proof.moments import Kind, Moment
-from onceward_proof.pages.ablation import render
-from onceward_proof.pages.orders import outcomes
-from onceward_proof.run import Result
-from onceward_proof.schedule import Aimed, Schedule, make_schedule
-from onceward_proof.workload import make_orders
+from onceward_proof.ablation.layer_removal import LAYERS, STATEMENTS
+from onceward_proof.ablation.rows import BY_NAME, ROWS, Trial, choose_rows, make_ablation_schedule, trial_json
+from onceward_proof.prove.control import Counts
+from onceward_proof.prove.moments import Kind, Moment
+from onceward_proof.prove.run import Result
+from onceward_proof.prove.schedule import Aimed, Schedule, make_schedule
+from onceward_proof.prove.workload import make_orders
+from onceward_proof.report.pages.ablation import render
+from onceward_proof.report.pages.orders import outcomes
 
 SCHEDULE = make_ablation_schedule(make_orders(120, 1), 1, "pgmq")
 
@@ -114,7 +114,7 @@ def test_what_is_cut_from_a_statement_is_in_it_once(layer: str) -> None:
 @pytest.mark.parametrize("layer", LAYERS)
 def test_every_layer_can_be_taken_away(layer: str) -> None:
     """In a process of its own: there is no way back."""
-    code = f"from onceward_proof.layer_removal import remove_layer; remove_layer({layer!r}, None)"
+    code = f"from onceward_proof.ablation.layer_removal import remove_layer; remove_layer({layer!r}, None)"
     if layer in STATEMENTS:
         name = STATEMENTS[layer].module.__name__
         code += f"; import {name} as m; assert m.statements() != __import__('onceward.statements').statements.statements()"

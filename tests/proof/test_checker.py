@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from onceward_proof import checker
-from onceward_proof.checker import Evidence, judge
+from onceward_proof.prove import checker
+from onceward_proof.prove.checker import Evidence, judge
 
 GOOD = Evidence(
     ordered={"A": 100, "B": 250},

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from onceward.errors import UsageError
-from onceward_proof.docs import TABLES, refresh
-from onceward_proof.faults import AIMED, GLOBAL, KILL_RANDOM
+from onceward_proof.prove.faults import AIMED, GLOBAL, KILL_RANDOM
+from onceward_proof.report.docs import TABLES, refresh
 
 ROOT = Path(__file__).resolve().parents[2]
 GUARANTEES = ROOT / "docs" / "guarantees.md"

@@ -9,10 +9,10 @@ from typing import get_args
 import pytest
 
 from onceward_proof.bundled import find_bundled
-from onceward_proof.faults import LEG_OF, Leg
-from onceward_proof.pages.legs import HEADINGS, Section, anchor, read_sections
-from onceward_proof.pages.sequence import Line, draw_sequence, parse
-from onceward_proof.run import ProofError
+from onceward_proof.prove.faults import LEG_OF, Leg
+from onceward_proof.prove.run import ProofError
+from onceward_proof.report.pages.legs import HEADINGS, Section, anchor, read_sections
+from onceward_proof.report.pages.sequence import Line, draw_sequence, parse
 
 DIAGRAM = """
 sequenceDiagram

@@ -17,22 +17,22 @@ import pytest
 from tests.proof.prove_run import ROOT
 from tests.support.browser import show_on_a_phone
 
-from onceward_proof import moments
-from onceward_proof.ablation import publish_wait_ms
-from onceward_proof.checker import Verdict
-from onceward_proof.control import Counts
-from onceward_proof.faults import LEG_OF
-from onceward_proof.moments import Kind, Moment
-from onceward_proof.pages import picture
-from onceward_proof.pages.legs import HEADINGS, anchor
-from onceward_proof.pages.orders import NAMES
-from onceward_proof.pages.page import breakable, money
-from onceward_proof.pages.picture import ticks
-from onceward_proof.pages.proof import heat_rows, leg_rows, render, run_again
-from onceward_proof.pages.story import choose_story, follow
-from onceward_proof.run import Result
-from onceward_proof.schedule import Aimed, Schedule, Timed, make_schedule
-from onceward_proof.workload import Order, make_orders
+from onceward_proof.ablation.rows import publish_wait_ms
+from onceward_proof.prove import moments
+from onceward_proof.prove.checker import Verdict
+from onceward_proof.prove.control import Counts
+from onceward_proof.prove.faults import LEG_OF
+from onceward_proof.prove.moments import Kind, Moment
+from onceward_proof.prove.run import Result
+from onceward_proof.prove.schedule import Aimed, Schedule, Timed, make_schedule
+from onceward_proof.prove.workload import Order, make_orders
+from onceward_proof.report.pages import picture
+from onceward_proof.report.pages.legs import HEADINGS, anchor
+from onceward_proof.report.pages.orders import NAMES
+from onceward_proof.report.pages.page import breakable, money
+from onceward_proof.report.pages.picture import ticks
+from onceward_proof.report.pages.proof import heat_rows, leg_rows, render, run_again
+from onceward_proof.report.pages.story import choose_story, follow
 
 HOSTILE: Final = """<script>alert("1")</script>'&$x_1$"""
 FIRST, SECOND, ONLY = "ch_first0000000000000000000", "ch_second000000000000000000", "ch_only00000000000000000000"
@@ -270,7 +270,7 @@ def findings() -> str:
 
 def test_no_figure_and_no_meaning_hangs_on_a_wording() -> None:
     """In a process of its own, where every moment has the same words."""
-    code = "from onceward_proof import moments as m; m._WORDS.update(dict.fromkeys(m.Kind, 'does something'))"
+    code = "from onceward_proof.prove import moments as m; m._WORDS.update(dict.fromkeys(m.Kind, 'does something'))"
     code += "; from tests.proof.test_page import *; assert m.words(NAIVE_MOMENTS[0]) == 'does something'; print(findings())"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(

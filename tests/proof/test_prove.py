@@ -11,8 +11,8 @@ import pytest
 from tests.proof.prove_run import alive, family, finish, prove, start, write_schedule
 
 from onceward.testing.postgres import sweep_leftovers
-from onceward_proof.schedule import make_schedule, read_schedule
-from onceward_proof.workload import make_orders
+from onceward_proof.prove.schedule import make_schedule, read_schedule
+from onceward_proof.prove.workload import make_orders
 
 ORDERS = 45
 VARIANT_KEYS = {

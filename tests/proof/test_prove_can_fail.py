@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tests.proof.prove_run import prove, sabotaged, write_schedule
 
-from onceward_proof.schedule import Aimed, Schedule
-from onceward_proof.workload import make_orders
+from onceward_proof.prove.schedule import Aimed, Schedule
+from onceward_proof.prove.workload import make_orders
 
 TAKE = "ON CONFLICT (consumer, message_id) DO NOTHING\nRETURNING token, pg_current_xact_id"
 ALWAYS_TAKEN = TAKE.replace("DO NOTHING", "DO UPDATE SET state = excluded.state, token = inbox.token + 1")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from onceward.events import POINTS
-from onceward_proof.faults import AIMED, Answer, Boundary, Place
-from onceward_proof.provider_hook import VERDICTS
+from onceward_proof.prove.faults import AIMED, Answer, Boundary, Place
+from onceward_proof.prove.provider_hook import VERDICTS
 from onceward_proof.workers.reports import WORDS, Note, Point, Reply, Report, Word
 
 

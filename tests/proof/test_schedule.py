@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tests.proof.prove_run import write_schedule
 
 from onceward.errors import UsageError
-from onceward_proof.faults import AIMED, GLOBAL, PASSAGES, kills
-from onceward_proof.schedule import Schedule, make_schedule, read_schedule
-from onceward_proof.workload import make_orders, read_orders
+from onceward_proof.prove.faults import AIMED, GLOBAL, PASSAGES, kills
+from onceward_proof.prove.schedule import Schedule, make_schedule, read_schedule
+from onceward_proof.prove.workload import make_orders, read_orders
 
 ONE_ORDER = """{"version": 1, "seed": 1, "queue": "pgmq", "orders": [{"id": "A", "amount": 1}],
  "aimed": [{"fault": "%s", "order": "%s"}], "timed": []}"""

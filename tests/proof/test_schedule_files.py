@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from onceward.errors import UsageError
-from onceward_proof.kept import KEPT_MAX, keep_schedule
-from onceward_proof.schedule import make_schedule, read_schedule
-from onceward_proof.workload import make_orders
+from onceward_proof.prove.kept import KEPT_MAX, keep_schedule
+from onceward_proof.prove.schedule import make_schedule, read_schedule
+from onceward_proof.prove.workload import make_orders
 
 SCHEDULE = make_schedule(make_orders(25, 2), 2, "pgmq")
 

@@ -17,9 +17,9 @@ import pytest
 from tests.proof.prove_run import ROOT, alive, family, prove, sabotaged, start
 
 from onceward_proof.commands.arguments import duration
-from onceward_proof.faults import AIMED, Boundary, Place
-from onceward_proof.moments import Kind, Moment
-from onceward_proof.pages.soak import render
+from onceward_proof.prove.faults import AIMED, Boundary, Place
+from onceward_proof.prove.moments import Kind, Moment
+from onceward_proof.report.pages.soak import render
 from onceward_proof.soak.endless import BATCH, EndlessController, make_batch
 from onceward_proof.soak.measure import KINDS, SLOPE_BYTES_MIN, SLOPE_FACTOR_MAX, WAL_BYTES_MAX, Sample, judge, level, slope
 from onceward_proof.soak.run import Soaked

@@ -11,15 +11,15 @@ from rich.console import Console
 from tests.acceptance.processes import onceward
 from tests.proof.test_page import SCHEDULE, hardened, naive
 
-from onceward_proof.ablation import ROWS
-from onceward_proof.control import Controller
+from onceward_proof.ablation.rows import ROWS
 from onceward_proof.demos import DEMOS
 from onceward_proof.demos.narrator import Narrator
-from onceward_proof.lines import print_beside
-from onceward_proof.outcome import judge, summary
-from onceward_proof.report import Live, print_report
-from onceward_proof.run import Result
-from onceward_proof.variants import PROCESS_COUNTS
+from onceward_proof.prove.control import Controller
+from onceward_proof.prove.outcome import judge, summary
+from onceward_proof.prove.run import Result
+from onceward_proof.prove.variants import PROCESS_COUNTS
+from onceward_proof.report.lines import print_beside
+from onceward_proof.report.terminal import Live, print_report
 
 WIDTHS = (80, 61)
 LONG = "UPDATE inbox SET state = 'done' ... WHERE state = 'pending' AND token = mine; no row: it is not ours any more."

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from tests.proof.prove_run import Proof, prove, start, write_schedule
 
-from onceward_proof.schedule import Aimed, Schedule
-from onceward_proof.variants import MODULES, PROCESS_COUNTS
-from onceward_proof.workload import make_orders
+from onceward_proof.prove.schedule import Aimed, Schedule
+from onceward_proof.prove.variants import MODULES, PROCESS_COUNTS
+from onceward_proof.prove.workload import make_orders
 
 PER_FAULT = 2
 FAULTS = ("kill-at-request", "kill-after-charge", "slow-charge", "kill-before-ack-charge", "kill-after-ack-charge")

@@ -36,7 +36,7 @@ def short(file: Path) -> str:
 
 
 def module_name(file: Path) -> str:
-    """`onceward_proof.checker` for its file; a package is named by its `__init__`."""
+    """`onceward_proof.prove.checker` for its file; a package is named by its `__init__`."""
     source = ROOT / "src" if file.is_relative_to(ROOT / "src") else ROOT / "proof" / "src"
     parts = file.relative_to(source).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)

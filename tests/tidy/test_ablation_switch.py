@@ -22,7 +22,6 @@ def test_statements_hold_no_switch() -> None:
 
 
 def test_only_the_proofs_workers_remove_layers() -> None:
-    users = [
-        short(file) for file in python_files("proof/src") if "onceward_proof.layer_removal.remove_layer" in imports(file)
-    ]
+    remove_layer = "onceward_proof.ablation.layer_removal.remove_layer"
+    users = [short(file) for file in python_files("proof/src") if remove_layer in imports(file)]
     assert users == ["proof/src/onceward_proof/workers/supervisor.py"]

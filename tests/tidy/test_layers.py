@@ -79,7 +79,7 @@ def test_the_library_knows_nothing_of_the_proof() -> None:
 
 
 def test_the_judge_shares_no_code_with_the_accused() -> None:
-    assert _shared(PROOF / "checker.py", "onceward", "payments", "examples", ".") == []
+    assert _shared(PROOF / "prove" / "checker.py", "onceward", "payments", "examples", ".") == []
 
 
 def test_the_provider_shares_no_code_with_the_accused() -> None:

@@ -29,7 +29,7 @@ SAYS_WHY_NOT = {
     "ARCHITECTURE.md",
     "README.md",
     "docs/guarantees.md",
-    "proof/src/onceward_proof/pages/templates/report.html",
+    "proof/src/onceward_proof/report/pages/templates/report.html",
     "tests/tidy/test_shape.py",
 }
 OFFERED = vars(onceward)["__all__"]

@@ -1,26 +1,14 @@
 """The proof: a workload under a schedule of faults, and the checker that counts what became of it.
 
-What is run
-    workload.py    the orders
-    faults.py      what can go wrong, as data; schedule.py: which fault strikes which order
-    variants.py    who runs it, naive or hardened; bundled.py: where the reference service and the write-up are
-Running it
-    command.py     `onceward prove`, with its options.py
-    run.py         one variant, from empty databases until it is quiet
-    clusters.py    the two clusters, and a variant's databases in them
-    processes.py   a variant's processes: the provider, and the supervisor of all workers
-    workers/       what a worker is told, what it does, and what it reports
-    control.py     hears every report, lets it go on, or strikes
-    provider/      the payment provider, with Stripe's documented rules; provider_hook.py: faults inside it
-Judging it
-    checker.py     counts; imports nothing of Onceward
-    outcome.py     the verdict, and the JSON; report.py: the terminal; lines.py: fitted to its width; pages/: HTML
-    kept.py        where the schedule of a run is kept
-Going on from there
-    ablation.py    `--ablate`: which layers; layer_removal.py: how each is removed
-    sweep/         `--every-syscall`
-    soak/          `--for 30m`
-    explorer/      `onceward explore`
-    demos/         `onceward demo`
-    docs.py        the tables of docs/guarantees.md
+prove/      `onceward prove`: orders, faults, the processes that they strike, the checker and the verdict
+ablation/   `prove --ablate`: hardened less one layer at a time
+sweep/      `prove --every-syscall`: killed at each system call
+soak/       `prove --for 30m`: orders and faults without end
+explorer/   `onceward explore`: the protocol in every order of events
+demos/      `onceward demo`: one failure, step by step
+provider/   `onceward provider`: the payment provider, with Stripe's documented rules
+workers/    a worker process: what it is started with, what it does, what it reports
+report/     what is shown: on the terminal, as an HTML page, in docs/guarantees.md
+commands/   the command line of all of these
+bundled.py  where the reference service, the benchmarks and the write-up are
 """

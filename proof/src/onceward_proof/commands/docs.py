@@ -25,7 +25,7 @@ def add_commands(commands: Any) -> None:
 
 
 def docs(arguments: Any) -> int:
-    from onceward_proof.docs import refresh  # noqa: PLC0415 - only when it is asked for
+    from onceward_proof.report.docs import refresh  # noqa: PLC0415 - only when it is asked for
 
     file = arguments.folder / "guarantees.md"
     if not file.exists():

@@ -90,8 +90,8 @@ def prove(arguments: Any) -> int:
 
     _check_modes(arguments)
     need("prove", "psutil", "pgmq", "rich", "starlette", "uvicorn", "stripe", "jinja2", "markdown_it")
-    from onceward_proof.command import run_proof  # noqa: PLC0415 - only when it runs, as all below
-    from onceward_proof.options import ProveOptions  # noqa: PLC0415
+    from onceward_proof.prove.command import run_proof  # noqa: PLC0415 - only when it runs, as all below
+    from onceward_proof.prove.options import ProveOptions  # noqa: PLC0415
 
     names = {option.name for option in fields(ProveOptions)}
     options = ProveOptions(

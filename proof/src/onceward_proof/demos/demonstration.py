@@ -15,10 +15,10 @@ import psycopg
 from onceward.message import Message
 from onceward.testing.postgres import Cluster
 from onceward.transports import pgmq
-from onceward_proof.clusters import install
 from onceward_proof.demos.narrator import Narrator
 from onceward_proof.demos.roles import store
 from onceward_proof.demos.worker_process import WorkerProcess
+from onceward_proof.prove.clusters import install
 from onceward_proof.provider.server import ProviderProcess
 from onceward_proof.workers.fork import fork
 from onceward_proof.workers.line import Line

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from onceward_proof.demos.demonstration import Evidence, Side, wait_until
 from onceward_proof.demos.worker_process import WorkerProcess
-from onceward_proof.faults import Boundary
+from onceward_proof.prove.faults import Boundary
 from onceward_proof.workers.reports import Note, Point, Report, Word
 
 TIMEOUT_SECONDS: Final = 30.0  # the incident's visibility timeout

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from onceward_proof.demos.demonstration import Evidence, Side
-from onceward_proof.faults import Answer, Boundary
+from onceward_proof.prove.faults import Answer, Boundary
 from onceward_proof.workers.reports import Note, Point
 
 FIRST: Final = {"id": "O-1", "amount": 5000}

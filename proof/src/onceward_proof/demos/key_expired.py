@@ -12,7 +12,7 @@ from typing import Any, Final
 from onceward_proof.demos.demonstration import UNASKED, Evidence, Side, wait_until
 from onceward_proof.demos.roles import blind_charge
 from onceward_proof.demos.worker_process import WorkerProcess
-from onceward_proof.faults import Boundary
+from onceward_proof.prove.faults import Boundary
 from onceward_proof.workers.reports import Note, Point, Report, Word
 from onceward_proof.workers.worker import profile
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from onceward_proof.demos.demonstration import ORDER, Evidence, Side
 from onceward_proof.demos.roles import resending_producer
 from onceward_proof.demos.worker_process import WorkerProcess
-from onceward_proof.faults import Answer, Boundary
+from onceward_proof.prove.faults import Answer, Boundary
 from onceward_proof.workers.reports import Note, Point
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from onceward_proof.lines import print_beside
+from onceward_proof.report.lines import print_beside
 
 PAUSE_SECONDS: Final = 1.0
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from onceward_proof.demos.demonstration import Evidence, Side
 from onceward_proof.demos.worker_process import WorkerProcess
-from onceward_proof.faults import Boundary
+from onceward_proof.prove.faults import Boundary
 from onceward_proof.workers.reports import Note, Point, Word
 
 LEASE_SECONDS: Final = 4.0  # the claim outlives a machine that is busy

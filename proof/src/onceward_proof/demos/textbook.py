@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from onceward_proof.demos.demonstration import Evidence, Side
-from onceward_proof.faults import Boundary
+from onceward_proof.prove.faults import Boundary
 from onceward_proof.workers.reports import Note, Point, Report
 
 STATUS: Final = "SELECT status FROM charges"

@@ -10,7 +10,7 @@ import time
 from typing import Final
 
 from onceward.errors import OncewardError
-from onceward_proof.faults import Answer
+from onceward_proof.prove.faults import Answer
 from onceward_proof.workers.reports import Note, Reply, Report, Word
 
 EXPECT_SECONDS_MAX: Final = 12.0

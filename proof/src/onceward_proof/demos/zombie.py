@@ -9,7 +9,7 @@ from typing import Final
 
 from onceward_proof.demos.demonstration import Evidence, Side
 from onceward_proof.demos.worker_process import WorkerProcess
-from onceward_proof.faults import Boundary
+from onceward_proof.prove.faults import Boundary
 from onceward_proof.workers.reports import Note, Point, Word
 
 CHARGE_OF_ORDER: Final = "SELECT charge_id FROM orders"

@@ -14,12 +14,12 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 from onceward.testing.postgres import Cluster
-from onceward_proof.control import Controller, LiveWorker
-from onceward_proof.faults import BY_NAME, ServerFault
-from onceward_proof.schedule import Schedule, Timed, aim, random_kill
+from onceward_proof.prove.control import Controller, LiveWorker
+from onceward_proof.prove.faults import BY_NAME, ServerFault
+from onceward_proof.prove.schedule import Schedule, Timed, aim, random_kill
+from onceward_proof.prove.workload import Order
 from onceward_proof.workers.reports import Reply
 from onceward_proof.workers.setting import Role
-from onceward_proof.workload import Order
 
 BATCH: Final = 200  # orders
 AIMED_SHARE: Final = 0.15  # of them bear at least one aimed fault; every kind is there in every batch

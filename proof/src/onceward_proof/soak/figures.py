@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any, Final
 
-from onceward_proof.faults import GLOBAL
+from onceward_proof.prove.faults import GLOBAL
+from onceward_proof.report.tables import Cell, Figure, Row
 from onceward_proof.soak.measure import Finding, values_in_words
-from onceward_proof.tables import Cell, Figure, Row
 
 Soak = Mapping[str, Any]
 

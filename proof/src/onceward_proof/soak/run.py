@@ -18,19 +18,19 @@ import psycopg
 from rich.console import Console
 from rich.text import Text
 
-from onceward_proof import checker
-from onceward_proof.clusters import Clusters, start_clusters
-from onceward_proof.control import Counts
-from onceward_proof.lines import print_beside, print_verdict, some_of
-from onceward_proof.options import ProveOptions
-from onceward_proof.processes import Processes, Subject
-from onceward_proof.report import write_files
+from onceward_proof.prove import checker
+from onceward_proof.prove.clusters import Clusters, start_clusters
+from onceward_proof.prove.control import Counts
+from onceward_proof.prove.options import ProveOptions
+from onceward_proof.prove.processes import Processes, Subject
+from onceward_proof.prove.variants import PROCESS_COUNTS
+from onceward_proof.report.lines import print_beside, print_verdict, some_of
+from onceward_proof.report.tables import to_terminal
+from onceward_proof.report.terminal import write_files
 from onceward_proof.soak import measure
 from onceward_proof.soak.endless import EndlessController
 from onceward_proof.soak.figures import figure_rows, finding_rows
 from onceward_proof.soak.watch import OLD_SECONDS, Look, look
-from onceward_proof.tables import to_terminal
-from onceward_proof.variants import PROCESS_COUNTS
 
 EVIDENCE_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 10.0

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Final
 
-from onceward_proof import checker
-from onceward_proof.clusters import on_its_way
-from onceward_proof.processes import Processes
+from onceward_proof.prove import checker
+from onceward_proof.prove.clusters import on_its_way
+from onceward_proof.prove.processes import Processes
 
 OLD_SECONDS: Final = 45.0  # an order with three faults, each of which costs it a lease, is finished by then
 

@@ -21,10 +21,10 @@ from onceward.relay_loop import relay
 from onceward.testing.postgres import Cluster
 from onceward.transport import Settlement
 from onceward.transports import pgmq
-from onceward_proof import checker
-from onceward_proof.clusters import install
+from onceward_proof.prove import checker
+from onceward_proof.prove.clusters import install
+from onceward_proof.prove.run import ProofError
 from onceward_proof.provider.server import ProviderProcess
-from onceward_proof.run import ProofError
 from onceward_proof.workers.setting import CONSUMED, QUEUES, Role
 from onceward_proof.workers.worker import make_card, warm_up
 from payments import hardened

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onceward_proof.lines import count_of, print_beside, print_verdict
-from onceward_proof.options import ProveOptions
-from onceward_proof.report import write_files
-from onceward_proof.run import ProofError
+from onceward_proof.prove.options import ProveOptions
+from onceward_proof.prove.run import ProofError
+from onceward_proof.report.lines import count_of, print_beside, print_verdict
+from onceward_proof.report.terminal import write_files
 from onceward_proof.sweep.ambiguous import AmbiguousCommit, ambiguous_commits
 from onceward_proof.sweep.payments_at_rest import Payments, deliver_one, start_payments
 from onceward_proof.sweep.trace import Gate, TracedRun, check_strace, killed_at, run_child

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from onceward_proof.faults import Answer, Boundary
-from onceward_proof.schedule import read_schedule
+from onceward_proof.prove.faults import Answer, Boundary
+from onceward_proof.prove.schedule import read_schedule
 from onceward_proof.workers.reports import Reply, Report
 
 Waits = Callable[[Report], bool]  # this report is answered

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Final
 
-from onceward_proof.faults import Answer, Boundary, Place
+from onceward_proof.prove.faults import Answer, Boundary, Place
 from onceward_proof.workers.setting import Role
 
 

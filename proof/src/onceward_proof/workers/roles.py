@@ -17,8 +17,8 @@ from onceward.consumer import Consumer
 from onceward.consumer_loop import run
 from onceward.relay_loop import relay
 from onceward.retry import Backoff
-from onceward_proof.layer_removal import report_handler
-from onceward_proof.variants import MODULES
+from onceward_proof.ablation.layer_removal import report_handler
+from onceward_proof.prove.variants import MODULES
 from onceward_proof.workers.reports import Note, Report
 from onceward_proof.workers.setting import CONSUMED, Role
 from onceward_proof.workers.worker import Worker, profile

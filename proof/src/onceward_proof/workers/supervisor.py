@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from onceward_proof.layer_removal import remove_layer
-from onceward_proof.schedule import read_schedule
+from onceward_proof.ablation.layer_removal import remove_layer
+from onceward_proof.prove.schedule import read_schedule
 from onceward_proof.workers.fork import fork
 from onceward_proof.workers.line import Line, waits_for
 from onceward_proof.workers.reports import Note, Report

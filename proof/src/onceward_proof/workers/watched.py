@@ -12,7 +12,7 @@ from onceward.errors import TransportError
 from onceward.message import Message
 from onceward.transport import Delivery, Outcome, Received, Settlement
 from onceward.transports import pgmq
-from onceward_proof.faults import Answer, Boundary
+from onceward_proof.prove.faults import Answer, Boundary
 from onceward_proof.workers.line import Line
 from onceward_proof.workers.reports import Note, Report, Word
 from payments.card import Card

@@ -17,7 +17,7 @@ from psycopg_pool import ConnectionPool
 from onceward.events import Event
 from onceward.provider import ProviderProfile
 from onceward.statements import statements
-from onceward_proof.variants import import_all
+from onceward_proof.prove.variants import import_all
 from onceward_proof.workers.line import Line
 from onceward_proof.workers.reports import Point, Report
 from onceward_proof.workers.setting import Setting

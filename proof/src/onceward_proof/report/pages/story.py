@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from onceward_proof.faults import is_kill
-from onceward_proof.moments import ACKED, FAULTS, Kind, Moment
-from onceward_proof.run import Result
-from onceward_proof.schedule import Schedule
+from onceward_proof.prove.faults import is_kill
+from onceward_proof.prove.moments import ACKED, FAULTS, Kind, Moment
+from onceward_proof.prove.run import Result
+from onceward_proof.prove.schedule import Schedule
 
 # What a step means to the reader; the page's stylesheet knows each by this name.
 Meaning = Literal["plain", "fault", "charge", "second", "again", "kept", "back"]

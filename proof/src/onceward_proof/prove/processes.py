@@ -17,8 +17,8 @@ from typing import Final
 
 import psycopg
 
-from onceward_proof.clusters import Clusters, on_its_way, prepare_databases
-from onceward_proof.control import Controller
+from onceward_proof.prove.clusters import Clusters, on_its_way, prepare_databases
+from onceward_proof.prove.control import Controller
 from onceward_proof.provider.server import ProviderProcess
 from onceward_proof.workers.setting import Setting
 
@@ -82,7 +82,7 @@ class Processes:
     def _start_provider(self) -> ProviderProcess:
         return ProviderProcess(
             self.ledger,
-            hook="onceward_proof.provider_hook:Reporter",
+            hook="onceward_proof.prove.provider_hook:Reporter",
             hook_argument=json.dumps([str(self._socket), self._schedule_file]),
             log=self._files / "provider.log",
             window_seconds=self._subject.window_seconds,

@@ -23,7 +23,7 @@ from onceward.protocol.words import Ambiguous, Committed
 from onceward.retry import Backoff
 from onceward.statements import SCHEMA_DEFAULT, statements
 from onceward.transport import Sink
-from onceward_proof.faults import Answer, Boundary
+from onceward_proof.prove.faults import Answer, Boundary
 from onceward_proof.workers.line import Line
 from onceward_proof.workers.reports import Report
 from payments import hardened

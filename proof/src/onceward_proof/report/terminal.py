@@ -13,15 +13,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from onceward_proof.ablation import Trial, ablation_table, trial_json, why_not_as_expected
-from onceward_proof.control import Controller, Counts
-from onceward_proof.faults import kills
-from onceward_proof.lines import count_of, print_verdict
-from onceward_proof.options import ProveOptions
-from onceward_proof.outcome import Verdict, counted, faults, judge, summary
-from onceward_proof.run import Result
-from onceward_proof.schedule import Schedule
-from onceward_proof.tables import to_terminal
+from onceward_proof.ablation.rows import Trial, ablation_table, trial_json, why_not_as_expected
+from onceward_proof.prove.control import Controller, Counts
+from onceward_proof.prove.faults import kills
+from onceward_proof.prove.options import ProveOptions
+from onceward_proof.prove.outcome import Verdict, counted, faults, judge, summary
+from onceward_proof.prove.run import Result
+from onceward_proof.prove.schedule import Schedule
+from onceward_proof.report.lines import count_of, print_verdict
+from onceward_proof.report.tables import to_terminal
 
 WIDE: Final = 120
 BAR_WIDTH_MAX: Final = 30
@@ -125,6 +125,6 @@ def write_files(options: ProveOptions, console: Console, document: dict[str, Any
         console.print(f"JSON: {options.json}", highlight=False, soft_wrap=True)
     if options.html is not None:
         # Imported only now: a run without a page need not wait for the templates.
-        render = import_module(f"onceward_proof.pages.{page}").render
+        render = import_module(f"onceward_proof.report.pages.{page}").render
         options.html.write_text(render(*shown), encoding="utf-8")
         console.print(f"HTML: {options.html}", highlight=False, soft_wrap=True)

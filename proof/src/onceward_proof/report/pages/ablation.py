@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from onceward_proof.ablation import FIGURES, LEG, ROWS, Trial, trial_json, why_not_as_expected
-from onceward_proof.pages.orders import NAMES, alone, outcomes
-from onceward_proof.pages.page import render_template
-from onceward_proof.schedule import Schedule
+from onceward_proof.ablation.rows import FIGURES, LEG, ROWS, Trial, trial_json, why_not_as_expected
+from onceward_proof.prove.schedule import Schedule
+from onceward_proof.report.pages.orders import NAMES, alone, outcomes
+from onceward_proof.report.pages.page import render_template
 
 SHOWN: Final = [figure for figure in FIGURES if figure is not LEG]  # the leg stands below each row, and leads to its text
 

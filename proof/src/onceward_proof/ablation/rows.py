@@ -13,14 +13,14 @@ from operator import itemgetter
 from typing import Any, Final, Literal
 
 from onceward.errors import UsageError
-from onceward_proof.moments import FAULTS, Kind
-from onceward_proof.outcome import BY_KEY, document
-from onceward_proof.processes import Subject
-from onceward_proof.run import Result
-from onceward_proof.schedule import Aimed, Schedule, make_schedule
-from onceward_proof.tables import Cell, Figure
-from onceward_proof.tables import Row as TableRow
-from onceward_proof.workload import Order
+from onceward_proof.prove.moments import FAULTS, Kind
+from onceward_proof.prove.outcome import BY_KEY, document
+from onceward_proof.prove.processes import Subject
+from onceward_proof.prove.run import Result
+from onceward_proof.prove.schedule import Aimed, Schedule, make_schedule
+from onceward_proof.prove.workload import Order
+from onceward_proof.report.tables import Cell, Figure
+from onceward_proof.report.tables import Row as TableRow
 
 Expected = Literal["breaks", "holds"]
 Harm = Literal["double_charged_orders", "lost_events", "doubled_writes"]

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 def environment() -> Environment:
     """The templates, with every value escaped and every unknown name an error."""
     templates = Environment(
-        loader=PackageLoader("onceward_proof.pages", "templates"),
+        loader=PackageLoader("onceward_proof.report.pages", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

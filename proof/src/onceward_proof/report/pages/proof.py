@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onceward_proof.faults import LEG_OF, kills
-from onceward_proof.outcome import FIGURES, counted, faults, judge, summary
-from onceward_proof.pages.lanes import lanes_of
-from onceward_proof.pages.legs import HEADINGS
-from onceward_proof.pages.orders import HARMS, NAMES, alone, outcomes
-from onceward_proof.pages.page import render_template
-from onceward_proof.pages.story import choose_story
-from onceward_proof.run import Result
-from onceward_proof.schedule import Schedule, make_schedule
-from onceward_proof.tables import Cell, Mood, Row
-from onceward_proof.workload import make_orders
+from onceward_proof.prove.faults import LEG_OF, kills
+from onceward_proof.prove.outcome import FIGURES, counted, faults, judge, summary
+from onceward_proof.prove.run import Result
+from onceward_proof.prove.schedule import Schedule, make_schedule
+from onceward_proof.prove.workload import make_orders
+from onceward_proof.report.pages.lanes import lanes_of
+from onceward_proof.report.pages.legs import HEADINGS
+from onceward_proof.report.pages.orders import HARMS, NAMES, alone, outcomes
+from onceward_proof.report.pages.page import render_template
+from onceward_proof.report.pages.story import choose_story
+from onceward_proof.report.tables import Cell, Mood, Row
 
 
 def render(schedule: Schedule, results: Sequence[Result]) -> str:

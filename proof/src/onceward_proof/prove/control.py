@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 
 from onceward.testing.postgres import Cluster
-from onceward_proof.faults import (
+from onceward_proof.prove.faults import (
     FREEZE_SECONDS,
     FREEZE_SECONDS_MAX,
     KILL_RANDOM,
@@ -28,8 +28,8 @@ from onceward_proof.faults import (
     ServerFault,
     Signal,
 )
-from onceward_proof.moments import FOUND, Kind, Moment, of_passage
-from onceward_proof.schedule import Schedule, Timed
+from onceward_proof.prove.moments import FOUND, Kind, Moment, of_passage
+from onceward_proof.prove.schedule import Schedule, Timed
 from onceward_proof.workers.reports import Note, Point, Reply, Report
 from onceward_proof.workers.setting import Role
 

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from onceward import __version__
-from onceward_proof.moments import words
-from onceward_proof.pages.legs import anchor, read_sections
-from onceward_proof.pages.picture import environment
+from onceward_proof.prove.moments import words
+from onceward_proof.report.pages.legs import anchor, read_sections
+from onceward_proof.report.pages.picture import environment
 
 
 def render_template(template: str, **content: Any) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final
 
-from onceward_proof.moments import PROVIDER
-from onceward_proof.pages.picture import ticks
-from onceward_proof.pages.story import Course, Step, Story
+from onceward_proof.prove.moments import PROVIDER
+from onceward_proof.report.pages.picture import ticks
+from onceward_proof.report.pages.story import Course, Step, Story
 
 WIDTH: Final = 400.0
 NAMES_WIDTH: Final = 66.0

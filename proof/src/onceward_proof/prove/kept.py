@@ -10,7 +10,7 @@ from typing import Final
 from uuid import uuid4
 
 from onceward.testing.postgres.owners import registry
-from onceward_proof.schedule import Schedule, schedule_text
+from onceward_proof.prove.schedule import Schedule, schedule_text
 
 # Some 100 kB each. A run under way reads its schedule again for each worker that it starts: it must be among the latest.
 KEPT_MAX: Final = 100

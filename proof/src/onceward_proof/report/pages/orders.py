@@ -5,8 +5,8 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import Final
 
-from onceward_proof.run import Result
-from onceward_proof.schedule import Schedule
+from onceward_proof.prove.run import Result
+from onceward_proof.prove.schedule import Schedule
 
 # What can become of an order, its colour in the stylesheet, and where the checker names such orders. The worst comes first:
 # an order counts as that.

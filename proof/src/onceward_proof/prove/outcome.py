@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, Literal, assert_never
 
-from onceward_proof.faults import LEG_OF, STORIES, kills
-from onceward_proof.lines import some_of
-from onceward_proof.run import Result
-from onceward_proof.schedule import Schedule
-from onceward_proof.tables import Cell, Figure, Row
+from onceward_proof.prove.faults import LEG_OF, STORIES, kills
+from onceward_proof.prove.run import Result
+from onceward_proof.prove.schedule import Schedule
+from onceward_proof.report.lines import some_of
+from onceward_proof.report.tables import Cell, Figure, Row
 
 Verdict = Literal["proven", "broken", "inconclusive"]
 EXIT_CODES: Final[dict[Verdict, int]] = {"proven": 0, "broken": 1, "inconclusive": 3}

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from onceward_proof.faults import LEG_OF
-from onceward_proof.pages.page import render_template
+from onceward_proof.prove.faults import LEG_OF
+from onceward_proof.report.pages.page import render_template
 from onceward_proof.soak.figures import figure_rows, finding_rows
 from onceward_proof.soak.measure import KINDS, SLOPE_BYTES_MIN, SLOPE_FACTOR_MAX
 from onceward_proof.soak.run import Soaked

@@ -14,7 +14,7 @@ from onceward.schema import migrate
 from onceward.testing.postgres import Cluster
 from onceward.transports import pgmq
 from onceward_proof.bundled import payments_folder
-from onceward_proof.faults import ServerFault
+from onceward_proof.prove.faults import ServerFault
 from onceward_proof.workers.setting import QUEUES
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
-from onceward_proof.faults import STORIES, Boundary
+from onceward_proof.prove.faults import STORIES, Boundary
 from onceward_proof.workers.reports import Point, Report
 
 PROVIDER: Final = "provider"

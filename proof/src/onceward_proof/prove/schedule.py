@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from onceward.errors import UsageError
-from onceward_proof.faults import AIMED, BY_NAME, GLOBAL, KILL_RANDOM, PASSAGES, STORIES, Fault, Place, TimedFault
-from onceward_proof.workload import Order
+from onceward_proof.prove.faults import AIMED, BY_NAME, GLOBAL, KILL_RANDOM, PASSAGES, STORIES, Fault, Place, TimedFault
+from onceward_proof.prove.workload import Order
 
 VERSION: Final = 1
 AIMED_SHARE: Final = 0.42  # of the orders bear at least one aimed fault

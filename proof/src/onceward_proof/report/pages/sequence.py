@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from onceward_proof.pages.picture import environment
+from onceward_proof.report.pages.picture import environment
 
 _PARTICIPANT: Final = re.compile(r"participant (?P<alias>\w+) as (?P<name>.+)")
 _ARROW: Final = re.compile(r"(?P<source>\w+)(?P<line>--?)(?P<end>>>|x)(?P<target>\w+): (?P<text>.+)")

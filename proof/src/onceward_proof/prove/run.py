@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Final
 
 from onceward.errors import OncewardError
-from onceward_proof import checker
-from onceward_proof.clusters import Clusters
-from onceward_proof.control import Controller, Counts
-from onceward_proof.moments import Moment
-from onceward_proof.processes import Processes, Subject
-from onceward_proof.schedule import Schedule
-from onceward_proof.variants import PROCESS_COUNTS
+from onceward_proof.prove import checker
+from onceward_proof.prove.clusters import Clusters
+from onceward_proof.prove.control import Controller, Counts
+from onceward_proof.prove.moments import Moment
+from onceward_proof.prove.processes import Processes, Subject
+from onceward_proof.prove.schedule import Schedule
+from onceward_proof.prove.variants import PROCESS_COUNTS
 
 STALLED_SECONDS: Final = 20.0
 

@@ -16,9 +16,9 @@ from markdown_it.token import Token
 from markupsafe import Markup
 
 from onceward_proof.bundled import find_bundled
-from onceward_proof.faults import Leg
-from onceward_proof.pages.sequence import draw_sequence, parse
-from onceward_proof.run import ProofError
+from onceward_proof.prove.faults import Leg
+from onceward_proof.prove.run import ProofError
+from onceward_proof.report.pages.sequence import draw_sequence, parse
 
 # The heading in docs/guarantees.md under which a leg is explained.
 HEADINGS: Final[dict[Leg, str]] = {

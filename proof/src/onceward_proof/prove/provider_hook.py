@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Final
 
-from onceward_proof.faults import SLOW_SECONDS, Answer, Boundary
+from onceward_proof.prove.faults import SLOW_SECONDS, Answer, Boundary
 from onceward_proof.provider.call import Call
 from onceward_proof.provider.hook import GO, Kind, Verdict
 from onceward_proof.workers.line import waits_for

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from onceward.errors import UsageError
-from onceward_proof.ablation import ablation_table
-from onceward_proof.faults import kills
-from onceward_proof.outcome import FIGURES
+from onceward_proof.ablation.rows import ablation_table
+from onceward_proof.prove.faults import kills
+from onceward_proof.prove.outcome import FIGURES
+from onceward_proof.report.tables import row_of, to_markdown
 from onceward_proof.soak.figures import figure_rows, finding_rows
-from onceward_proof.tables import row_of, to_markdown
 
 Document = Mapping[str, Any]
 CUTS: Final = {"before": "before the server had COMMIT", "after": "after it, before the answer"}

@@ -13,17 +13,17 @@ from shutil import copytree, ignore_patterns
 from rich.console import Console
 
 from onceward.errors import UsageError
-from onceward_proof.ablation import Trial, ablation_json, choose_rows, make_ablation_schedule
-from onceward_proof.clusters import start_clusters
-from onceward_proof.kept import keep_schedule
-from onceward_proof.options import ProveOptions
-from onceward_proof.outcome import EXIT_CODES, judge, to_json
-from onceward_proof.processes import Subject
-from onceward_proof.report import Live, print_ablation, print_plan, print_report, write_files
-from onceward_proof.run import Result, run_subject
-from onceward_proof.schedule import Schedule, make_schedule, read_schedule
-from onceward_proof.variants import PROCESS_COUNTS
-from onceward_proof.workload import make_orders, read_orders
+from onceward_proof.ablation.rows import Trial, ablation_json, choose_rows, make_ablation_schedule
+from onceward_proof.prove.clusters import start_clusters
+from onceward_proof.prove.kept import keep_schedule
+from onceward_proof.prove.options import ProveOptions
+from onceward_proof.prove.outcome import EXIT_CODES, judge, to_json
+from onceward_proof.prove.processes import Subject
+from onceward_proof.prove.run import Result, run_subject
+from onceward_proof.prove.schedule import Schedule, make_schedule, read_schedule
+from onceward_proof.prove.variants import PROCESS_COUNTS
+from onceward_proof.prove.workload import make_orders, read_orders
+from onceward_proof.report.terminal import Live, print_ablation, print_plan, print_report, write_files
 
 
 def run_proof(options: ProveOptions) -> int:

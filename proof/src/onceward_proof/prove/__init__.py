@@ -1,0 +1,18 @@
+"""`onceward prove`: each variant of the service under the same faults, from empty databases until it is quiet.
+
+What is run
+    workload.py       the orders
+    faults.py         what can go wrong, as data
+    schedule.py       which fault strikes which order; kept.py: where the schedule of a run is kept
+    variants.py       who runs it, naive or hardened
+Running it
+    command.py        the command, with its options.py
+    run.py            one variant
+    clusters.py       the two clusters, and a variant's databases in them
+    processes.py      a variant's processes: the provider, and the warm parent of all workers
+    control.py        hears every report, lets it go on, or strikes; moments.py: what it heard of an order
+    provider_hook.py  the provider's end of that line
+Judging it
+    checker.py        counts; imports nothing of Onceward
+    outcome.py        the figures, the verdict, the JSON
+"""
