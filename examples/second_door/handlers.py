@@ -26,7 +26,7 @@ from second_door.card import CardDeclined, CardProvider
 
 WINDOW = timedelta(days=30)
 LEDGER = Inbox("shop.ledger", window=WINDOW)
-# No heartbeat extends a claim here: the lease must outlast the longest call and the transaction behind it.
+# No heartbeat extends a claim here: the lease must outlast all of the calls and the transaction behind them.
 CHARGES = Inbox("shop.charges", window=WINDOW, lease_seconds=120)
 INTENTS = Intents("shop.charges")
 

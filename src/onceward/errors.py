@@ -52,7 +52,10 @@ class UnknownOutcome(OncewardError):
 
 
 class LeaseLost(OncewardError):
-    """Another worker has taken this message over: nothing that this one still does can count."""
+    """This worker may no longer act for the message: nothing that it still does can count.
+
+    Another worker has taken it over, its lease has lapsed before an effect, or its commit was not confirmed.
+    """
 
 
 class EffectRefused(OncewardError):

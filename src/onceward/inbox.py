@@ -19,7 +19,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.types.json import Json
 
-from onceward.database import check_connection, check_outside_transaction, one_tuple
+from onceward.database import check_connection, check_outside_transaction, one_tuple, tuples
 from onceward.errors import UsageError
 from onceward.message import Message, canonical_id, parse_uuid7
 from onceward.outbox import check_in_transaction
@@ -70,7 +70,7 @@ class Take:
     result: TakeResult
     token: int = 0
     fresh: bool = True  # the row did not exist before
-    takes: int = 1  # claims that ended in nothing so far, this one included
+    takes: int = 1  # this one, and those before it that were not forgiven
     transaction: str = ""  # the id of the transaction that took it
     cleaning: Sequence[str] = ()  # statements that remove what an earlier handler left in this session
     retry_after_seconds: float = 0.0
@@ -177,12 +177,12 @@ class Inbox:
         return one_tuple(conn, self._table.statements["inbox_give_back"], params) is not None
 
     def _take(self, conn: Connection[Any], message: Message, state: RowState) -> Take:
-        # An uncommitted row of another worker is waited for, but not for as long as its handler may take.
-        before = one_tuple(conn, "SELECT current_setting('lock_timeout'), set_config('lock_timeout', '1s', true)")
-        lock_timeout = before[0] if before else "0"
-        params = self._table.take_params(message, state, lock_timeout=lock_timeout)
+        params = self._table.take_params(message, state, lock_timeout="0")
         if params is None:
             return untimed(message)
+        # An uncommitted row of another worker is waited for, but not for as long as its handler may take.
+        [before] = tuples(conn, "SELECT current_setting('lock_timeout'), set_config('lock_timeout', '1s', true)")
+        params["lock_timeout"] = before[0]
         try:
             # A savepoint: a lock that was waited for too long is a result, and must not abort the caller's transaction.
             with conn.transaction():
@@ -194,7 +194,7 @@ class Inbox:
             if error.diag.constraint_name is not None:
                 raise
             take = self._without_partition(conn, params)
-        conn.execute("SELECT set_config('lock_timeout', %s, true)", (lock_timeout,))
+        conn.execute("SELECT set_config('lock_timeout', %s, true)", (before[0],))
         return take
 
     def _without_partition(self, conn: Connection[Any], params: dict[str, Any]) -> Take:
@@ -385,6 +385,8 @@ def locked_out() -> Take:
 
 
 def _check_durable(conn: Connection[Any]) -> None:
+    # Our own statements switch it on for the transaction that they are in. Whoever switched it off should hear of that, and
+    # decide, instead of finding his transactions slower than he set them.
     row = one_tuple(conn, "SELECT current_setting('synchronous_commit')")
     if row is not None and row[0] == "off":
-        raise UsageError("synchronous_commit is off in this session: a crash of the database could take the row back")
+        raise UsageError("synchronous_commit is off in this session, but our rows must survive a crash of the database")

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import psycopg
 from psycopg import Connection
@@ -96,6 +96,8 @@ class Lane:
                     return self._publish(command)
                 case p.CommitBatch():
                     return self._commit(command)
+                case _:
+                    assert_never(command)
         except psycopg.Error as error:
             self._failure = f"the relay lost the database, and with it the locks on its rows: {one_line(error)}"
             self._close()

@@ -72,8 +72,9 @@ class Once:
         Effects are told apart by their order, name and request: these must not depend on time or chance.
 
         Raises `EffectRefused` when the provider said no definitely; `LeaseLost`, `UnknownOutcome`, or the call's own
-        exception when the outcome is not known (after these `once` refuses everything: let them pass); `UsageError` for an
-        answer that is not JSON, or an effect in or after the transaction.
+        exception when the outcome is not known, and `ConflictError` when two answers are (after these `once` refuses
+        everything: let them pass). Raises `UsageError` for a request or an answer that is not JSON, a name that was used
+        before, effects other than the recorded ones, or an effect in or after the transaction.
 
         Crash anywhere in it: the intent is pending, and the redelivery asks again with the same key.
         """
@@ -90,7 +91,7 @@ class Once:
     def transaction(self) -> Iterator[Connection[Any]]:
         """The inbox row becomes done here, in one transaction with these writes, or none of it.
 
-        Raises `LeaseLost` when another worker has taken the message over.
+        Raises `LeaseLost` when another worker has taken the message over, or the database did not confirm the commit.
 
         Crash before COMMIT: nothing is written; the redelivery runs the handler again, its effects answer from their rows.
         Crash after COMMIT: the redelivery is turned away as a duplicate.
@@ -108,9 +109,10 @@ class Once:
 
     @property
     def lease_lost(self) -> bool:
-        """True once a heartbeat has seen that another worker owns this message.
+        """True once this message is no longer ours, as far as the heartbeat knows.
 
-        Then stop early: nothing that this handler still does can count.
+        Another worker has taken it over, its queue has taken the delivery away, or no heartbeat came through for as long as
+        the lease lasts. Then stop early: nothing that this handler still does can count.
         """
         return self._performer.is_lease_lost()
 
@@ -237,7 +239,11 @@ class Performer:
     def perform_effect(self, effect: Effect) -> str:
         """The recorded answer of this effect, as JSON text."""
         self._steps.effect = effect
-        answer = self.ask(p.EffectAsked()).answer
+        try:
+            answer = self.ask(p.EffectAsked()).answer
+        finally:
+            # What the call raised is this effect's alone: a later failure must not be blamed on it, nor raise it again.
+            self._steps.failure = self._context.failure = None
         if answer is None:
             raise AssertionError("the protocol went on without an answer")
         return answer
@@ -353,25 +359,24 @@ class EffectSteps:
                 assert_never(intent.result)
 
     def _call(self, n: int, effect: Effect) -> p.Event:
-        event = self._ask_provider(effect.call, effect, "its call")
+        event = self._ask_provider(effect.call, effect)
         self._context.emit("effect.answered", n=n, name=effect.name, outcome=type(event).__name__)
         return event
 
     def _look_up(self, n: int, effect: Effect) -> p.Event:
         if effect.lookup is None:
             return p.NotFound()
-        event = self._ask_provider(effect.lookup, effect, "its look-up")
+        event = self._ask_provider(effect.lookup, effect, is_look_up=True)
         if isinstance(event, p.Answered | p.NotFound | p.Unreadable):
             found = not isinstance(event, p.NotFound)
             self._context.emit("effect.looked_up", n=n, name=effect.name, found=found)
         return event
 
-    def _ask_provider(self, call: Call, effect: Effect, what: str) -> p.Event:
+    def _ask_provider(self, call: Call, effect: Effect, *, is_look_up: bool = False) -> p.Event:
         """What the provider said to the call, or to the look-up, of an effect."""
-        is_look_up = call is not effect.call
         try:
             answer = call(effect.request, self._key)
-            check_done(answer, f"effect {effect.name!r}: {what}")
+            check_done(answer, f"effect {effect.name!r}: its {'look-up' if is_look_up else 'call'}")
         except BaseException as error:  # noqa: BLE001 - recorded as the call's outcome, and raised in the handler
             self.failure = self._context.failure = error
             if self._is_cancelled(error):

@@ -145,7 +145,7 @@ class HandlerSession:
 
 
 class TakeTransactions:
-    """The take, and what makes a delivery that ended well count as no crash."""
+    """The take, and what keeps a delivery that did not end in a crash from counting as one."""
 
     def __init__(self, context: Context, session: HandlerSession) -> None:
         self._context = context
@@ -218,7 +218,7 @@ class TakeTransactions:
         context.say(logging.ERROR, "its partition is missing because upkeep is late; creating it now")
         context.emit("upkeep.partition_late")
         context.runtime.partition_late(context.message)
-        return Take(TakeResult.IN_FLIGHT, retry_after_seconds=0.0)
+        return Take(TakeResult.IN_FLIGHT, retry_after_seconds=0.0, detail="its partition was missing")
 
     def _event(self, state: State, take: Take, excused: int) -> p.Event:
         context = self._context
@@ -235,7 +235,7 @@ class TakeTransactions:
                 return p.Duplicate()
             case TakeResult.IN_FLIGHT:
                 context.emit("consumer.in_flight", seconds=take.retry_after_seconds)
-                self.excuse(state, "it was in another worker's hands")
+                self.excuse(state, f"in flight: {take.detail}")
                 return p.InFlight(take.retry_after_seconds)
             case TakeResult.CONFLICT:
                 return p.Conflict(take.detail)

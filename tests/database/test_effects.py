@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -259,6 +260,45 @@ def test_a_refusal_is_an_answer_recorded_and_raised_each_time(opened: Opened, db
     assert consumer.deliver(delivery(message, times=2)) == ACK
     assert (provider.calls, len(refusals), refusals[0]) == (1, 2, refusals[1])
     assert rows.books(db, message) == rows.Books(state="done", token=2, attempts=1, parked=[], effects=1)
+
+
+def test_what_one_call_raised_is_not_raised_for_a_later_failure(opened: Opened, db: Db) -> None:
+    """A refusal was handled; that the transaction fails inside afterwards is another matter, also in the row."""
+    raised: list[BaseException] = []
+
+    def handle(message: Message, once: Once) -> None:
+        with suppress(EffectRefused):
+            once.effect("charge", provider.charge, request=message.json(), provider=STRIPE_V1)
+        try:
+            with once.transaction() as tx, suppress(psycopg.Error):
+                tx.execute("SELECT 1 / 0")
+        except Exception as error:
+            raised.append(error)
+            raise
+
+    message, provider = order(), Provider()
+    provider.before.append(ProviderError(402))
+    opened(effectful(handle)).deliver(delivery(message))
+    assert [type(error) for error in raised] == [UnknownOutcome]
+    assert "ProviderError" not in str(rows.scalar(db, "SELECT error FROM onceward.attempts"))
+
+
+def test_one_function_may_be_call_and_look_up(opened: Opened, db: Db) -> None:
+    """A look-up's None says that the effect did not happen; it is not its answer."""
+
+    def ask(_request: Any, _key: str) -> None:
+        if not asked:
+            asked.append(1)
+            raise RuntimeError("the answer is lost")
+
+    def handle(_: Message, once: Once) -> None:
+        once.effect("charge", ask, request=1, provider=NO_KEYS, lookup=ask)
+
+    message, asked = order(), list[int]()
+    consumer = opened(effectful(handle))
+    consumer.deliver(delivery(message))
+    consumer.deliver(delivery(message, times=2))
+    assert [entry.reason for entry in rows.parked(db)] == ["unknown"]
 
 
 def test_a_refusal_that_nobody_handles_is_parked_and_not_retried(opened: Opened, db: Db) -> None:

@@ -161,10 +161,11 @@ def test_the_callers_rows_may_be_dictionaries(connect: Connect) -> None:
         assert INBOX.finish(conn, message, take=take)
 
 
-def test_the_callers_lock_timeout_is_its_own_again_after_a_take(db: Db) -> None:
+@pytest.mark.parametrize("message_id", [None, "order-7"], ids=["taken", "without a time"])
+def test_the_callers_lock_timeout_is_its_own_again_after_a_take(message_id: str | None, db: Db) -> None:
     with db.transaction():
         db.execute("SET LOCAL lock_timeout TO '7s'")
-        INBOX.take(db, order())
+        INBOX.take(db, order(id=message_id))
         assert rows.scalar(db, "SHOW lock_timeout") == "7s"
 
 

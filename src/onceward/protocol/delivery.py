@@ -6,15 +6,19 @@ event too. The threaded consumer, `Consumer.deliver` and an exhaustive explorer 
 immutable, so they can be hashed, compared and forked.
 
     received ─ Take ─▶ taking ─ Run ─▶ handling ─ Intend ─▶ intending ─ Call ─▶ calling ─ Record ─▶ recording ─▶ handling
-                                        │                       └─ LookUp ─▶ looking ─┘
-                                        ├─ Finish ─▶ finishing ─▶ writing ─ Commit ─▶ committing ─▶ finished ─ Settle
+                                        │                       └─ LookUp ─▶ looking ─┘     (recorded before: ─▶ handling)
+        transactional:                  ├─ Commit ─▶ committing ─ Settle
+        effectful:                      ├─ Finish ─▶ finishing ─▶ writing ─ Commit ─▶ committing ─▶ finished ─ Settle
                                         └─ Fail ─▶ failing, Park ─▶ parking, GiveBack ─▶ giving back ─ Settle
+
+A body of `once.transaction()` that raised leads from `writing` to `broken`; without such a body, `finishing` goes straight
+on to Commit.
 
 Whatever ends the delivery while handler code is still on the stack passes `unwinding`: the rows are written first, then the
 handler is interrupted, and only when it has left is the delivery settled.
 
 Every decision about a delivery is made here, except what is read off a row inside its transaction: by the WHERE clauses in
-`sql/`, and by `Inbox` and `Intents`, which name what they find by an event. `after_failure` is asked inside the transaction
+`sql/`, and by `InboxTable` and `Intents`, which say what they found there. `after_failure` is asked inside the transaction
 that counts a failure, because counting and parking must be one.
 """
 
@@ -406,7 +410,7 @@ def _give_back(state: State, delay_seconds: float, detail: str) -> Step:
     """Give the message back without counting an attempt."""
     if state.shape == "transactional":
         # Its take was part of the transaction that is rolled back: there is no claim to give back.
-        return _end(state, release(delay_seconds), p.Interrupt(Interruption.LEASE_LOST, detail))
+        return _settle(state, release(delay_seconds))
     interrupt = p.Interrupt(Interruption.LATER, detail)
     return state._replace(at=Place.GIVING_BACK, delay_seconds=delay_seconds, interrupt=interrupt), p.GiveBack()
 

@@ -165,8 +165,8 @@ class Received(Word):
 class Taken(Word):
     """The message is ours.
 
-    `fresh`: its row did not exist before. `takes`: takes of it that ended in nothing so far, this one included.
-    `excused`: deliveries that its queue counted, and that ended in a deferral or behind another worker's open transaction.
+    `fresh`: its row did not exist before. `takes`: this one, and those before it that were not forgiven.
+    `excused`: deliveries that its queue counted, and that ended in a deferral, or met a message in flight.
     """
 
     token: int
@@ -198,7 +198,10 @@ class OutsideWindow(Word):
 
 
 class DatabaseLost(Word):
-    """The database did not answer, before any COMMIT was sent: nothing was written."""
+    """The database did not confirm a write of ours that stands alone; it may or may not have been committed.
+
+    Not the handler's own transaction: that is `Ambiguous` once its COMMIT was sent. The redelivery finds out either way.
+    """
 
 
 class Ambiguous(Word):
