@@ -130,7 +130,7 @@ class Cluster:
         except BaseException:
             (Entry.read(Path(entry.path)) or entry).remove()
             raise
-        _live.add(cluster)
+        atexit.register(cluster.stop)
         return cluster
 
     @property
@@ -185,13 +185,17 @@ class Cluster:
         Does nothing the second time, and nothing in a forked child.
         Crash: the next sweep does the rest.
         """
-        if self._stopped or not self._is_mine():
+        if self._stopped:
+            return
+        if not self._is_mine():
+            if self._process is not None:
+                self._process.poll()  # finds no such child here: the fork's copy will not warn that it still runs
             return
         # First: after a stop that was interrupted, the one at exit does nothing, and the next sweep does the rest.
         self._stopped = True
         self._end(gracefully=True)
         self._entry.remove()
-        _live.discard(self)
+        atexit.unregister(self.stop)
 
     def wait(self) -> None:
         """Returns once the server has ended, for whatever reason.
@@ -391,13 +395,3 @@ def _is_free(port: int) -> bool:
         probe.bind(("127.0.0.1", port))
         return True
     return False
-
-
-_live: Final[set[Cluster]] = set()
-
-
-@atexit.register
-def _stop_all() -> None:
-    """Nothing that this process started is left; in a forked child, `stop` does nothing."""
-    for cluster in list(_live):
-        cluster.stop()
