@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal, NamedTuple
 
@@ -51,6 +52,7 @@ class Handler(NamedTuple):
     call: Callable[..., None]
 
 
+@dataclass(eq=False, repr=False)
 class Consumer:
     """The handlers of one consumer, by message type, and the limits of their tries.
 
@@ -66,37 +68,29 @@ class Consumer:
     Raises `UsageError` for values that cannot work.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        window: timedelta = WINDOW_DEFAULT,
-        lease_seconds: float = LEASE_SECONDS_DEFAULT,
-        attempts_max: int = 10,
-        deliveries_max: int = 50,
-        backoff: Backoff = Backoff(),  # noqa: B008 - immutable
-        other_types: OtherTypes = "park",
-        handler_seconds_max: float = HANDLER_SECONDS_MAX,
-        schema: str = SCHEMA_DEFAULT,
-    ) -> None:
-        check_identity(name, window=window, lease_seconds=lease_seconds)
-        check_schema_name(schema)
-        if attempts_max < 1 or deliveries_max < 1:
+    name: str
+    _: KW_ONLY
+    window: timedelta = WINDOW_DEFAULT
+    lease_seconds: float = LEASE_SECONDS_DEFAULT
+    attempts_max: int = 10
+    deliveries_max: int = 50
+    backoff: Backoff = Backoff()  # noqa: RUF009 - immutable
+    other_types: OtherTypes = "park"
+    handler_seconds_max: float = HANDLER_SECONDS_MAX
+    schema: str = SCHEMA_DEFAULT
+
+    def __post_init__(self) -> None:
+        check_identity(self.name, window=self.window, lease_seconds=self.lease_seconds)
+        check_schema_name(self.schema)
+        if self.attempts_max < 1 or self.deliveries_max < 1:
             raise UsageError("attempts_max and deliveries_max must be at least 1")
-        if not isinstance(backoff, Backoff):
-            raise UsageError(f"backoff is a Backoff(first_seconds=..., seconds_max=...), not {backoff!r}")
-        if handler_seconds_max <= 0:
+        if not isinstance(self.backoff, Backoff):
+            raise UsageError(f"backoff is a Backoff(first_seconds=..., seconds_max=...), not {self.backoff!r}")
+        if self.handler_seconds_max <= 0:
             raise UsageError("handler_seconds_max must be more than 0")
-        if other_types not in ("park", "ignore"):
-            raise UsageError(f"other_types is 'park' or 'ignore', not {other_types!r}")
-        self.name = name
-        self.window = window
-        self.lease_seconds = lease_seconds
-        self.limits = Limits(attempts_max, deliveries_max)
-        self.backoff = backoff
-        self.other_types = other_types
-        self.handler_seconds_max = handler_seconds_max
-        self.schema = schema
+        if self.other_types not in ("park", "ignore"):
+            raise UsageError(f"other_types is 'park' or 'ignore', not {self.other_types!r}")
+        self.limits = Limits(self.attempts_max, self.deliveries_max)
         self.handlers: dict[str, Handler] = {}
         self._opened: OpenConsumer | None = None
 

@@ -119,34 +119,17 @@ class Database:
             return
         conn = self._pool.getconn(timeout=wait_seconds)
         try:
-            with self._lent_own(conn) if self._own else self._lent_callers(conn):
+            with lent(conn), _left_clean(conn) if self._own else self._borrowed(conn):
                 yield conn
         finally:
             self._pool.putconn(conn)
-
-    @contextmanager
-    def _lent_own(self, conn: Connection) -> Iterator[None]:
-        lock = cast("LentLock", conn.lock)
-        lock.lend()
-        try:
-            yield
-        finally:
-            # Before it is taken back: these speak to the server, which only the thread that it is lent to may do.
-            _roll_back(conn)
-            _reset_client_side(conn)
-            lock.take_back()
-
-    @contextmanager
-    def _lent_callers(self, conn: Connection) -> Iterator[None]:
-        with lent(conn), self._borrowed(conn):
-            yield
 
     @contextmanager
     def _from_factory(self) -> Iterator[Connection]:
         conn = self._connected()
         if not isinstance(conn, Connection):
             raise UsageError(f"database: the callable gave a {type(conn).__name__}, not a psycopg 3 Connection")
-        with closing(conn), self._lent_callers(conn):
+        with closing(conn), lent(conn), self._borrowed(conn):
             yield conn
 
     def _connected(self) -> Connection:
@@ -263,11 +246,17 @@ def is_broken(conn: Connection | None, error: BaseException | None = None) -> bo
     return isinstance(error, psycopg.OperationalError) and getattr(error, "sqlstate", None) is None
 
 
-def _reset_client_side(conn: Connection) -> None:
-    """What a handler may have changed on the Python side of its connection is as it was."""
-    conn.row_factory = tuple_row
-    conn.cursor_factory = psycopg.Cursor
-    conn.prepare_threshold = PREPARE_THRESHOLD
+@contextmanager
+def _left_clean(conn: Connection) -> Iterator[None]:
+    """Afterwards nothing is open on the connection, and its Python side is as it was before a handler had it."""
+    try:
+        yield
+    finally:
+        # While it is still lent: this speaks to the server, which only the thread that it is lent to may do.
+        _roll_back(conn)
+        conn.row_factory = tuple_row
+        conn.cursor_factory = psycopg.Cursor
+        conn.prepare_threshold = PREPARE_THRESHOLD
 
 
 def _roll_back(conn: Connection) -> bool:

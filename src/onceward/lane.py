@@ -80,12 +80,12 @@ class Lane:
         self._close()
         self._runtime.listeners.emit("relay.looked", "", failing=bool(command.failures))
         if not command.failures:
-            self._runtime.nudges.wait(self._runtime.poll_seconds, nudges_seen, self._runtime.stopping)
+            self._runtime.nudges.wait(self._runtime.poll_seconds, nudges_seen)
             return
         seconds = min(self._runtime.backoff.seconds_after(command.failures), PAUSE_SECONDS_MAX)
         logger.warning("%s; retrying in %.1f s (failures in a row: %d)", self._failure, seconds, command.failures)
         # Nudges do not shorten this pause: new rows make neither the database nor the sink answer.
-        self._runtime.nudges.wait(seconds, None, self._runtime.stopping)
+        self._runtime.stopping.wait(seconds)
 
     def _perform(self, command: p.LockBatch | p.Publish | p.CommitBatch) -> p.Event:
         try:

@@ -143,13 +143,9 @@ class Message:
 
     def to_wire(self) -> tuple[dict[str, str], bytes]:
         """The headers (text to text, absent attributes left out) and the body."""
-        headers = {"specversion": "1.0", "id": self.id, "source": self.source, "type": self.type}
-        if self.subject is not None:
-            headers["subject"] = self.subject
-        headers["time"] = self.time.isoformat()
-        if self.traceparent is not None:
-            headers["traceparent"] = self.traceparent
-        return headers, self.body
+        values = {name: getattr(self, name) for name in _ATTRIBUTES} | {"time": self.time.isoformat()}
+        present = {name: value for name, value in values.items() if value is not None}
+        return {"specversion": "1.0"} | present, self.body
 
     @classmethod
     def from_wire(cls, headers: Mapping[str, str], body: bytes) -> Self:

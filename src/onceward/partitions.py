@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum
@@ -61,6 +61,11 @@ def partition_day(name: str) -> date | None:
         return datetime.strptime(digits, "%Y%m%d").replace(tzinfo=UTC).date()
     except ValueError:
         return None
+
+
+def days_of(names: Iterable[str]) -> set[date]:
+    """The days of those of these tables that are partitions."""
+    return {day for name in names if (day := partition_day(name)) is not None}
 
 
 def partition_bounds(day: date) -> tuple[UUID, UUID]:
@@ -237,7 +242,8 @@ class Retirement:
         unfinished: dict[str, int] = {}
         # Postgres has room for one detach that is half done: it is finished before another one starts.
         half_done = self._half_done_days()
-        for day in [*sorted(half_done), *sorted(self._days_before(first_kept_day) - half_done)]:
+        due = {day for day in days_of(name for name, _ in self._attached()) if day < first_kept_day}
+        for day in [*sorted(half_done), *sorted(due - half_done)]:
             names = self._tables_of(day)
             rows = self._retire(day, names)
             if rows:
@@ -262,16 +268,10 @@ class Retirement:
                 seconds, name,
             )  # fmt: skip
 
-    def _days_before(self, first_kept_day: date) -> set[date]:
-        """The days whose partitions end before `first_kept_day` starts."""
-        days = {partition_day(name) for name, _ in self._attached()}
-        return {day for day in days if day is not None and day < first_kept_day}
-
     def _half_done_days(self) -> set[date]:
         """The days that an upkeep that died has left detached, or half detached."""
         whole = {name for name, half_detached in self._attached() if not half_detached}
-        days = {partition_day(name) for name in self._all_tables() if name not in whole}
-        return {day for day in days if day is not None}
+        return days_of(name for name in self._all_tables() if name not in whole)
 
     def _attached(self) -> list[tuple[str, bool]]:
         return attached(self._conn, schema=self._schema)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -108,7 +107,7 @@ def read_error(profile: ProviderProfile, error: BaseException) -> Replies:
     status = _status(error)
     # A provider without keys is never called twice, so none of its answers may say "later" or "try again".
     keys = profile.window_seconds is not None
-    if keys and status == 400 and _error_type(error) == "idempotency_error":
+    if keys and status == 400 and _is_idempotency_error(error):
         return Mismatch(_describe(error))
     if status in profile.refusals:
         return _refusal(error, status)
@@ -165,12 +164,11 @@ def _status(error: BaseException) -> int | None:
     return next((value for value in candidates if isinstance(value, int) and 100 <= value < 600), None)
 
 
-def _error_type(error: BaseException) -> str | None:
-    body: Any = getattr(error, "json_body", None)
-    if isinstance(body, Mapping) and isinstance(body.get("error"), Mapping):
-        kind = body["error"].get("type")
-        return kind if isinstance(kind, str) else None
-    return None
+def _is_idempotency_error(error: BaseException) -> bool:
+    match getattr(error, "json_body", None):
+        case {"error": {"type": "idempotency_error"}}:
+            return True
+    return False
 
 
 def _replayed(error: BaseException) -> bool:

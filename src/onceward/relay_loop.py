@@ -97,6 +97,8 @@ class RelayLoop:
         It may be called from any thread and more than once.
         """
         self._runtime.stopping.set()
+        # After it: a lane that has counted this nudge already sees the stop before it sleeps.
+        self._runtime.nudges.add()
 
     def run(self, lanes: int) -> None:
         """Return once all lanes have ended; raise what ended one of them.

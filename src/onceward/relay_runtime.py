@@ -26,7 +26,6 @@ BATCH_SECONDS: Final = 20.0  # then what was confirmed is deleted, whatever of t
 PAYLOAD_BYTES_MAX: Final = 64 * 1024 * 1024  # of all lanes of a process; a larger row is there alone
 NUMBERING_SECONDS: Final = 60.0
 DELAY_SECONDS_MAX: Final = 365 * 86_400.0  # what Postgres, and a person, can still make a date of
-LOOK_SECONDS: Final = 0.2  # how soon a lane that sleeps sees a stop
 
 
 class PayloadBudget:
@@ -74,23 +73,15 @@ class Nudges:
         self._changed = threading.Condition()
 
     def add(self) -> None:
-        """One has come: lanes that wait for it wake up."""
+        """One has come, or a stop: lanes that wait wake up."""
         with self._changed:
             self.count += 1
             self._changed.notify_all()
 
-    def wait(self, seconds: float, seen: int | None, stopping: threading.Event) -> None:
-        """Returns at a nudge after the `seen`-th, at the time, or at the stop.
-
-        `seen` None: no nudge ends the wait.
-        """
+    def wait(self, seconds: float, seen: int) -> None:
+        """Returns at a nudge after the `seen`-th, or at the time."""
         with self._changed:
-            waited = 0.0
-            # In short waits: a stop is an event that wakes no one here.
-            while waited < seconds and seen in (None, self.count) and not stopping.is_set():
-                slice_seconds = min(LOOK_SECONDS, seconds - waited)
-                self._changed.wait(slice_seconds)
-                waited += slice_seconds
+            self._changed.wait_for(lambda: self.count != seen, timeout=seconds)
 
 
 @dataclass

@@ -63,5 +63,5 @@ def _when_signalled(signalled: Signalled, ended: threading.Event, then: Callable
 
 
 def _when_set(event: threading.Event, then: Callable[[], None]) -> None:
-    if event.wait():
-        then()
+    event.wait()
+    then()

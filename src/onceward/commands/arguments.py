@@ -12,6 +12,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from traceback import extract_tb
 from typing import TYPE_CHECKING, Any, Final
@@ -110,13 +111,10 @@ def find(target: str, what: str) -> Any:
     module_name, colon, name = target.partition(":")
     if not (module_name and colon and name):
         raise UsageError(f"{target!r}: name {what} as MODULE:NAME, for example payments.consumers:charges")
-    found = _module(module_name)
-    for part in name.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            raise UsageError(f"the module {module_name} has no {name!r}: name {what} there") from None
-    return found
+    try:
+        return attrgetter(name)(_module(module_name))
+    except AttributeError:
+        raise UsageError(f"the module {module_name} has no {name!r}: name {what} there") from None
 
 
 def _module(name: str) -> Any:

@@ -83,9 +83,7 @@ class TextLines(logging.Formatter):
     """`time level message`, and a traceback below it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{moment(record)} {record.levelname} {printable(record.getMessage())}"
-        traceback = traceback_of(self, record)
-        return f"{line}\n{printable(traceback)}" if traceback else line
+        return f"{moment(record)} {record.levelname} {printable(super().format(record))}"
 
 
 class JsonLines(logging.Formatter):
@@ -101,7 +99,7 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        traceback = traceback_of(self, record)
+        traceback = self.formatException(record.exc_info) if record.exc_info else record.exc_text
         if traceback:
             line["traceback"] = traceback
         fields = getattr(record, FIELDS, None)
@@ -114,9 +112,3 @@ def moment(record: logging.LogRecord) -> str:
     """RFC 3339, UTC, in milliseconds."""
     at = datetime.fromtimestamp(record.created, UTC)
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def traceback_of(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    if record.exc_info:
-        return formatter.formatException(record.exc_info)
-    return record.exc_text or ""

@@ -13,7 +13,7 @@ from onceward.errors import UsageError
 from onceward.protocol.reasons import ParkReason
 
 if TYPE_CHECKING:
-    from onceward.parked import ParkedMessage, ParkedRow, Redrive
+    from onceward.parked import ParkedMessage, ParkedRow
 
 SHOWN_BYTES_MAX: Final = 4096
 PARKED: Final = """\
@@ -152,13 +152,12 @@ def _as_text(message: ParkedMessage) -> str:
 
 def _body_lines(body: bytes) -> list[str]:
     decoded = _decoded(body)
-    text = json.dumps(decoded[0], indent=2, ensure_ascii=False) if decoded is not None else None
-    if text is None:
-        try:
-            text = body.decode()
-        except UnicodeDecodeError:
-            lines = [f"(not UTF-8, shown in hex) {body[: SHOWN_BYTES_MAX // 2].hex()}"]
-            return [*lines, _cut(SHOWN_BYTES_MAX // 2, len(body))] if len(body) > SHOWN_BYTES_MAX // 2 else lines
+    try:
+        text = body.decode() if decoded is None else json.dumps(decoded[0], indent=2, ensure_ascii=False)
+    except UnicodeDecodeError:
+        shown = body[: SHOWN_BYTES_MAX // 2]
+        lines = [f"(not UTF-8, shown in hex) {shown.hex()}"]
+        return lines if shown == body else [*lines, _cut(len(shown), len(body))]
     if len(text) <= SHOWN_BYTES_MAX:
         return text.splitlines()
     return [*text[:SHOWN_BYTES_MAX].splitlines(), _cut(SHOWN_BYTES_MAX, len(text))]
@@ -191,7 +190,9 @@ def redrive(arguments: Any) -> int:
             conn, arguments.id, consumer=consumer, fingerprint=arguments.fingerprint, schema=arguments.schema
         )
     if arguments.json:
-        say_json(_redrive_as_json(outcome))
+        # The keys are a contract with programs: they stay as they are, whatever the fields are called.
+        fields = asdict(outcome)
+        say_json(fields | {"refused": fields.pop("why_not"), "redriven": outcome.redriven})
     elif outcome.redriven:
         say(f"{outcome.message_id} is pending again for {outcome.consumer} (token {outcome.token}); a relay sends it")
         if outcome.expect:
@@ -199,14 +200,3 @@ def redrive(arguments: Any) -> int:
     if not outcome.redriven:
         warn(f"{printable(arguments.id)} was not redriven: {outcome.why_not}")
     return 0 if outcome.redriven else 1
-
-
-def _redrive_as_json(outcome: Redrive) -> dict[str, Any]:
-    return {
-        "consumer": outcome.consumer,
-        "message_id": outcome.message_id,
-        "token": outcome.token,
-        "refused": outcome.why_not,
-        "expect": outcome.expect,
-        "redriven": outcome.redriven,
-    }

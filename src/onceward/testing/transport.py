@@ -111,14 +111,8 @@ class TransportSuite(ABC):
         rig.publish(*[a_message() for _ in range(5)])
         source = rig.source()
         check(not source.receive(0, 0).deliveries, "a receive with limit 0 gave a delivery")
-        seen: list[Delivery] = []
-
-        def five() -> bool:
-            seen.extend(_at_most(source, 2))
-            return len(seen) >= 5
-
-        until(five, "five deliveries")
-        check(len({delivery.headers["id"] for delivery in seen}) == 5, "a delivery came twice within its lease")
+        got = receive_all(source, 5, limit=2)
+        check(len({delivery.headers["id"] for delivery in got}) == 5, "a delivery came twice within its lease")
 
     def test_a_full_batch_is_published_and_every_entry_confirmed(self, rig: OpenRig) -> None:
         sent = [a_message() for _ in range(min(rig.sink.traits.publish_max, 100))]
@@ -135,21 +129,15 @@ class TransportSuite(ABC):
         check({d.headers["id"]: d.body for d in got} == {m.id: m.body for m in sent}, "a large entry came back otherwise")
 
     def test_an_entry_that_is_too_large_is_refused_alone(self, rig: OpenRig) -> None:
-        bytes_max = rig.sink.traits.body_bytes_max
-        if bytes_max is None:
-            pytest.skip("this transport declares no largest body")
         fine = [a_message(), a_message()]
-        errors = rig.sink.publish([fine[0], a_message(body=b"x" * (bytes_max + 1)), fine[1]])
+        errors = rig.sink.publish([fine[0], too_large_for(rig.sink), fine[1]])
         check([error is None for error in errors] == [True, False, True], f"one entry was too large: {errors}")
         got = receive_all(rig.source(), 2)
         check({d.headers["id"] for d in got} == {m.id for m in fine}, "the entries beside it were not sent")
 
     def test_behind_an_entry_that_is_refused_its_subject_waits(self, rig: OpenRig) -> None:
-        bytes_max = rig.sink.traits.body_bytes_max
-        if bytes_max is None:
-            pytest.skip("this transport declares no largest body, so nothing here can be refused")
         before, behind, other = a_message(subject="a"), a_message(subject="a"), a_message(subject="b")
-        errors = rig.sink.publish([before, a_message(body=b"x" * (bytes_max + 1), subject="a"), behind, other])
+        errors = rig.sink.publish([before, too_large_for(rig.sink, subject="a"), behind, other])
         check([error is None for error in errors] == [True, False, False, True], f"the refused one was overtaken: {errors}")
         got = receive_all(rig.source(), 2)
         check({d.headers["id"] for d in got} == {before.id, other.id}, "what was refused is not what was not sent")
@@ -302,22 +290,32 @@ def a_message(*, body: bytes = b'{"n":1}', subject: str | None = None, tracepare
     return Message(type="conformance.checked", body=body, subject=subject, time=at, traceparent=traceparent)
 
 
+def too_large_for(sink: Sink, subject: str | None = None) -> Message:
+    """A message that this sink must refuse; the test is skipped where it refuses none."""
+    bytes_max = sink.traits.body_bytes_max
+    if bytes_max is None:
+        pytest.skip("this transport declares no largest body, so nothing here can be refused")
+    return a_message(body=b"x" * (bytes_max + 1), subject=subject)
+
+
 def until(condition: Callable[[], bool], what: str, seconds: float = SECONDS_MAX) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         check(time.monotonic() < deadline, f"{what} did not come in {seconds:g} s")
 
 
-def receive_all(source: Source, many: int, seconds: float = SECONDS_MAX) -> list[Delivery]:
-    """Exactly `many` deliveries."""
+def receive_all(source: Source, many: int, seconds: float = SECONDS_MAX, *, limit: int | None = None) -> list[Delivery]:
+    """Exactly `many` deliveries, at most `limit` at a time."""
     got: list[Delivery] = []
 
     def enough() -> bool:
-        got.extend(source.receive(many - len(got), 0.5).deliveries)
-        return len(got) >= many
+        wanted = min(limit or many, many - len(got))
+        deliveries = source.receive(wanted, 0.5).deliveries
+        check(len(deliveries) <= wanted, f"{len(deliveries)} deliveries came where at most {wanted} were asked for")
+        got.extend(deliveries)
+        return len(got) == many
 
     until(enough, f"{many} deliveries", seconds)
-    check(len(got) == many, f"{len(got)} deliveries came where {many} were asked for")
     return got
 
 
@@ -325,17 +323,10 @@ def receive_one(source: Source, seconds: float = SECONDS_MAX) -> Delivery:
     return receive_all(source, 1, seconds)[0]
 
 
-def received_within(source: Source, seconds: float) -> list[Delivery]:
-    """Whatever comes in this time."""
+def received_within(source: Source, seconds: float) -> bool:
+    """Something comes in this time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        received = source.receive(10, 0.5)
-        if received.deliveries:
-            return list(received.deliveries)
-    return []
-
-
-def _at_most(source: Source, limit: int) -> Sequence[Delivery]:
-    got = source.receive(limit, 0.5).deliveries
-    check(len(got) <= limit, f"{len(got)} deliveries came where at most {limit} were asked for")
-    return got
+        if source.receive(10, 0.5).deliveries:
+            return True
+    return False

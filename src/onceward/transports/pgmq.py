@@ -12,6 +12,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any, Final, assert_never
 
@@ -28,6 +29,9 @@ __all__ = ["Sink", "Source", "check_queue", "create_queue", "install"]
 POLL_MILLISECONDS: Final = 50
 BODY_BYTES_MAX: Final = 64 * 1024 * 1024
 SEND_BYTES_MAX: Final = 8 * 1024 * 1024  # of bodies in one transaction
+_TRAITS: Final = Traits(
+    lease_seconds=30.0, settle_fenced=False, counts_deliveries=True, publish_max=1000, body_bytes_max=BODY_BYTES_MAX
+)
 _UNREADABLE: Final = object()
 _HELD: Final = TransportError("held back: an earlier message of its subject was not sent")
 _MISSING: Final = "pgmq's SQL comes with its own package: pip install 'onceward[pgmq]'"
@@ -132,14 +136,7 @@ class Source:
         if visibility_seconds != int(visibility_seconds) or visibility_seconds < 1:
             raise UsageError("pgmq counts visibility in whole seconds, at least 1")
         self.name = f"pgmq:{queue}"
-        self.traits = Traits(
-            lease_seconds=float(visibility_seconds),
-            settle_fenced=False,
-            counts_deliveries=True,
-            receive_max=1000,
-            publish_max=1000,
-            body_bytes_max=BODY_BYTES_MAX,
-        )
+        self.traits = replace(_TRAITS, lease_seconds=float(visibility_seconds), receive_max=1000)
         self._queue = queue
         self._visibility_seconds = int(visibility_seconds)
         self._remove = _ARCHIVE if archive else _DELETE
@@ -186,7 +183,7 @@ class Source:
                 case _:
                     assert_never(settlement.action)
         if acked:
-            settled.update(row[0] for row in self._settling.fetch(self._remove, self._ids(acked)))
+            settled |= self._changed(self._remove, acked)
         for delay_seconds, ids in released.items():
             settled |= self._hide(ids, delay_seconds)
         return [Outcome.SETTLED if delivery.handle in settled else Outcome.LOST for delivery, _ in entries]
@@ -197,11 +194,11 @@ class Source:
 
     def _hide(self, ids: list[int], seconds: float) -> set[int]:
         """The ids that exist, hidden until `seconds` from now."""
-        rows = self._settling.fetch(_SET_VT, self._ids(ids) | {"seconds": max(0.0, seconds)})
-        return {row[0] for row in rows}
+        return self._changed(_SET_VT, ids, seconds=max(0.0, seconds))
 
-    def _ids(self, ids: list[int]) -> dict[str, Any]:
-        return {"queue": self._queue, "ids": ids}
+    def _changed(self, statement: str, ids: list[int], **params: float) -> set[int]:
+        """The ids for which the statement found a message."""
+        return {row[0] for row in self._settling.fetch(statement, {"queue": self._queue, "ids": ids, **params})}
 
     def close(self) -> None:
         self._receiving.close()
@@ -212,13 +209,7 @@ class Sink:
     """pgmq queues as a sink. `queues` says where each message type goes: one queue, several, or all types to one."""
 
     def __init__(self, queues: str | Mapping[str, str | Sequence[str]], dsn: str) -> None:
-        self.traits = Traits(
-            lease_seconds=30.0,
-            settle_fenced=False,
-            counts_deliveries=True,
-            publish_max=1000,
-            body_bytes_max=BODY_BYTES_MAX,
-        )
+        self.traits = _TRAITS
         self._queues = queues
         self._session = Session(dsn, "onceward publish")
 

@@ -80,11 +80,14 @@ class Cluster:
 
     def __init__(self, entry: Entry, port: int | None, name: str, settings: Mapping[str, str]) -> None:
         self.folder = Path(entry.folder)
+        self._data = self.folder / "data"
+        self._log = self.folder / "log"
         self.port = port or _free_port()
         self.socket_folder = _socket_folder(self.folder)
         self._port_fixed = port is not None
         self._settings = {**DURABLE, "cluster_name": name, **settings}
         self._entry = entry
+        self._process: subprocess.Popen[bytes] | None = None
         self._identity = server_identity()
         self._binaries = self._usable_binaries()
         self._log_start = 0
@@ -127,7 +130,7 @@ class Cluster:
         except BaseException:
             (Entry.read(Path(entry.path)) or entry).remove()
             raise
-        _live.add(cluster)
+        atexit.register(cluster.stop)
         return cluster
 
     @property
@@ -182,13 +185,17 @@ class Cluster:
         Does nothing the second time, and nothing in a forked child.
         Crash: the next sweep does the rest.
         """
-        if self._stopped or not self._is_mine():
+        if self._stopped:
+            return
+        if not self._is_mine():
+            if self._process is not None:
+                self._process.poll()  # finds no such child here: the fork's copy will not warn that it still runs
             return
         # First: after a stop that was interrupted, the one at exit does nothing, and the next sweep does the rest.
         self._stopped = True
         self._end(gracefully=True)
         self._entry.remove()
-        _live.discard(self)
+        atexit.unregister(self.stop)
 
     def wait(self) -> None:
         """Returns once the server has ended, for whatever reason.
@@ -196,22 +203,14 @@ class Cluster:
         Signal handlers run while this waits.
         """
         self._refuse_others()
-        with suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
+        if self._process is not None:
+            self._process.wait()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
-
-    @property
-    def _data(self) -> Path:
-        return self.folder / "data"
-
-    @property
-    def _log(self) -> Path:
-        return self.folder / "log"
 
     def _is_mine(self) -> bool:
         return self._entry.owner.pid == os.getpid()
@@ -232,13 +231,12 @@ class Cluster:
     def _make_data(self) -> None:
         """The data folder is whole."""
         # `initdb` works on a draft, and the rename that follows is atomic: a crash leaves no half of a cluster.
+        self._identity.own(self.folder)
         if self._data.exists():
-            self._identity.own(self.folder)
             return
         draft = self.folder / "data.draft"
         if draft.exists():
             shutil.rmtree(draft)
-        self._identity.own(self.folder)
         # Without sync: a crash of the machine while the draft is made leaves a draft, which is made again.
         options = ["--no-sync", "-E", "UTF8", "--locale=C", "-U", "postgres", "-A", "trust", "-D", str(draft)]
         command = self._launched(signal.SIGTERM, [str(self._binaries.initdb), *options])
@@ -296,19 +294,9 @@ class Cluster:
         command = self._launched(signal.SIGQUIT, [str(self._binaries.postgres), "-D", str(self._data), *self._options()])
         gate, hand = os.pipe()
         try:
-            pid = os.posix_spawn(
-                command[0],
-                command,
-                _environment(),
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, gate, 0),
-                    (os.POSIX_SPAWN_OPEN, 1, str(self._log), os.O_WRONLY | os.O_APPEND, 0o600),
-                    (os.POSIX_SPAWN_DUP2, 1, 2),
-                ],
-                setsigmask=[],
-                setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT],
-            )
-            server = Started.of(pid)
+            with self._log.open("ab") as log:
+                self._process = subprocess.Popen(command, stdin=gate, stdout=log, stderr=log, env=_environment())
+            server = Started.of(self._process.pid)
             if server is None:
                 raise ClusterFailed(f"{command[0]} ended at once:\n{self._log_tail()}")
             self._entry = self._entry.with_server(server)
@@ -338,17 +326,15 @@ class Cluster:
     def _end(self, *, gracefully: bool) -> None:
         """No process of the server is left."""
         server = self._entry.server
-        if server is None:
+        if server is None or self._process is None:
             return
         if gracefully and server.alive():
             # SIGINT ends sessions and checkpoints ("fast"); SIGTERM would wait for clients, perhaps for ever.
             os.kill(server.pid, signal.SIGINT)
-            deadline = time.monotonic() + STOP_SECONDS_MAX
-            while server.alive() and time.monotonic() < deadline:
-                time.sleep(_POLL_SECONDS / 2)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS_MAX)
         server.end()
-        with suppress(ChildProcessError):  # other code in this process has reaped it
-            os.waitpid(server.pid, os.WNOHANG)
+        self._process.poll()  # reaps it
 
     def _log_tail(self) -> str:
         with self._log.open("rb") as log:
@@ -400,27 +386,12 @@ def _socket_folder(folder: Path) -> Path | None:
 
 
 def _free_port() -> int:
-    while True:
-        port = random.choice(_PORTS)
-        if _is_free(port):
-            return port
+    return next(filter(_is_free, random.sample(_PORTS, len(_PORTS))))
 
 
 def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
+    with socket.socket() as probe, suppress(OSError):
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Postgres does
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
+        probe.bind(("127.0.0.1", port))
         return True
-
-
-_live: Final[set[Cluster]] = set()
-
-
-@atexit.register
-def _stop_all() -> None:
-    """Nothing that this process started is left; in a forked child, `stop` does nothing."""
-    for cluster in list(_live):
-        cluster.stop()
+    return False

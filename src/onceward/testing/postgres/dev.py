@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from onceward.errors import UsageError
 from onceward.testing.postgres.cluster import AlreadyRunning, Cluster
@@ -61,10 +60,7 @@ def _default_folder() -> Path:
 
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

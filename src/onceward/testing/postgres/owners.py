@@ -71,10 +71,11 @@ class Started:
             first.suspend()
             _until(lambda: not self.alive() or first.status() == psutil.STATUS_STOPPED, f"process {self.pid} to stop")
             family = [first, *first.children(recursive=True)]
+            started = [member for process in family if (member := Started.of(process.pid))]
             for process in family:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
-            _until(lambda: not any(map(_runs, family)), f"process {self.pid} and its children to end")
+            _until(lambda: not any(map(Started.alive, started)), f"process {self.pid} and its children to end")
 
 
 class PidFile(NamedTuple):
@@ -188,12 +189,10 @@ def _folder_is_gone(folder: Path) -> bool:
     # An initdb that was told to end when its owner died tidies up the same folder at the same time: what one of the two
     # does not find any more, the other has removed.
     deadline = time.monotonic() + REMOVE_SECONDS_MAX
-    while folder.exists():
+    while folder.exists() and time.monotonic() < deadline:
         shutil.rmtree(folder, ignore_errors=True)
-        if time.monotonic() > deadline:
-            return not folder.exists()
         time.sleep(0.02)
-    return True
+    return not folder.exists()
 
 
 def registry() -> Path:
@@ -306,10 +305,3 @@ def _until(fact: Callable[[], bool], what: str) -> None:
         if time.monotonic() > deadline:
             raise OncewardError(f"waited {_GONE_SECONDS_MAX:.0f} s for {what}, without success")
         time.sleep(_POLL_SECONDS)
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
