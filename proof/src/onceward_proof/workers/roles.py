@@ -6,7 +6,6 @@ A role is the service's own code, with its edges watched; it ends only for a pro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
@@ -70,6 +69,11 @@ def _module(worker: Worker) -> ModuleType:
     return import_module(MODULES[worker.setting.variant])
 
 
+def _hardened_producer(worker: Worker) -> None:
+    # Looked up when it runs: where the outbox is removed, `place` is another function by then.
+    _produce(worker, hardened.place)
+
+
 def _hardened_charge(worker: Worker) -> None:
     provider = profile(worker.setting.window_seconds)
     card = worker.card(provider.call_timeout_seconds)
@@ -108,7 +112,7 @@ def _hardened_relay(worker: Worker) -> None:
 Work = Callable[[Worker], None]
 PLAIN: Final[Mapping[Role, Work]] = {"producer": _plain_producer, "charge": _plain_charge, "ledger": _plain_ledger}
 HARDENED: Final[Mapping[Role, Work]] = {
-    "producer": partial(_produce, place=hardened.place),
+    "producer": _hardened_producer,
     "charge": _hardened_charge,
     "ledger": _hardened_ledger,
     "relay": _hardened_relay,
