@@ -168,7 +168,7 @@ def test_without_fencing_a_woken_worker_books_twice_and_without_a_heartbeat_noth
 
 def test_without_the_outbox_only_what_was_not_published_is_lost(tmp_path: Path) -> None:
     orders = make_orders(6, 1)
-    aimed = (Aimed("drop-publish-placed", orders[0].id), Aimed("kill-before-publish-paid", orders[1].id))
+    aimed = (Aimed("kill-before-publish-placed", orders[0].id), Aimed("kill-before-publish-paid", orders[1].id))
     write_schedule(Schedule(1, "pgmq", tuple(orders), aimed, ()), tmp_path / "schedule.json")
     proof = prove(tmp_path / "r.json", "--schedule", str(tmp_path / "schedule.json"), "--ablate", "outbox")
     assert proof.code == 0, proof.out
