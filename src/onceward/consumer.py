@@ -15,6 +15,7 @@ from psycopg.types.json import Json
 
 from onceward.callables import check_plain
 from onceward.database import HANDLER_SECONDS_MAX, Database, DatabaseSource, tuples
+from onceward.day_partitions import WINDOW_DEFAULT, make_partition_for
 from onceward.endpoints import SourceOrFactory, opened_source
 from onceward.errors import UsageError
 from onceward.events import Listener, Listeners
@@ -24,7 +25,6 @@ from onceward.lease import LeaseKeeper
 from onceward.message import MalformedMessage, Message
 from onceward.outbox import Nudge
 from onceward.parked import parked_id
-from onceward.partitions import WINDOW_DEFAULT, make_partition_for
 from onceward.perform import NoHandler, Once, Performer
 from onceward.protocol.delivery import Limits
 from onceward.protocol.reasons import ParkReason

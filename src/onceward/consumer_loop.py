@@ -18,11 +18,11 @@ import psycopg
 
 from onceward.consumer import Consumer, OpenConsumer
 from onceward.database import Database, DatabaseSource
+from onceward.day_partitions import UpkeepThread
 from onceward.endpoints import SourceOrFactory, opened_source
 from onceward.errors import TransportError, UsageError
 from onceward.events import Listener, interrupts
 from onceward.health import Health
-from onceward.partitions import UpkeepThread
 from onceward.signals import stop_on_signals
 from onceward.transport import LEAVE, Delivery, Outcome, Settlement, Source, release
 

@@ -29,7 +29,7 @@ MODULES: Final = {
     "relay": "onceward.relay_loop",
     "rows": "onceward.transactions",
     "state": "onceward.protocol.delivery",
-    "upkeep": "onceward.partitions",
+    "upkeep": "onceward.day_partitions",
 }
 
 

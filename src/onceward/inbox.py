@@ -20,11 +20,11 @@ from psycopg import Connection
 from psycopg.types.json import Json
 
 from onceward.database import check_connection, check_outside_transaction, one_tuple, tuples
+from onceward.day_partitions import WINDOW_DEFAULT, WINDOW_MAX, day_of, make_partition_for, make_partitions, partition_name
 from onceward.errors import UsageError
 from onceward.message import Message, canonical_id, parse_uuid7
 from onceward.outbox import check_in_transaction
 from onceward.parked import InboxState, parked_id
-from onceward.partitions import WINDOW_DEFAULT, WINDOW_MAX, day_of, make_partition_for, make_partitions, partition_name
 from onceward.protocol.reasons import ParkReason
 from onceward.schema import check_schema
 from onceward.statements import SCHEMA_DEFAULT, statements, storable

@@ -13,8 +13,8 @@ from typing import Any, Final
 from psycopg import Connection, sql
 
 from onceward.database import one_tuple
+from onceward.day_partitions import PARTITIONED, attached, database_now, partition_name
 from onceward.errors import UsageError
-from onceward.partitions import PARTITIONED, attached, database_now, partition_name
 from onceward.statements import statements
 
 logger = logging.getLogger("onceward")

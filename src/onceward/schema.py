@@ -10,8 +10,8 @@ import psycopg
 from psycopg import Connection, sql
 
 from onceward.database import check_outside_transaction, tuples
+from onceward.day_partitions import LOCK_CLASS, make_partitions
 from onceward.errors import SchemaMismatch, UsageError
-from onceward.partitions import LOCK_CLASS, make_partitions
 from onceward.statements import SCHEMA_DEFAULT, check_schema_name
 
 _LOCK_MIGRATE: Final = 1  # of the whole database: two schemas that are made at once would meet in the catalogue

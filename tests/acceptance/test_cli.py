@@ -19,7 +19,7 @@ from tests.acceptance.processes import SOURCES, environment, onceward, refused, 
 from tests.support.waiting import until, until_any_blocked
 
 from onceward.cli import OWN_COMMANDS, make_parser
-from onceward.partitions import LOCK_RETIRE, lock_key
+from onceward.day_partitions import LOCK_RETIRE, lock_key
 from onceward.schema import migrations
 
 NOBODY = "host=127.0.0.1 port=1 user=nobody"

@@ -154,7 +154,7 @@ def test_only_a_message_reads_the_wall_clock() -> None:
     """
     files = core_files()
     assert {"lease.py", "inbox.py", "transports/pgmq.py"} <= files.keys()
-    assert {place for place, text in files.items() if WALL_CLOCK.search(text)} == {"message.py", "partitions.py"}
+    assert {place for place, text in files.items() if WALL_CLOCK.search(text)} == {"message.py", "day_partitions.py"}
 
 
 @pytest.mark.parametrize(

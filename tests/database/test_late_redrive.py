@@ -14,9 +14,9 @@ from tests.support.queues import ListSink, drain
 from tests.support.shop import charging
 
 from onceward.consumer import OpenConsumer
+from onceward.day_partitions import attached, make_partition_for, partition_name, upkeep
 from onceward.message import Message
 from onceward.parked import redrive
-from onceward.partitions import attached, make_partition_for, partition_name, upkeep
 from onceward.transport import ACK
 
 Db = psycopg.Connection[Any]

@@ -14,10 +14,10 @@ from tests.support.points import Recorder
 from tests.support.shop import SHAPES, charging, of_shape
 
 from onceward.consumer import OpenConsumer
+from onceward.day_partitions import attached, database_now, partition_bounds, partition_name
 from onceward.errors import UsageError
 from onceward.inbox import Inbox, TakeResult
 from onceward.message import Message, uuid7_at
-from onceward.partitions import attached, database_now, partition_bounds, partition_name
 from onceward.provider import idempotency_key
 from onceward.transport import ACK
 

@@ -19,9 +19,7 @@ from tests.support.shop import SHAPES, of_shape
 from tests.support.waiting import Background, until, until_blocked
 
 from onceward.consumer import OpenConsumer
-from onceward.inbox import Inbox, InboxTable, TakeResult
-from onceward.message import Message
-from onceward.partitions import (
+from onceward.day_partitions import (
     LOCK_RETIRE,
     RetireSkipped,
     UpkeepThread,
@@ -32,6 +30,8 @@ from onceward.partitions import (
     partition_name,
     upkeep,
 )
+from onceward.inbox import Inbox, InboxTable, TakeResult
+from onceward.message import Message
 from onceward.schema import migrate
 from onceward.transport import ACK
 

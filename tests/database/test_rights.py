@@ -17,9 +17,9 @@ from tests.support.queues import ListSink, drain
 from tests.support.shop import transactional
 
 from onceward.consumer import OpenConsumer
+from onceward.day_partitions import database_now, make_partition_for, partition_name, upkeep
 from onceward.errors import UsageError
 from onceward.outbox import publish
-from onceward.partitions import database_now, make_partition_for, partition_name, upkeep
 from onceward.schema import check_schema
 from onceward.transport import ACK, LEAVE
 

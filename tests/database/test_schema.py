@@ -17,9 +17,9 @@ from tests.support.waiting import Background, until_any_blocked
 
 from onceward.consumer import Consumer, OpenConsumer
 from onceward.database import Database
+from onceward.day_partitions import attach, attached, database_now, make_partition_for, make_partitions, partition_name
 from onceward.errors import SchemaMismatch, UsageError
 from onceward.outbox import publish
-from onceward.partitions import attach, attached, database_now, make_partition_for, make_partitions, partition_name
 from onceward.schema import check_schema, migrate, migrations
 from onceward.transport import ACK
 

@@ -14,12 +14,12 @@ from tests.support.days import old_message
 from tests.support.deliveries import order, order_aged
 
 from onceward.consumer import Consumer
+from onceward.day_partitions import WINDOW_MAX, attached, database_now, partition_name, upkeep
 from onceward.errors import NotInTransaction, UsageError
 from onceward.inbox import Inbox, Take, TakeResult
 from onceward.intents import Intent, IntentResult, Intents, Record, RecordResult
 from onceward.message import Message
 from onceward.outbox import publish
-from onceward.partitions import WINDOW_MAX, attached, database_now, partition_name, upkeep
 from onceward.provider import NO_KEYS, STRIPE_V1
 
 Db = psycopg.Connection[Any]

@@ -17,12 +17,12 @@ from tests.support.shop import SHAPES, effectful, of_shape
 from tests.support.waiting import until
 
 from onceward.consumer import OpenConsumer
+from onceward.day_partitions import make_partition_for
 from onceward.errors import Reject
 from onceward.inbox import FUTURE_SECONDS, Inbox, InboxRow, InboxTable, TakeResult
 from onceward.message import Message
 from onceward.outbox import publish
 from onceward.parked import redrive
-from onceward.partitions import make_partition_for
 from onceward.transport import ACK
 
 Db = psycopg.Connection[Any]

@@ -18,8 +18,8 @@ from tests.support.shop import effectful, of_shape
 from tests.support.waiting import Background, until
 
 from onceward.database import Database
+from onceward.day_partitions import UpkeepThread, attached, database_now, partition_name
 from onceward.outbox import Nudge, channel
-from onceward.partitions import UpkeepThread, attached, database_now, partition_name
 from onceward.transport import ACK
 
 Db = psycopg.Connection[Any]

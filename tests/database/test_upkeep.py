@@ -13,8 +13,7 @@ from tests.support.days import OLD_SECONDS, SCHEMA, names_of, old_day, old_messa
 from tests.support.deliveries import order_aged
 from tests.support.waiting import Background, until_blocked
 
-from onceward.inbox import Inbox
-from onceward.partitions import (
+from onceward.day_partitions import (
     RetireSkipped,
     attached,
     database_now,
@@ -23,6 +22,7 @@ from onceward.partitions import (
     partition_name,
     upkeep,
 )
+from onceward.inbox import Inbox
 from onceward.statements import statements
 
 Db = psycopg.Connection[Any]
@@ -153,7 +153,7 @@ def _upkeep_quietly(conn: Db) -> None:
 def test_an_upkeep_whose_wait_runs_out_leaves_what_the_next_one_finishes(
     db: Db, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onceward.partitions.TRIES", 1)
+    monkeypatch.setattr("onceward.day_partitions.TRIES", 1)
     old_message(db)
     handler = connect(autocommit=False)
     Inbox(rows.CONSUMER).take(handler, order_aged(db, 0))
@@ -206,7 +206,7 @@ def test_the_callers_lock_timeout_is_as_it_was(
     locked: bool, db: Db, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also after an upkeep that failed: the caller may go on with its connection."""
-    monkeypatch.setattr("onceward.partitions.TRIES", 1)
+    monkeypatch.setattr("onceward.day_partitions.TRIES", 1)
     old_message(db)
     db.execute("SET lock_timeout TO '7s'")
     handler = connect(autocommit=False)

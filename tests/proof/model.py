@@ -17,12 +17,12 @@ from tests.support.rows import CONSUMER
 from tests.support.shop import AT_ONCE
 
 from onceward.database import Database
+from onceward.day_partitions import PARTITIONED, WINDOW_DEFAULT, day_of, make_partition_for, partition_name
 from onceward.events import Listeners
 from onceward.inbox import InboxTable
 from onceward.intents import Intent, IntentResult, Intents, Record, RecordResult, record_json
 from onceward.message import Message
 from onceward.parked import redrive
-from onceward.partitions import PARTITIONED, WINDOW_DEFAULT, day_of, make_partition_for, partition_name
 from onceward.protocol import words as p
 from onceward.protocol.delivery import Place, State
 from onceward.protocol.reasons import ParkReason

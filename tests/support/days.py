@@ -9,8 +9,8 @@ import psycopg
 from tests.support import rows
 from tests.support.deliveries import order_aged
 
+from onceward.day_partitions import attached, database_now, make_partition_for, partition_name
 from onceward.message import Message
-from onceward.partitions import attached, database_now, make_partition_for, partition_name
 
 Db = psycopg.Connection[Any]
 SCHEMA: Final = "onceward"

@@ -19,7 +19,7 @@ SQL_IN_CODE = {
     "consumer_loop.py": "whether the database answers at all",
     "inbox.py": "session settings",
     "outbox.py": "pg_notify; the statements that a person runs after a failover",
-    "partitions.py": "their names are made from a day; the catalogue that lists them; advisory locks",
+    "day_partitions.py": "their names are made from a day; the catalogue that lists them; advisory locks",
     "schema.py": "the history of the migrations, and the advisory lock",
     "session.py": "session settings, read and given back; the commit guard",
     "testing/postgres/cluster.py": "a server's own business: databases, its data directory",

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onceward.day_partitions import partition_bounds
 from onceward.message import (
     ATTRIBUTE_BYTES_MAX,
     MalformedMessage,
@@ -24,7 +25,6 @@ from onceward.message import (
     uuid7,
     uuid7_at,
 )
-from onceward.partitions import partition_bounds
 
 printable = st.text(st.characters(codec="utf-8"), min_size=1, max_size=50).filter(str.isprintable)
 times = st.datetimes(timezones=st.just(UTC))

@@ -55,7 +55,7 @@ def migrate_command(arguments: Namespace) -> int:
 
 
 def upkeep_command(arguments: Namespace) -> int:
-    from onceward.partitions import upkeep  # noqa: PLC0415
+    from onceward.day_partitions import upkeep  # noqa: PLC0415
 
     with connected(arguments.database, schema=arguments.schema) as conn:
         result = upkeep(conn, schema=arguments.schema)
