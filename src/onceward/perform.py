@@ -398,9 +398,9 @@ class EffectSteps:
                 )  # fmt: skip
         except psycopg.Error as error:
             return self._context.database_lost(f"the answer of effect {effect.name!r} was not recorded", error)
-        self._context.emit("effect.recorded", n=command.n, name=effect.name)
         match record.result:
             case RecordResult.RECORDED:
+                self._context.emit("effect.recorded", n=command.n, name=effect.name)
                 return p.Recorded(command.answer, command.refused)
             case RecordResult.TWO_ANSWERS:
                 return p.TwoAnswers(record.detail)

@@ -50,9 +50,11 @@ def check_one_answer_is_kept(opened: Opened, db: Conn, *, padding: str = "", sta
         intents_of_the_other = Intents(rows.CONSUMER)
         intents_of_the_other.record(db, message, n=1, answer=first)
 
-    consumer = weaken(opened(_charging(provider, padding), At("effect.answered", answer_first)), **statements)
+    seen = Recorder()
+    consumer = weaken(opened(_charging(provider, padding), At("effect.answered", answer_first), seen), **statements)
     consumer.deliver(delivery(message))
     assert rows.intents(db, message)[0].answer == first
+    assert seen.count("effect.recorded") == 0
     [entry] = rows.parked(db)
     assert entry.reason == "two answers"
     assert "ch_second" in entry.detail
