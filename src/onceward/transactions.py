@@ -141,6 +141,14 @@ class HandlerSession:
             return one_tuple(self.conn, statement, params)
         self._database.forget_broken()  # what took our connection may have taken them all
         with self._database.connection() as conn:
+            try:
+                return one_tuple(conn, statement, params)
+            except psycopg.OperationalError as error:
+                if not is_broken(conn, error):
+                    raise
+        # The pool was making that one when ours was lost, and it died as well. The next is a fresh one.
+        self._database.forget_broken()
+        with self._database.connection() as conn:
             return one_tuple(conn, statement, params)
 
 
