@@ -7,9 +7,9 @@ the database. At most one connection is held at a time, and none while a provide
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Final, TypeVar, assert_never
+from typing import Any, Final, LiteralString, TypeVar, assert_never
 
 import psycopg
 from psycopg import Connection
@@ -45,7 +45,7 @@ class Context:
         self.failure: BaseException | None = None  # what the handler, or its call, raised
 
     @property
-    def statements(self) -> Any:
+    def statements(self) -> Mapping[str, LiteralString]:
         return self.runtime.inbox.statements
 
     @property
