@@ -52,8 +52,12 @@ def with_park_reasons(page: str) -> str:
     """The page with the table of all park reasons between its two markers."""
     before, begin, rest = page.partition("<!-- begin: park-reasons -->\n")
     _, end, after = rest.partition("<!-- end: park-reasons -->")
-    rows = [f"| `{reason.value}` | {reason.what_happened} | {reason.what_to_do} |\n" for reason in ParkReason]
-    return f"{before}{begin}| reason | what happened | what to do |\n|---|---|---|\n{''.join(rows)}{end}{after}"
+    rows = [
+        f"| `{reason.value}` | {reason.what_happened} | {reason.how_to_find_out} | {reason.what_ends_it} |\n"
+        for reason in ParkReason
+    ]
+    head = "| reason | what happened | how to find out | what ends it |\n|---|---|---|---|\n"
+    return f"{before}{begin}{head}{''.join(rows)}{end}{after}"
 
 
 def reference() -> str:

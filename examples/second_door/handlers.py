@@ -80,10 +80,11 @@ def ask(conn: Connection[Any], message: Message, take: Take, card: CardProvider)
     intent = INTENTS.intend(conn, message, take=take, n=1, name="charge", request=request, provider=STRIPE_V1)
     match intent.result:
         case IntentResult.CALL:
-            try:
-                answer, refused = card.charge(request, intent.key), False
-            except CardDeclined as error:
-                answer, refused = {"reason": str(error)}, True
+            answer, refused = call(card, request, intent.key)
+        case IntentResult.CHECK:
+            # Somebody decided that it had not happened, and may be wrong: the former key is looked up before the call.
+            found = card.find(intent.former_key)
+            answer, refused = (found, False) if found is not None else call(card, request, intent.key)
         case IntentResult.ANSWERED:
             return intent.answer, intent.refused
         case IntentResult.LOOK_UP:
@@ -98,9 +99,17 @@ def ask(conn: Connection[Any], message: Message, take: Take, card: CardProvider)
         case _:
             assert_never(intent.result)
     record = INTENTS.record(conn, message, n=1, answer=answer, refused=refused)
-    if record.result is RecordResult.TWO_ANSWERS:
+    if record.result is not RecordResult.RECORDED:
         raise SetAside(record.detail)
     return answer, refused
+
+
+def call(card: CardProvider, request: dict[str, Any], key: str) -> tuple[Any, bool]:
+    """What the provider says now, and whether it refused."""
+    try:
+        return card.charge(request, key), False
+    except CardDeclined as error:
+        return {"reason": str(error)}, True
 
 
 def finish(conn: Connection[Any], message: Message, take: Take, answer: Any, *, refused: bool) -> None:

@@ -19,6 +19,16 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from onceward.consumer import Consumer as Consumer
     from onceward.consumer_loop import run as run
+    from onceward.decisions import Decided as Decided
+    from onceward.decisions import Decider as Decider
+    from onceward.decisions import Decision as Decision
+    from onceward.decisions import DecisionKind as DecisionKind
+    from onceward.decisions import discard_parked as discard_parked
+    from onceward.decisions import list_decisions as list_decisions
+    from onceward.decisions import redrive as redrive
+    from onceward.decisions import settle as settle
+    from onceward.decisions import settle_as_not_happened as settle_as_not_happened
+    from onceward.effect_lookup import look_up_effect as look_up_effect
     from onceward.endpoints import SinkOrFactory as SinkOrFactory
     from onceward.endpoints import SourceOrFactory as SourceOrFactory
     from onceward.errors import ConflictError as ConflictError
@@ -49,9 +59,7 @@ if TYPE_CHECKING:
     from onceward.parked import ParkedIntent as ParkedIntent
     from onceward.parked import ParkedMessage as ParkedMessage
     from onceward.parked import ParkedRow as ParkedRow
-    from onceward.parked import Redrive as Redrive
     from onceward.parked import list_parked as list_parked
-    from onceward.parked import redrive as redrive
     from onceward.parked import show_parked as show_parked
     from onceward.perform import Once as Once
     from onceward.protocol.reasons import ParkReason as ParkReason
@@ -75,6 +83,9 @@ else:
     _HOMES = {
         "consumer": "Consumer",
         "consumer_loop": "run",
+        "decisions": "Decided Decider Decision DecisionKind discard_parked list_decisions redrive settle"
+        " settle_as_not_happened",
+        "effect_lookup": "look_up_effect",
         "endpoints": "SinkOrFactory SourceOrFactory",
         "errors": "ConflictError Defer EffectRefused LeaseLost NotInTransaction OncewardError Reject SchemaMismatch"
         " TransportError UnknownOutcome UsageError",
@@ -83,7 +94,7 @@ else:
         "intents": "Intent IntentResult Intents Record RecordResult",
         "message": "MalformedMessage Message",
         "outbox": "publish",
-        "parked": "ParkedIntent ParkedMessage ParkedRow Redrive list_parked redrive show_parked",
+        "parked": "ParkedIntent ParkedMessage ParkedRow list_parked show_parked",
         "perform": "Once",
         "protocol.reasons": "ParkReason",
         "provider": "NO_KEYS STRIPE_V1 ProviderProfile",

@@ -310,12 +310,15 @@ class Retirement:
         return unfinished
 
     def _unfinished(self, names: Sequence[str]) -> int:
-        """How many rows of these tables are not done.
+        """How many rows of these tables are not over: neither done nor discarded.
 
         Each is asked by its own name: a detached one cannot be seen through its parent.
         """
         counts = sql.SQL(" + ").join(
-            sql.SQL("(SELECT count(*) FROM {} WHERE state <> 'done')").format(self._identifier(name)) for name in names
+            sql.SQL("(SELECT count(*) FROM {} WHERE state IN ('pending', 'parked', 'unknown'))").format(
+                self._identifier(name)
+            )
+            for name in names
         )
         return int(tuples(self._conn, sql.SQL("SELECT {}").format(counts))[0][0])
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # What `onceward` itself offered.
 NAMES: Final = {
+    "Redrive": "onceward.Decided",
     "Refused": "onceward.EffectRefused",
     "Taking": "onceward.Take",
 }

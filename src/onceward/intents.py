@@ -24,10 +24,11 @@ from onceward.statements import SCHEMA_DEFAULT, statements
 
 
 class IntentResult(Enum):
-    """What is to be done about an effect. Only CALL allows the call."""
+    """What is to be done about an effect. Only CALL allows the call, and CHECK after a look-up that found nothing."""
 
     CALL = "call"  # the intent is committed, and the provider still knows its key: call now, with that key
     ANSWERED = "answered"  # the answer is recorded: use it, do not call
+    CHECK = "check"  # a person decided that it did not happen: look `former_key` up once more, then call with `key`
     LOOK_UP = "look up"  # it may have happened, and the provider may have forgotten the key: look it up, never call
     CHANGED = "changed"  # another effect or request is recorded under this number: never call, a person must look
     LEASE_LOST = "lease lost"  # the claim lapsed or is another worker's: stop, touch nothing
@@ -38,10 +39,11 @@ class Intent:
     """The result of `Intents.intend`."""
 
     result: IntentResult
-    key: str  # the idempotency key: the same on every attempt
+    key: str  # the idempotency key: the same on every attempt, until a person decides that the effect did not happen
     answer_json: str = "null"  # ANSWERED: the recorded answer, as JSON text
     refused: bool = False  # ANSWERED: the provider refused, and the answer is its reason
     detail: str = ""
+    former_key: str = ""  # CHECK: the key under which it was called before that decision
 
     @property
     def answer(self) -> Any:
@@ -54,6 +56,7 @@ class RecordResult(Enum):
 
     RECORDED = "recorded"  # stored, now or before
     TWO_ANSWERS = "two answers"  # another answer is stored: the effect may have happened twice, a person must look
+    AFTER_DISCARD = "after discard"  # not stored: a person has discarded the message, and must hear that it happened
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class Intents:
         self.statements = statements(schema)
 
     def key(self, message: Message, name: str) -> str:
-        """The idempotency key to send with the effect `name` of `message`: the same for every attempt."""
+        """The first idempotency key of the effect `name` of `message`: what `intend` says is the one to send."""
         # From the id's one canonical spelling: a resend that writes the same UUID in capitals is the same message.
         return idempotency_key(self.consumer, canonical_id(message.id), name)
 
@@ -109,6 +112,7 @@ class Intents:
             "request_fingerprint": request_fingerprint(request),
             "key": key,
             "callable_seconds": provider.callable_seconds,
+            "acting_seconds": provider.acting_seconds,
         }
         # One statement that locks the claim and inserts: between a check of the lease and an INSERT behind it, another
         # worker could take the message over and call as well.
@@ -124,6 +128,8 @@ class Intents:
             # Between the two statements the lease ran out, and upkeep dropped the message's day.
             return Intent(IntentResult.LEASE_LOST, key)
         row = rows[0]
+        # Not the key that the code would make: a person's decision may have given the effect another one.
+        key = row["key"]
         # Before the state: an answer that is recorded belongs to the effect that was asked for then.
         if (row["name"], row["request_fingerprint"]) != (params["name"], params["request_fingerprint"]):
             recorded = "another request" if row["name"] == params["name"] else f"the effect {row['name']!r}"
@@ -131,8 +137,11 @@ class Intents:
             return Intent(IntentResult.CHANGED, key, detail=detail)
         if row["state"] == "done":
             return Intent(IntentResult.ANSWERED, key, row["answer"], row["refused"])
-        may_call = row["state"] == "pending" and row["callable"]
-        return Intent(IntentResult.CALL if may_call else IntentResult.LOOK_UP, key)
+        if row["state"] != "pending" or not row["callable"]:
+            return Intent(IntentResult.LOOK_UP, key)
+        if row["former_key"] is not None:
+            return Intent(IntentResult.CHECK, key, former_key=row["former_key"])
+        return Intent(IntentResult.CALL, key)
 
     def record(self, conn: Connection[Any], message: Message, *, n: int, answer: object, refused: bool = False) -> Record:
         """The answer (any JSON value) of the n-th effect is stored, write-once.
@@ -158,6 +167,9 @@ def record_json(
     if not rows:
         raise psycopg.InternalError(f"intent {n} of message {message.id} is gone")
     row = rows[0]
+    if row["state"] == "discarded":
+        detail = f"effect {n} was answered by {answer_json}, but a person has discarded the message: undo it, or book it"
+        return Record(RecordResult.AFTER_DISCARD, detail)
     # Postgres gives the text back as it stores it, so both are compared in the one canonical form.
     if canonical_json(json.loads(row["answer"])) == answer_json and row["refused"] == refused:
         return Record(RecordResult.RECORDED)

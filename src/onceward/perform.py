@@ -287,7 +287,7 @@ class Performer:
                 return UnknownOutcome(command.detail)
             case Interruption.LEASE_LOST:
                 return LeaseLost(command.detail)
-            case Interruption.TWO_ANSWERS:
+            case Interruption.TWO_ANSWERS | Interruption.DISCARDED:
                 return ConflictError(command.detail)
             case Interruption.USAGE:
                 return UsageError(command.detail)
@@ -309,6 +309,7 @@ class EffectSteps:
     def __init__(self, context: Context, is_cancelled: Callable[[BaseException], bool]) -> None:
         self.effect: Effect | None = None  # the one that the handler asks for now
         self._key = ""  # its idempotency key, once it is intended
+        self._key_looked_up = ""  # the key under which it may have happened
         self.failure: BaseException | None = None  # what its call, or its look-up, raised
         self._runtime = context.runtime
         self._message = context.message
@@ -340,7 +341,7 @@ class EffectSteps:
                 )  # fmt: skip
         except psycopg.Error as error:
             return self._context.database_lost(f"effect {effect.name!r} was not started", error)
-        self._key = intent.key
+        self._key, self._key_looked_up = intent.key, intent.former_key or intent.key
         match intent.result:
             case IntentResult.CALL:
                 self._context.emit("effect.intended", n=n, name=effect.name)
@@ -348,6 +349,9 @@ class EffectSteps:
             case IntentResult.ANSWERED:
                 self._context.emit("effect.replayed", n=n, name=effect.name)
                 return p.Recorded(intent.answer_json, intent.refused)
+            case IntentResult.CHECK:
+                self._context.emit("effect.intended", n=n, name=effect.name)
+                return p.Reopened()
             case IntentResult.LOOK_UP:
                 return p.Expired()
             case IntentResult.CHANGED:
@@ -359,6 +363,8 @@ class EffectSteps:
                 assert_never(intent.result)
 
     def _call(self, n: int, effect: Effect) -> p.Event:
+        # From here on it may have happened under this key, whatever was looked up before.
+        self._key_looked_up = self._key
         event = self._ask_provider(effect.call, effect)
         self._context.emit("effect.answered", n=n, name=effect.name, outcome=type(event).__name__)
         return event
@@ -375,7 +381,7 @@ class EffectSteps:
     def _ask_provider(self, call: Call, effect: Effect, *, is_look_up: bool = False) -> p.Event:
         """What the provider said to the call, or to the look-up, of an effect."""
         try:
-            answer = call(effect.request, self._key)
+            answer = call(effect.request, self._key_looked_up if is_look_up else self._key)
             check_done(answer, f"effect {effect.name!r}: its {'look-up' if is_look_up else 'call'}")
         except BaseException as error:  # noqa: BLE001 - recorded as the call's outcome, and raised in the handler
             self.failure = self._context.failure = error
@@ -404,6 +410,8 @@ class EffectSteps:
                 return p.Recorded(command.answer, command.refused)
             case RecordResult.TWO_ANSWERS:
                 return p.TwoAnswers(record.detail)
+            case RecordResult.AFTER_DISCARD:
+                return p.AnsweredAfterDiscard(record.detail)
             case _:
                 assert_never(record.result)
 

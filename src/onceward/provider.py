@@ -69,6 +69,15 @@ class ProviderProfile:
         """How long after the intent was committed its key may still be sent; 0 without keys."""
         return 0.0 if self.window_seconds is None else self.window_seconds - self.margin_seconds
 
+    @property
+    def acting_seconds(self) -> float:
+        """How long after the intent was committed the provider may still act under its key.
+
+        Its window; without keys, the longest call.
+        """
+        longest = self.call_timeout_seconds * (self.call_retries + 1)
+        return longest if self.window_seconds is None else self.window_seconds
+
     def with_timeout(self, *, timeout_seconds: float, retries: int = 0) -> ProviderProfile:
         """The same provider, called with this timeout and this many retries of the client's own."""
         return replace(self, call_timeout_seconds=timeout_seconds, call_retries=retries)
@@ -82,13 +91,15 @@ STRIPE_V1: Final = ProviderProfile(name="stripe-v1", window_seconds=86_400.0, ma
 NO_KEYS: Final = ProviderProfile(name="no-keys", window_seconds=None, margin_seconds=0.0)
 
 
-def idempotency_key(consumer: str, message_id: str, name: str) -> str:
+def idempotency_key(consumer: str, message_id: str, name: str, *, generation: int = 1) -> str:
     """The key of one effect: the same for every attempt and worker, another for every message, consumer and effect.
 
-    44 characters: `ow1:` and 40 hex digits of SHA-256 over the three.
+    44 characters: `ow1:` and 40 hex digits of SHA-256 over the three. A later `generation`, which begins when a person
+    decides that the effect did not happen, has a key of its own.
     """
+    named = (consumer, message_id, name) if generation == 1 else (consumer, message_id, name, str(generation))
     # Each part with its length before it: else two different triples could be joined to one text.
-    parts = "".join(f"{len(part)}:{part}" for part in (consumer, message_id, name))
+    parts = "".join(f"{len(part)}:{part}" for part in named)
     return "ow1:" + hashlib.sha256(parts.encode()).hexdigest()[:40]
 
 

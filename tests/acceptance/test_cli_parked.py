@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from typing import Any
 
 import psycopg
@@ -172,11 +173,13 @@ def test_a_second_redrive_finds_nothing(dsn: str) -> None:
     first = shown(dsn, "redrive", message.id)
     assert first == {
         "consumer": rows.CONSUMER, "message_id": message.id, "token": 2, "refused": "", "expect": "", "redriven": True,
+        "decision": "redrive", "decided": True,
     }  # fmt: skip
     again = onceward("parked", "redrive", message.id, "--database", dsn, "--json")
     assert again.returncode == 1
     outcome = json.loads(again.stdout)
-    assert (outcome["redriven"], outcome["refused"]) == (False, "nothing is parked there under this id")
+    assert outcome["redriven"] is False
+    assert re.fullmatch(r"nothing is parked there under this id: .+ decided 'redrive' at .+ UTC", outcome["refused"])
 
 
 def test_what_has_no_inbox_row_is_refused_with_the_reason(dsn: str, db: Db) -> None:

@@ -17,10 +17,10 @@ from tests.support.shop import SHAPES, charging, of_shape, transactional
 from tests.support.waiting import Background, until_any_blocked
 
 from onceward.consumer import OpenConsumer
+from onceward.decisions import redrive
 from onceward.errors import Defer, Reject
 from onceward.inbox import Inbox
 from onceward.message import Message
-from onceward.parked import redrive
 from onceward.retry import Backoff
 from onceward.transport import ACK, LEAVE
 
@@ -326,7 +326,7 @@ def test_a_redriven_message_starts_with_no_attempts_and_no_takes(shape: str, ope
         consumer.deliver(delivery(message))
     for _ in range(2):
         redriven = redrive(db, message.id, consumer=rows.CONSUMER)
-        assert redriven.redriven
+        assert redriven.stands
         assert (rows.attempts(db, message), rows.parked(db), rows.inbox_row(db, message).token) == (0, [], redriven.token)
         first = consumer.deliver(delivery(message))
         if first == ACK:

@@ -20,10 +20,10 @@ from tests.support.waiting import Background, until
 
 from onceward.consumer import OpenConsumer
 from onceward.consumer_loop import run
+from onceward.decisions import redrive
 from onceward.errors import UsageError
 from onceward.message import Message, uuid7
 from onceward.outbox import publish
-from onceward.parked import redrive
 from onceward.perform import Once
 from onceward.provider import STRIPE_V1
 from onceward.transport import ACK

@@ -17,9 +17,9 @@ from tests.support.shop import SHAPES, effectful, of_shape, transactional
 from tests.support.waiting import until
 
 from onceward.consumer import Consumer, OpenConsumer
+from onceward.decisions import redrive
 from onceward.errors import LeaseLost
 from onceward.message import Message
-from onceward.parked import redrive
 from onceward.perform import Once
 from onceward.protocol import words as p
 from onceward.schema import migrate

@@ -15,10 +15,10 @@ from tests.support.points import Recorder
 from tests.support.queues import ListSink, drain
 from tests.support.waiting import until
 
+from onceward.decisions import redrive
 from onceward.events import POINTS
 from onceward.message import Message
 from onceward.outbox import publish
-from onceward.parked import redrive
 from onceward.transports import pgmq
 
 Db = psycopg.Connection[Any]

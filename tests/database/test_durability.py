@@ -48,6 +48,7 @@ DECISIONS: Final[dict[str, tuple[str, ...]]] = {
     "park_outside": (),
     "outbox_insert": (),
     "redrive_inbox": ("park_absent",),
+    "decide": ("park_absent",),
 }
 # Of these a crash is tried, too: one that is told to the queue, one before a call, one that a relay may have sent.
 CRASHED: Final = {"park_absent": "parked", "intent_insert": "intents", "outbox_insert": "outbox"}
@@ -74,6 +75,8 @@ def params_of(message: Message) -> dict[str, Any]:
         **inbox.park_params(message, "test", ParkReason.REJECTED, "not today"),
         "token": 1, "unknown_n": 0, "failed": 1, "session_lost": 0, "error": "failed",
         "n": 1, "name": "charge", "request_fingerprint": b"", "key": "k", "answer": "1", "refused": False,
+        "acting_seconds": 60.0,
+        "decision": "redrive", "effect": None, "former_key": None, "forced": False, "reason": "", "decided_by": "somebody",
     }  # fmt: skip
 
 

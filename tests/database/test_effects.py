@@ -17,9 +17,9 @@ from tests.support.points import At, Recorder
 from tests.support.shop import charging, effectful
 
 from onceward.consumer import OpenConsumer
+from onceward.decisions import redrive
 from onceward.errors import ConflictError, EffectRefused, LeaseLost, UnknownOutcome, UsageError
 from onceward.message import Message
-from onceward.parked import redrive
 from onceward.perform import Once
 from onceward.provider import NO_KEYS, STRIPE_V1, idempotency_key
 from onceward.transport import ACK, LEAVE

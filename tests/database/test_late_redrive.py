@@ -15,8 +15,8 @@ from tests.support.shop import charging
 
 from onceward.consumer import OpenConsumer
 from onceward.day_partitions import attached, make_partition_for, partition_name, upkeep
+from onceward.decisions import redrive
 from onceward.message import Message
-from onceward.parked import redrive
 from onceward.transport import ACK
 
 Db = psycopg.Connection[Any]

@@ -13,8 +13,8 @@ from tests.support.shop import SHAPES, effectful, of_shape, transactional
 from tests.support.waiting import until
 
 from onceward.consumer import Consumer, OpenConsumer
+from onceward.decisions import redrive
 from onceward.message import Message
-from onceward.parked import redrive
 from onceward.perform import Once
 from onceward.transport import ACK
 

@@ -14,12 +14,13 @@ from tests.support.shop import SHAPES, effectful, of_shape, transactional
 from tests.support.waiting import Background
 
 from onceward.consumer import Consumer, OpenConsumer
+from onceward.decisions import redrive
 from onceward.errors import UsageError
 from onceward.inbox import Inbox, Take, TakeResult
 from onceward.intents import Intents
 from onceward.message import Message
 from onceward.outbox import publish
-from onceward.parked import redrive, show_parked
+from onceward.parked import show_parked
 from onceward.perform import Once
 from onceward.provider import STRIPE_V1
 from onceward.transport import ACK

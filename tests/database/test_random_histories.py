@@ -18,11 +18,11 @@ from tests.support.rows import CONSUMER
 from tests.support.shop import AT_ONCE
 
 from onceward.consumer import Consumer, OpenConsumer
+from onceward.decisions import redrive
 from onceward.errors import Reject
 from onceward.inbox import Inbox
 from onceward.message import Message
 from onceward.outbox import publish
-from onceward.parked import redrive
 from onceward.perform import Once
 from onceward.provider import STRIPE_V1
 

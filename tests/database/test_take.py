@@ -18,11 +18,11 @@ from tests.support.waiting import until
 
 from onceward.consumer import OpenConsumer
 from onceward.day_partitions import make_partition_for
+from onceward.decisions import redrive
 from onceward.errors import Reject
 from onceward.inbox import FUTURE_SECONDS, Inbox, InboxRow, InboxTable, TakeResult
 from onceward.message import Message
 from onceward.outbox import publish
-from onceward.parked import redrive
 from onceward.transport import ACK
 
 Db = psycopg.Connection[Any]

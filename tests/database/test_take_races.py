@@ -15,9 +15,9 @@ from tests.support.shop import SHAPES, of_shape, transactional
 from tests.support.waiting import Background, until_any_blocked, until_blocked
 
 from onceward.consumer import OpenConsumer
+from onceward.decisions import redrive
 from onceward.inbox import Inbox, InboxRow, InboxTable, TakeResult
 from onceward.message import Message
-from onceward.parked import redrive
 from onceward.protocol.reasons import ParkReason
 from onceward.transport import ACK
 

@@ -18,11 +18,11 @@ from tests.support.shop import AT_ONCE
 
 from onceward.database import Database
 from onceward.day_partitions import PARTITIONED, WINDOW_DEFAULT, day_of, make_partition_for, partition_name
+from onceward.decisions import redrive
 from onceward.events import Listeners
 from onceward.inbox import InboxTable
 from onceward.intents import Intent, IntentResult, Intents, Record, RecordResult, record_json
 from onceward.message import Message
-from onceward.parked import redrive
 from onceward.protocol import words as p
 from onceward.protocol.delivery import Place, State
 from onceward.protocol.reasons import ParkReason
@@ -252,7 +252,7 @@ class Pair:
             return
         done = redrive(self.db, self.messages[0].id, consumer=CONSUMER)
         expected = statements.redrive(self.books)
-        assert done.redriven == (expected is not None), done
+        assert done.stands == (expected is not None), done
         self.met["redriven" if expected else "redrive refused"] += 1
         self.books = expected or self.books
         assert expected is None or (expected.inbox is not None and expected.inbox.token == done.token)
@@ -369,6 +369,8 @@ def _intent_event(intent: Intent) -> p.Event:
             return p.Intended()
         case IntentResult.ANSWERED:
             return p.Recorded(intent.answer_json, intent.refused)
+        case IntentResult.CHECK:
+            return p.Reopened()
         case IntentResult.LOOK_UP:
             return p.Expired()
         case IntentResult.CHANGED:
@@ -383,6 +385,8 @@ def _record_event(record: Record, answer: str, *, refused: bool) -> p.Event:
             return p.Recorded(answer, refused)
         case RecordResult.TWO_ANSWERS:
             return p.TwoAnswers(record.detail)
+        case RecordResult.AFTER_DISCARD:
+            return p.AnsweredAfterDiscard(record.detail)
 
 
 def retire(db: Conn, message: Message) -> None:

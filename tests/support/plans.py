@@ -43,6 +43,8 @@ def seed(db: Connection[Any]) -> dict[str, Any]:
     _copy(db, "attempts (consumer, message_id, n, error)", [(CONSUMER, i, 1, "e") for i in ids])
     parked = [(CONSUMER, str(i), b"f", "rejected", "", 1, "test", "{}", b"{}") for i in ids]
     _copy(db, "parked (consumer, message_id, fingerprint, reason, detail, attempts, source, headers, body)", parked)
+    decided = [("parked", "redrive", CONSUMER, str(i), "", "somebody", "{}") for i in ids]
+    _copy(db, "decisions (about, decision, consumer, message_id, reason, decided_by, was)", decided)
     time = datetime.now(UTC)
     waiting = [(str(i), "order", f"key-{n % 5000}", "order.placed", "shop", time, b"{}") for n, i in enumerate(ids)]
     _copy(db, "outbox (id, aggregatetype, aggregateid, type, source, time, payload)", waiting)
@@ -76,6 +78,13 @@ def _params(message_id: str, others: list[Any]) -> dict[str, Any]:
             "error": "e",
             "failed": 1,
             "session_lost": 0,
+            "acting_seconds": 60.0,
+            "decision": "redrive",
+            "effect": None,
+            "former_key": None,
+            "forced": False,
+            "reason": "",
+            "decided_by": "somebody",
         }
         | {"message_ids": others, "tokens": [1] * len(others), "callable_seconds": 1.0, "request_fingerprint": b"f"}
         | {"key": idempotency_key(CONSUMER, message_id, "charge"), "limit": 100, "positions": list(range(100, 200))}

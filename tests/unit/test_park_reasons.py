@@ -17,7 +17,8 @@ PACKAGE = Path(onceward.__file__).parent
 # The texts are in databases and in JSON that programs read.
 STORED = (
     "attempts ran out", "sessions lost", "poison", "rejected", "refused", "unknown", "answer is not JSON",
-    "effects changed", "two answers", "foreign commit", "conflict", "outside window", "unknown type", "malformed",
+    "effects changed", "two answers", "answered after discard", "foreign commit", "conflict", "outside window",
+    "unknown type", "malformed",
 )  # fmt: skip
 
 
@@ -27,9 +28,9 @@ def test_the_texts_that_are_stored_do_not_change() -> None:
 
 
 @pytest.mark.parametrize("reason", ParkReason, ids=lambda reason: reason.name)
-def test_a_reason_says_in_a_sentence_each_what_happened_and_what_to_do(reason: ParkReason) -> None:
-    for sentence in (reason.what_happened, reason.what_to_do):
-        assert re.fullmatch(r"[A-Z].{20,}\.", sentence)
+def test_a_reason_says_in_a_sentence_each_what_happened_and_what_ends_it(reason: ParkReason) -> None:
+    for sentence in (reason.what_happened, reason.how_to_find_out, reason.what_ends_it):
+        assert re.fullmatch(r"[A-Z`].{20,}\.", sentence)
 
 
 @pytest.mark.parametrize("reason", ParkReason, ids=lambda reason: reason.name)

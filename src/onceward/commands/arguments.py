@@ -5,6 +5,7 @@ The database that it was pointed at, the user's own objects, and lines for peopl
 
 from __future__ import annotations
 
+import getpass
 import importlib.util
 import json
 import os
@@ -40,6 +41,22 @@ def add_schema(parser: ArgumentParser) -> None:
 
 def add_json(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def add_by(parser: ArgumentParser) -> None:
+    parser.add_argument("--by", metavar="NAME", help="who decides, kept with it (default: the user of this system)")
+
+
+def decided_by(arguments: Any) -> str:
+    """Who decides: the name that was given, else the user of this system; '' (the database's role) where it has none."""
+    if arguments.by is not None:
+        if not arguments.by.strip():
+            raise UsageError("--by is empty: leave it out, or name who decides")
+        return str(arguments.by)
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return ""  # a container's user may have no name
 
 
 def dsn_of(value: str | None, *, option: str = "--database") -> str:

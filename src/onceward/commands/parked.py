@@ -1,4 +1,4 @@
-"""`onceward parked`: the messages that a person must look at, and the redrive."""
+"""`onceward parked`: the messages that wait for a person, and what a person decides about them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from onceward.commands import parked_decisions
 from onceward.commands.arguments import add_database, add_json, add_schema, connected, printable, say, say_json, warn, whole
-from onceward.errors import UsageError
-from onceward.protocol.reasons import ParkReason
 
 if TYPE_CHECKING:
     from onceward.parked import ParkedMessage, ParkedRow
@@ -22,25 +22,28 @@ examples:
   onceward parked list --consumer payments.charge --json
   onceward parked show 0198c9f2-...                 body, headers, and what is known of its effects
   onceward parked redrive 0198c9f2-...              after the cause is fixed: sent again, under its own id
+  onceward parked settle 0198c9f2-... --effect charge --answer '{"id": "ch_1"}'     it did happen: so it goes on
+  onceward parked settle 0198c9f2-... --effect charge --did-not-happen              it did not: called under a new key
+  onceward parked discard 0198c9f2-... --reason "the customer has cancelled"        nothing more is done
+  onceward parked decisions                         who decided what, when and why
+
+docs/running.md says for each reason how to find out what is true, and which of these ends it.
 """
 
 
 def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "parked",
-        help="messages that a person must look at: list, show, redrive",
-        description="Messages that a person must look at. Nothing is dropped: what cannot be handled is kept.",
+        help="messages that wait for a person: list, show, redrive, settle, discard",
+        description="Messages that wait for a person: what cannot be handled is kept, until somebody decides.",
         epilog=PARKED,
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     listing = _add_verb(verbs, "list", "the parked messages, newest first", list_)
     listing.add_argument("--limit", type=whole(1, 100_000), default=100, metavar="N", help="at most (default: 100)")
-    showing = _add_verb(verbs, "show", "one message: body, headers, effects", show)
+    showing = _add_verb(verbs, "show", "one message: body, headers, effects, decisions", show)
     showing.add_argument("id", metavar="ID", help="the message id, as `list` prints it")
-    redriving = _add_verb(verbs, "redrive", "send one message again, under its own id", redrive)
-    redriving.add_argument("id", metavar="ID", help="the message id, as `list` prints it")
-    redriving.add_argument("--checked", action="store_true", help="a foreign commit: I looked, none of its writes is there")
-    redriving.add_argument("--fingerprint", metavar="HEX", help="which body, where several are parked under one id")
+    parked_decisions.add_commands(partial(_add_verb, verbs))
 
 
 def _add_verb(verbs: Any, name: str, what: str, perform: Any) -> Any:
@@ -136,7 +139,8 @@ def _as_text(message: ParkedMessage) -> str:
         f"  parked       {message.parked_at:%Y-%m-%d %H:%M:%S %Z}, after {message.attempts} failed attempts",
         f"  reason       {message.reason.value}: {_whole_or_cut(message.detail)}",
         f"  happened     {message.reason.what_happened}",
-        f"  to do        {message.reason.what_to_do}",
+        f"  find out     {message.reason.how_to_find_out}",
+        f"  ends it      {message.reason.what_ends_it}",
         f"  from         {message.source}",
         f"  fingerprint  {message.fingerprint}",
         "  headers",
@@ -145,7 +149,8 @@ def _as_text(message: ParkedMessage) -> str:
     for intent in message.intents:
         answer = "" if intent.answer is None else f", answer {_shortened(intent.answer, 300)}"
         refused = " (refused)" if intent.refused else ""
-        lines.append(f"  effect {intent.n}     {intent.name}: {intent.state}{refused}, key {intent.key}{answer}")
+        former = "" if intent.former_key is None else f", before a decision {intent.former_key}"
+        lines.append(f"  effect {intent.n}     {intent.name}: {intent.state}{refused}, key {intent.key}{former}{answer}")
     lines += [f"  body         {message.body_bytes} bytes", *(f"    {line}" for line in _body_lines(message.body))]
     return printable("\n".join(lines))
 
@@ -169,34 +174,3 @@ def _whole_or_cut(text: str) -> str:
 
 def _cut(shown: int, whole_length: int) -> str:
     return f"... (cut: {shown} of {whole_length} shown)"
-
-
-def redrive(arguments: Any) -> int:
-    from onceward.parked import redrive as redrive_message  # noqa: PLC0415
-    from onceward.parked import show_parked  # noqa: PLC0415
-
-    with connected(arguments.database, schema=arguments.schema) as conn:
-        messages = show_parked(conn, arguments.id, consumer=arguments.consumer, schema=arguments.schema)
-        # Without a name, only where it cannot be mistaken: each consumer of a message has an inbox row of its own.
-        consumers = sorted({message.consumer for message in messages})
-        if len(consumers) > 1:
-            raise UsageError(f"it is parked for several consumers, name one: --consumer {' | --consumer '.join(consumers)}")
-        consumer = consumers[0] if consumers else arguments.consumer or ""
-        # What its handler wrote may stand: a second run would write it twice.
-        if not arguments.checked and any(message.reason is ParkReason.FOREIGN_COMMIT for message in messages):
-            warn("its handler ended its transaction by itself: look whether its writes stand, then redrive with --checked")
-            return 1
-        outcome = redrive_message(
-            conn, arguments.id, consumer=consumer, fingerprint=arguments.fingerprint, schema=arguments.schema
-        )
-    if arguments.json:
-        # The keys are a contract with programs: they stay as they are, whatever the fields are called.
-        fields = asdict(outcome)
-        say_json(fields | {"refused": fields.pop("why_not"), "redriven": outcome.redriven})
-    elif outcome.redriven:
-        say(f"{outcome.message_id} is pending again for {outcome.consumer} (token {outcome.token}); a relay sends it")
-        if outcome.expect:
-            say(f"expect: {outcome.expect}")
-    if not outcome.redriven:
-        warn(f"{printable(arguments.id)} was not redriven: {outcome.why_not}")
-    return 0 if outcome.redriven else 1

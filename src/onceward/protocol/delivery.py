@@ -11,6 +11,9 @@ immutable, so they can be hashed, compared and forked.
         effectful:                      ├─ Finish ─▶ finishing ─▶ writing ─ Commit ─▶ committing ─▶ finished ─ Settle
                                         └─ Fail ─▶ failing, Park ─▶ parking, GiveBack ─▶ giving back ─ Settle
 
+An effect that, as a person decided, had not happened is looked up once more before it is called: from `intending`, LookUp
+leads to `checking`, and from there to `recording` if it is found, else to `calling`.
+
 A body of `once.transaction()` that raised leads from `writing` to `broken`; without such a body, `finishing` goes straight
 on to Commit.
 
@@ -53,6 +56,7 @@ class Place(Enum):
     INTENDING = "intending"
     CALLING = "calling"
     LOOKING = "looking"
+    CHECKING = "checking"
     RECORDING = "recording"
     FINISHING = "finishing"
     WRITING = "writing"
@@ -197,6 +201,8 @@ def _at_intending(state: State, event: p.Event) -> Step:
             return state._replace(at=Place.CALLING), p.Call(state.n)
         case p.Recorded(answer, refused):
             return _hand_over(state, answer, refused=refused)
+        case p.Reopened():
+            return state._replace(at=Place.CHECKING), p.LookUp(state.n)
         case p.Expired():
             return state._replace(at=Place.LOOKING), p.LookUp(state.n)
         case p.Changed(detail):
@@ -227,6 +233,13 @@ def _at_looking(state: State, event: p.Event) -> Step:
     return _at_provider(state, event)
 
 
+def _at_checking(state: State, event: p.Event) -> Step:
+    # The person who decided that it did not happen may be wrong, and under a new key the provider could not tell.
+    if isinstance(event, p.NotFound):
+        return state._replace(at=Place.CALLING), p.Call(state.n)
+    return _at_provider(state, event)
+
+
 def _at_provider(state: State, event: p.Event) -> Step:
     """What a call and a look-up have in common."""
     match event:
@@ -251,6 +264,9 @@ def _at_recording(state: State, event: p.Event) -> Step:
         case p.TwoAnswers(detail):
             park = p.Park(ParkReason.TWO_ANSWERS, detail, Fence.HOLDER_OR_BESIDE)
             return _park(state, park, p.Interrupt(Interruption.TWO_ANSWERS, detail))
+        case p.AnsweredAfterDiscard(detail):
+            park = p.Park(ParkReason.ANSWERED_AFTER_DISCARD, detail, Fence.HOLDER_OR_BESIDE)
+            return _park(state, park, p.Interrupt(Interruption.DISCARDED, detail))
         case p.DatabaseLost():
             return _leave(state, Interruption.LATER, "the answer could not be recorded; the retry asks again")
         case _:
@@ -431,6 +447,7 @@ _TABLE: Final[Mapping[Place, Callable[[State, p.Event], Step]]] = {
     Place.INTENDING: _at_intending,
     Place.CALLING: _at_calling,
     Place.LOOKING: _at_looking,
+    Place.CHECKING: _at_checking,
     Place.RECORDING: _at_recording,
     Place.FINISHING: _at_finishing,
     Place.WRITING: _at_writing,

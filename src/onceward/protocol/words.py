@@ -36,6 +36,7 @@ class Interruption(Enum):
     LEASE_LOST = "lease lost"
     UNKNOWN = "unknown"
     TWO_ANSWERS = "two answers"
+    DISCARDED = "discarded"
     USAGE = "usage"
 
 
@@ -247,6 +248,10 @@ class Intended(Word):
     """The intent is pending, inside the provider's window: call."""
 
 
+class Reopened(Word):
+    """A person decided that the effect did not happen: look it up once more, then call it under its new key."""
+
+
 class Expired(Word):
     """The intent is pending past the window, or unknown: look it up, never call."""
 
@@ -315,6 +320,12 @@ class TwoAnswers(Word):
     detail: str
 
 
+class AnsweredAfterDiscard(Word):
+    """A person has discarded the message meanwhile, so the answer was not stored."""
+
+    detail: str
+
+
 class Finishing(Word):
     """The transaction is open, with the row done in it.
 
@@ -354,7 +365,7 @@ class GivenBack(Word):
 Event = (
     Received | Taken | Duplicate | InFlight | Conflict | OutsideWindow
     | DatabaseLost | Ambiguous | EffectAsked | FinishAsked | BlockRaised | BlockEnded | Returned | Raised | Recorded
-    | Intended | Expired | Changed | FencedOff | Answered | Unreadable | Cancelled | Later | Replayed | Failed | Mismatch
-    | NotFound | TwoAnswers
+    | Intended | Reopened | Expired | Changed | FencedOff | Answered | Unreadable | Cancelled | Later | Replayed | Failed
+    | Mismatch | NotFound | TwoAnswers | AnsweredAfterDiscard
     | Finishing | Committed | Aborted | ForeignCommit | Counted | Parked | GivenBack
 )  # fmt: skip

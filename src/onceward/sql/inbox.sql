@@ -108,7 +108,7 @@ RETURNING i.message_id
 SELECT h.message_id
   FROM unnest(%(message_ids)s::uuid[], %(tokens)s::bigint[]) AS h (message_id, token)
   LEFT JOIN {schema}.inbox AS i ON i.consumer = %(consumer)s AND i.message_id = h.message_id
- WHERE i.token IS DISTINCT FROM h.token OR i.state = 'parked'
+ WHERE i.token IS DISTINCT FROM h.token OR i.state IN ('parked', 'discarded')
 
 -- name: inbox_give_back
 -- why: the holder gives its claim back without a failure (deferred, key in flight at the provider, database lost). The

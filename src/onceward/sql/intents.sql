@@ -11,8 +11,8 @@ WITH held AS (
        AND i.token = %(token)s AND i.lease_until > clock_timestamp()
        FOR SHARE
 ), made AS (
-    INSERT INTO {schema}.intents (consumer, message_id, n, name, request_fingerprint, key)
-    SELECT consumer, message_id, %(n)s, %(name)s, %(request_fingerprint)s, %(key)s FROM held
+    INSERT INTO {schema}.intents (consumer, message_id, n, name, request_fingerprint, key, window_seconds)
+    SELECT consumer, message_id, %(n)s, %(name)s, %(request_fingerprint)s, %(key)s, %(acting_seconds)s FROM held
     ON CONFLICT (consumer, message_id, n) DO NOTHING
     RETURNING n
 )
@@ -24,14 +24,16 @@ SELECT EXISTS (SELECT 1 FROM held) AS held, EXISTS (SELECT 1 FROM made) AS made,
 --      provider without keys (0 seconds) never does, even if the clock was set back meanwhile.
 -- locks: none
 -- index: intents_pkey
-SELECT name, request_fingerprint, key, state, refused, answer::text AS answer,
+SELECT name, request_fingerprint, key, former_key, state, refused, answer::text AS answer,
        %(callable_seconds)s::float8 > 0
        AND clock_timestamp() < started_at + make_interval(secs => %(callable_seconds)s) AS callable
   FROM {schema}.intents
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND n = %(n)s
 
 -- name: intent_record
--- why: an answer is a fact: write-once, and not fenced, because a zombie's known charge must not be thrown away.
+-- why: an answer is a fact: write-once, and not fenced, because a zombie's known charge must not be thrown away. It is the
+--      effect's answer whatever the key under which it was called: if a person has decided meanwhile that it did not happen,
+--      this answer keeps it from being called once more.
 -- locks: the intent
 -- index: intents_pkey
 UPDATE {schema}.intents

@@ -25,42 +25,7 @@ SELECT p.consumer, p.message_id, encode(p.fingerprint, 'hex') AS fingerprint, p.
 -- why: the effects of a parked message: which are done, and of which nobody knows the outcome.
 -- locks: none
 -- index: intents_pkey
-SELECT n, name, state, refused, key, answer::text AS answer, started_at
+SELECT n, name, state, refused, key, former_key, generation, answer::text AS answer, started_at
   FROM {schema}.intents
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s
  ORDER BY n
-
--- name: redrive_read
--- why: what is parked under an id, and the inbox row that must be there, parked and of the same payload, for a redrive.
---      Its answer only serves to choose, and to say why not; redrive_inbox repeats the condition.
--- locks: the parked rows (a second redrive waits, and then finds them gone)
--- index: parked_pkey, inbox_pkey
-SELECT p.fingerprint, p.reason, p.headers, p.body, i.state AS inbox_state, i.fingerprint = p.fingerprint AS same_payload
-  FROM {schema}.parked AS p
-  LEFT JOIN {schema}.inbox AS i ON i.consumer = p.consumer AND i.message_id = %(message_id)s
- WHERE p.consumer = %(consumer)s AND p.message_id = %(parked_id)s
- ORDER BY p.parked_at
-   FOR UPDATE OF p
-
--- name: redrive_inbox
--- why: parked becomes pending, under a new token (the worker that held it before is fenced out), its takes forgiven.
--- locks: the row
--- index: inbox_pkey
-UPDATE {schema}.inbox
-   SET state = 'pending', token = token + 1, forgiven = token + 1, lease_until = NULL
- WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND state = 'parked' AND fingerprint = %(fingerprint)s
-RETURNING token, set_config('synchronous_commit', 'on', true)
-
--- name: redrive_delete_attempts
--- why: a redriven message starts with no attempts.
--- locks: the row
--- index: attempts_pkey
-DELETE FROM {schema}.attempts WHERE consumer = %(consumer)s AND message_id = %(message_id)s
-
--- name: redrive_delete_parked
--- why: the parked row goes in the transaction that puts the message back on its way.
--- locks: the row
--- index: parked_pkey
-DELETE FROM {schema}.parked
- WHERE consumer = %(consumer)s AND message_id = %(parked_id)s AND fingerprint = %(fingerprint)s
-RETURNING message_id
