@@ -11,6 +11,7 @@ from onceward import (
     ACK,
     STRIPE_V1,
     Inbox,
+    Intent,
     IntentResult,
     Intents,
     LeaseLost,
@@ -73,22 +74,28 @@ def charge(conn: Connection[Any], message: Message, card: CardProvider) -> Settl
     return ACK
 
 
-def ask(conn: Connection[Any], message: Message, take: Take, card: CardProvider) -> tuple[Any, bool]:
+def ask(
+    conn: Connection[Any], message: Message, take: Take, card: CardProvider, *, checked: bool = False
+) -> tuple[Any, bool]:
     """The provider's answer, and whether it refused: asked for now, or recorded by an earlier attempt."""
     order = message.json()
     request = {"amount": order["amount"], "currency": "eur"}
-    intent = INTENTS.intend(conn, message, take=take, n=1, name="charge", request=request, provider=STRIPE_V1)
+    intent = INTENTS.intend(
+        conn, message, take=take, n=1, name="charge", request=request, provider=STRIPE_V1, checked=checked
+    )
     match intent.result:
         case IntentResult.CALL:
             answer, refused = call(card, request, intent.key)
         case IntentResult.CHECK:
-            # Somebody decided that it had not happened, and may be wrong: the former key is looked up before the call.
-            found = card.find(intent.former_key)
-            answer, refused = (found, False) if found is not None else call(card, request, intent.key)
+            # Somebody decided that it had not happened, and may be wrong: it is looked up before the call.
+            found = find(card, intent)
+            if found is None:
+                return ask(conn, message, take, card, checked=True)
+            answer, refused = found, False
         case IntentResult.ANSWERED:
             return intent.answer, intent.refused
         case IntentResult.LOOK_UP:
-            found = card.find(intent.key)
+            found = find(card, intent)
             if found is None:
                 raise SetAside("nobody knows whether the card was charged: look it up, and record the answer")
             answer, refused = found, False
@@ -110,6 +117,11 @@ def call(card: CardProvider, request: dict[str, Any], key: str) -> tuple[Any, bo
         return card.charge(request, key), False
     except CardDeclined as error:
         return {"reason": str(error)}, True
+
+
+def find(card: CardProvider, intent: Intent) -> Any:
+    """What the provider knows of the effect, under whichever key it was called; None: nothing."""
+    return next((answer for key in intent.keys if (answer := card.find(key)) is not None), None)
 
 
 def finish(conn: Connection[Any], message: Message, take: Take, answer: Any, *, refused: bool) -> None:

@@ -198,14 +198,17 @@ def settle_as_not_happened(
     """
 
     def carry_out(case: _Case) -> tuple[int, str]:
-        case.choose(fingerprint, _why_not_redriven)
+        case.choose(fingerprint, _why_not_begun_again)
         token = case.reopen()
         intent = case.intent(effect)
         _check_did_not_happen(intent, force=force)
         key = idempotency_key(consumer, case.message_id, effect, generation=intent.generation + 1)
         case.execute("reopen_intent", {"n": intent.n, "key": key})
         forced = force and not _is_over(intent)
-        case.keep(DecisionKind.DID_NOT_HAPPEN, decider, effect=effect, former_key=intent.key, forced=forced)
+        # The answer, where there is one, is a refusal: it is kept with the decision that sets it aside.
+        case.keep(
+            DecisionKind.DID_NOT_HAPPEN, decider, effect=effect, answer=intent.answer, former_key=intent.key, forced=forced
+        )
         return token, ""
 
     return _decide(conn, schema, DecisionKind.DID_NOT_HAPPEN, consumer, message_id, carry_out)
@@ -386,19 +389,34 @@ def _parked(
     return _Parked(fingerprint, reason, message, malformed, inbox_state, same_payload)
 
 
+_TWO = (
+    "its provider gave two answers, so it may have acted twice: undo what is too many there, then settle it with the "
+    "recorded answer, or discard it"
+)
+_FOREIGN = (
+    "its handler ended its transaction by itself, so what it wrote may stand: if none of it does, redrive it (--checked); "
+    "if all of it does, discard it"
+)
+
+
 def _why_not_redriven(parked: _Parked) -> str:
-    """Why a message that is parked so cannot go on; '' when it can."""
-    if parked.reason is ParkReason.TWO_ANSWERS:
-        # Running the handler again cannot mend that, whatever the inbox row says.
-        return (
-            "its provider gave two answers, so it may have acted twice: undo what is too many there, then settle it with "
-            "the recorded answer, or discard it"
-        )
-    return _why_not_settled(parked)
+    """Why a message that is parked so cannot be tried again; '' when it can."""
+    # Running the handler again cannot mend that, whatever the inbox row says.
+    return _TWO if parked.reason is ParkReason.TWO_ANSWERS else _why_not_sent(parked)
 
 
 def _why_not_settled(parked: _Parked) -> str:
-    """As `_why_not_redriven`, where the person knows what the provider did."""
+    """Why no effect of a message that is parked so can be settled; '' when one can."""
+    # Its handler would run once more, and nobody has said that its writes do not stand.
+    return _FOREIGN if parked.reason is ParkReason.FOREIGN_COMMIT else _why_not_sent(parked)
+
+
+def _why_not_begun_again(parked: _Parked) -> str:
+    return _why_not_redriven(parked) or _why_not_settled(parked)
+
+
+def _why_not_sent(parked: _Parked) -> str:
+    """Why a message that is parked so can never go on; '' when it can."""
     if parked.malformed:
         return parked.malformed
     reason, state = parked.reason.value, parked.inbox_state

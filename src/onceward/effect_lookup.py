@@ -75,7 +75,8 @@ class _OnlyLooks:
         if name == self._wanted:
             if lookup is None:
                 raise UsageError(f"the effect {name!r} has no look-up: ask the provider yourself for the key {row['key']}")
-            raise _Asked(lookup(request, row["key"]))
+            answers = (lookup(request, key) for key in (row["key"], *row["former_keys"]))
+            raise _Asked(next((answer for answer in answers if answer is not None), None))
         if row["answer"] is None:
             raise UsageError(f"the effect {name!r}, which comes first, has no answer yet: settle that one first")
         answer = json.loads(row["answer"])

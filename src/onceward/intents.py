@@ -24,11 +24,11 @@ from onceward.statements import SCHEMA_DEFAULT, statements
 
 
 class IntentResult(Enum):
-    """What is to be done about an effect. Only CALL allows the call, and CHECK after a look-up that found nothing."""
+    """What is to be done about an effect. Only CALL allows the call."""
 
     CALL = "call"  # the intent is committed, and the provider still knows its key: call now, with that key
     ANSWERED = "answered"  # the answer is recorded: use it, do not call
-    CHECK = "check"  # a person decided that it did not happen: look `former_key` up once more, then call with `key`
+    CHECK = "check"  # a person decided that it had not happened: look it up; if nothing is found, intend as `checked`
     LOOK_UP = "look up"  # it may have happened, and the provider may have forgotten the key: look it up, never call
     CHANGED = "changed"  # another effect or request is recorded under this number: never call, a person must look
     LEASE_LOST = "lease lost"  # the claim lapsed or is another worker's: stop, touch nothing
@@ -43,12 +43,17 @@ class Intent:
     answer_json: str = "null"  # ANSWERED: the recorded answer, as JSON text
     refused: bool = False  # ANSWERED: the provider refused, and the answer is its reason
     detail: str = ""
-    former_key: str = ""  # CHECK: the key under which it was called before that decision
+    former_keys: tuple[str, ...] = ()  # those under which it was called before such a decision
 
     @property
     def answer(self) -> Any:
         """The recorded answer as a JSON value; None unless the result is ANSWERED."""
         return json.loads(self.answer_json)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every key under which the effect may have happened: a look-up asks for each."""
+        return (self.key, *self.former_keys)
 
 
 class RecordResult(Enum):
@@ -93,12 +98,14 @@ class Intents:
         name: str,
         request: object,
         provider: ProviderProfile,
+        checked: bool = False,
     ) -> Intent:
         """The intent is committed, or what is known of it is returned; see `IntentResult`.
 
         `take` is what `Inbox.claim` returned. `n` counts this message's effects from 1, in the order in which the code asks
         for them: on a retry, the n-th effect must be the one that was recorded as the n-th, with the same `name` and an
         equal `request` (plain JSON). By its name alone, an effect that a deploy renamed would be new, and be called again.
+        `checked`: the result before was CHECK, and the look-up of every key found nothing.
 
         Raises `UsageError` for a request that is not plain JSON, or inside a transaction.
 
@@ -113,6 +120,7 @@ class Intents:
             "key": key,
             "callable_seconds": provider.callable_seconds,
             "acting_seconds": provider.acting_seconds,
+            "checked": checked,
         }
         # One statement that locks the claim and inserts: between a check of the lease and an INSERT behind it, another
         # worker could take the message over and call as well.
@@ -129,7 +137,7 @@ class Intents:
             return Intent(IntentResult.LEASE_LOST, key)
         row = rows[0]
         # Not the key that the code would make: a person's decision may have given the effect another one.
-        key = row["key"]
+        key, former_keys = row["key"], tuple(row["former_keys"])
         # Before the state: an answer that is recorded belongs to the effect that was asked for then.
         if (row["name"], row["request_fingerprint"]) != (params["name"], params["request_fingerprint"]):
             recorded = "another request" if row["name"] == params["name"] else f"the effect {row['name']!r}"
@@ -138,10 +146,9 @@ class Intents:
         if row["state"] == "done":
             return Intent(IntentResult.ANSWERED, key, row["answer"], row["refused"])
         if row["state"] != "pending" or not row["callable"]:
-            return Intent(IntentResult.LOOK_UP, key)
-        if row["former_key"] is not None:
-            return Intent(IntentResult.CHECK, key, former_key=row["former_key"])
-        return Intent(IntentResult.CALL, key)
+            return Intent(IntentResult.LOOK_UP, key, former_keys=former_keys)
+        result = IntentResult.CHECK if former_keys and not params["checked"] else IntentResult.CALL
+        return Intent(result, key, former_keys=former_keys)
 
     def record(self, conn: Connection[Any], message: Message, *, n: int, answer: object, refused: bool = False) -> Record:
         """The answer (any JSON value) of the n-th effect is stored, write-once.

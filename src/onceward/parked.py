@@ -48,7 +48,7 @@ class ParkedIntent:
     state: Literal["pending", "done", "unknown", "discarded"]
     refused: bool
     key: str
-    former_key: str | None
+    former_keys: Sequence[str]
     generation: int
     answer: str | None
     started_at: datetime

@@ -10,7 +10,7 @@ import json
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple, assert_never
 
 import psycopg
@@ -309,7 +309,7 @@ class EffectSteps:
     def __init__(self, context: Context, is_cancelled: Callable[[BaseException], bool]) -> None:
         self.effect: Effect | None = None  # the one that the handler asks for now
         self._key = ""  # its idempotency key, once it is intended
-        self._key_looked_up = ""  # the key under which it may have happened
+        self._former_keys: tuple[str, ...] = ()
         self.failure: BaseException | None = None  # what its call, or its look-up, raised
         self._runtime = context.runtime
         self._message = context.message
@@ -321,8 +321,8 @@ class EffectSteps:
         if effect is None:
             raise AssertionError("no effect was asked for")
         match command:
-            case p.Intend(n):
-                return self._intend(n, effect)
+            case p.Intend(n, checked):
+                return self._intend(n, effect, checked=checked)
             case p.Call(n):
                 return self._call(n, effect)
             case p.LookUp(n):
@@ -332,16 +332,16 @@ class EffectSteps:
             case _:
                 assert_never(command)
 
-    def _intend(self, n: int, effect: Effect) -> p.Event:
+    def _intend(self, n: int, effect: Effect, *, checked: bool) -> p.Event:
         try:
             with self._runtime.database.connection() as conn:
                 intent = self._runtime.intents.intend(
                     conn, self._message, take=self._context.take, n=n, name=effect.name,
-                    request=effect.request, provider=effect.provider,
+                    request=effect.request, provider=effect.provider, checked=checked,
                 )  # fmt: skip
         except psycopg.Error as error:
             return self._context.database_lost(f"effect {effect.name!r} was not started", error)
-        self._key, self._key_looked_up = intent.key, intent.former_key or intent.key
+        self._key, self._former_keys = intent.key, intent.former_keys
         match intent.result:
             case IntentResult.CALL:
                 self._context.emit("effect.intended", n=n, name=effect.name)
@@ -350,7 +350,6 @@ class EffectSteps:
                 self._context.emit("effect.replayed", n=n, name=effect.name)
                 return p.Recorded(intent.answer_json, intent.refused)
             case IntentResult.CHECK:
-                self._context.emit("effect.intended", n=n, name=effect.name)
                 return p.Reopened()
             case IntentResult.LOOK_UP:
                 return p.Expired()
@@ -363,8 +362,6 @@ class EffectSteps:
                 assert_never(intent.result)
 
     def _call(self, n: int, effect: Effect) -> p.Event:
-        # From here on it may have happened under this key, whatever was looked up before.
-        self._key_looked_up = self._key
         event = self._ask_provider(effect.call, effect)
         self._context.emit("effect.answered", n=n, name=effect.name, outcome=type(event).__name__)
         return event
@@ -372,16 +369,31 @@ class EffectSteps:
     def _look_up(self, n: int, effect: Effect) -> p.Event:
         if effect.lookup is None:
             return p.NotFound()
-        event = self._ask_provider(effect.lookup, effect, is_look_up=True)
+        event = self._ask_provider(self._under_every_key(effect.lookup), effect, is_look_up=True)
         if isinstance(event, p.Answered | p.NotFound | p.Unreadable):
             found = not isinstance(event, p.NotFound)
             self._context.emit("effect.looked_up", n=n, name=effect.name, found=found)
         return event
 
+    def _under_every_key(self, lookup: Call) -> Call:
+        """This look-up, which also finds what happened under a former key."""
+
+        def look_up(request: Any, key: str) -> Any:
+            answer = lookup(request, key)
+            for former_key in self._former_keys if answer is None else ():
+                # What was refused under a former key did not happen; the new key exists because it is asked for again.
+                with suppress(EffectRefused):
+                    answer = lookup(request, former_key)
+                if answer is not None:
+                    break
+            return answer
+
+        return look_up if self._former_keys else lookup
+
     def _ask_provider(self, call: Call, effect: Effect, *, is_look_up: bool = False) -> p.Event:
         """What the provider said to the call, or to the look-up, of an effect."""
         try:
-            answer = call(effect.request, self._key_looked_up if is_look_up else self._key)
+            answer = call(effect.request, self._key)
             check_done(answer, f"effect {effect.name!r}: its {'look-up' if is_look_up else 'call'}")
         except BaseException as error:  # noqa: BLE001 - recorded as the call's outcome, and raised in the handler
             self.failure = self._context.failure = error

@@ -18,7 +18,7 @@ from tests.support.shop import AT_ONCE
 
 from onceward.database import Database
 from onceward.day_partitions import PARTITIONED, WINDOW_DEFAULT, day_of, make_partition_for, partition_name
-from onceward.decisions import redrive
+from onceward.decisions import Decided, Decider, discard_parked, redrive, settle, settle_as_not_happened
 from onceward.events import Listeners
 from onceward.inbox import InboxTable
 from onceward.intents import Intent, IntentResult, Intents, Record, RecordResult, record_json
@@ -90,6 +90,7 @@ class Pair:
         self.books = ModelRows()
         self.old = self.dropped = False
         self.key_age = KeyAge.CALLABLE
+        self.reopened_for = -1  # which worker has read that a person began the effect again
         self.holders: list[Holder | None] = [None, None]
         runtime.inbox.window = WINDOW_DEFAULT
 
@@ -101,10 +102,19 @@ class Pair:
         row, intent = self.books.inbox, self.books.intent
         if row is not None and not self._locked():
             found += [(self.redrive,)] * (3 if row.state == "parked" else 1)
+            found += [(self.discard, 0), (self.discard, 1)]
             found += [(self.lapse,)] * (4 if row.state == "pending" and not row.lapsed else 0)
             found += [] if self.old else [(self.id_is_old,)]
         if intent is not None and self.key_age == KeyAge.CALLABLE:
             found += [(self.key_expires,)] * 3
+        if intent is not None and not self._locked():
+            weight = 3 if row is not None and row.state == "parked" else 1
+            found += [
+                (self.settle, 0),
+                (self.settle, 1),
+                *[(self.did_not_happen, force) for force in (True, False)],
+            ] * weight
+            found += [(self.key_is_forgotten,)] if self.key_age == KeyAge.EXPIRED else []
         if self.old and not self.dropped:
             found += [(self.drop_partition,)] * 3
         for index, holder in enumerate(self.holders):
@@ -113,18 +123,23 @@ class Pair:
 
     def _possible_of(self, index: int, holder: Holder | None) -> list[Operation]:
         if holder is None:
-            return [(self.take, index, 0)] * 4 + [(self.take, index, 1)]
+            begun_again = self.books.intent is not None and self.books.intent.generation > 1
+            return [(self.take, index, 0)] * (24 if begun_again else 4) + [(self.take, index, 1)]
         if holder.open is not None:
             ends = (self.commit_after_an_error, self.commit_by_hand, self.roll_back_by_hand, self.crash, self.fail)
             return [(self.commit, index)] * 3 + [(end, index) for end in ends]
         steps: list[Operation] = [(self.fail, index), (self.crash, index), (self.lose_session, index)]
         steps += [(self.park, index, park) for park in PARKS]
         if self.rules.shape == "effectful":
-            steps += [(self.give_back, index), *[(self.intend, index)] * 6, *[(self.finish, index)] * 4]
+            begun_again = self.books.intent is not None and self.books.intent.generation > 1
+            steps += [(self.give_back, index), *[(self.finish, index)] * 4]
+            steps += [(self.intend, index)] * (24 if begun_again else 6)
             steps += (
                 [(self.record, index, 0), (self.record, index, 0), (self.record, index, 1)] if self.books.intent else []
             )
             steps += [(self.record, index, 0)] if self.dropped else []
+            discarded = self.books.intent is not None and self.books.intent.state == "discarded"
+            steps += [(self.record, index, 0)] * (24 if discarded else 0)
         return steps
 
     # ---- operations; one that nobody would do now does nothing ---------------------------------------------------------
@@ -150,16 +165,20 @@ class Pair:
         if holder is None or holder.open or self.rules.shape == "transactional":
             return
         before = self.books.intent
+        # As production does: only after it was read as begun again.
+        checked = self.reopened_for == index
         with self.runtime.database.connection() as conn:
             try:
                 intent = self.runtime.intents.intend(
                     conn, self.messages[holder.payload], take=holder.context.take, n=1, name="charge",
-                    request={}, provider=STRIPE_V1,
+                    request={}, provider=STRIPE_V1, checked=checked,
                 )  # fmt: skip
                 event: p.Event = _intent_event(intent)
             except psycopg.Error:
                 event = p.DatabaseLost()
-        self._written("intend", event, statements.intend(self.books, self._who_of(holder), self._clock()))
+        expected = statements.intend(self.books, self._who_of(holder), self._clock(), checked=checked)
+        self._written("intend", event, expected)
+        self.reopened_for = index if isinstance(event, p.Reopened) else -1
         if before is None and self.books.intent is not None:
             self.key_age = KeyAge.CALLABLE
 
@@ -174,7 +193,7 @@ class Pair:
                 event: p.Event = _record_event(record, answer, refused=refused)
             except psycopg.Error:
                 event = p.DatabaseLost()
-        self._written("record", event, statements.record(self.books, answer, refused))
+        self._written("record", event, statements.record(self.books, self.rules, answer, refused))
 
     def finish(self, index: int) -> None:
         holder = self.holders[index]
@@ -250,12 +269,39 @@ class Pair:
     def redrive(self) -> None:
         if self._locked():
             return
-        done = redrive(self.db, self.messages[0].id, consumer=CONSUMER)
-        expected = statements.redrive(self.books)
-        assert done.stands == (expected is not None), done
-        self.met["redriven" if expected else "redrive refused"] += 1
+        self._decided("redrive", redrive(self.db, self.messages[0].id, consumer=CONSUMER), statements.redrive(self.books))
+
+    def settle(self, payload: int) -> None:
+        if self._locked():
+            return
+        answer, refused = f"c{payload}", payload == 1
+        decided = settle(self.db, self.messages[0].id, consumer=CONSUMER, effect="charge", answer=answer, refused=refused)
+        self._decided("settle", decided, statements.settle(self.books, f'"{answer}"', refused=refused))
+
+    def did_not_happen(self, force: bool) -> None:
+        if self._locked():
+            return
+        decided = settle_as_not_happened(self.db, self.messages[0].id, consumer=CONSUMER, effect="charge", force=force)
+        over = force or self.key_age == KeyAge.FORGOTTEN
+        expected = statements.settle_as_not_happened(self.books, self.rules, over=over)
+        self._decided("did not happen", decided, expected)
+        if expected is not None:
+            self.key_age = KeyAge.CALLABLE
+
+    def discard(self, payload: int) -> None:
+        if self._locked():
+            return
+        fingerprint = self.messages[payload].fingerprint().hex()
+        decided = discard_parked(
+            self.db, self.messages[0].id, consumer=CONSUMER, fingerprint=fingerprint, decider=Decider(reason="enough")
+        )
+        self._decided("discard", decided, statements.discard(self.books, payload))
+
+    def _decided(self, what: str, decided: Decided, expected: ModelRows | None) -> None:
+        assert decided.stands == (expected is not None), decided
+        self.met[what if expected else f"{what} refused"] += 1
         self.books = expected or self.books
-        assert expected is None or (expected.inbox is not None and expected.inbox.token == done.token)
+        assert not decided.token or (self.books.inbox is not None and self.books.inbox.token == decided.token)
 
     # ---- what happens by itself ----------------------------------------------------------------------------------------
 
@@ -270,6 +316,11 @@ class Pair:
             books_of.age_intents(self.db, self.messages[0], timedelta(hours=23.5))
             self.key_age = KeyAge.EXPIRED
 
+    def key_is_forgotten(self) -> None:
+        if self.key_age == KeyAge.EXPIRED:
+            books_of.age_intents(self.db, self.messages[0], timedelta(hours=25))
+            self.key_age = KeyAge.FORGOTTEN
+
     def id_is_old(self) -> None:
         """The window is made so short that the id has left it."""
         if not self._locked():
@@ -278,7 +329,8 @@ class Pair:
 
     def drop_partition(self) -> None:
         row, intent = self.books.inbox, self.books.intent
-        finished = (row is None or row.state == "done") and (intent is None or intent.state == "done")
+        over = ("done", "discarded")
+        finished = (row is None or row.state in over) and (intent is None or intent.state in over)
         if self.old and finished and not self._locked() and not self.dropped:
             retire(self.db, self.messages[0])
             self.books = self.books._replace(inbox=None, intent=None)
@@ -330,8 +382,9 @@ class Pair:
         assert books_of.sessions_lost(self.db, self.messages[0]) == self.books.sessions_lost
         assert self._parked() == self.books.parked
         intent = self.books.intent
-        expected = [] if intent is None else [(intent.state, intent.answer or None, intent.refused)]
-        assert [(row.state, row.text, row.refused) for row in books_of.intents(self.db, self.messages[0])] == expected
+        expected = [] if intent is None else [(intent.state, intent.answer or None, intent.refused, intent.generation)]
+        effects = books_of.intents(self.db, self.messages[0])
+        assert [(row.state, row.text, row.refused, row.generation) for row in effects] == expected
 
     def _inbox_row(self) -> InboxRow | None:
         row = books_of.inbox_row(self.db, self.messages[0])
@@ -356,8 +409,8 @@ def _known(event: p.Event) -> p.Event:
             return p.Counted(0.0)
         case p.Conflict() | p.OutsideWindow():
             return type(event)()
-        case p.TwoAnswers():
-            return p.TwoAnswers("")
+        case p.TwoAnswers() | p.AnsweredAfterDiscard():
+            return type(event)("")
         case _:
             return event
 

@@ -22,7 +22,9 @@ MUST_BE_MET = (
     "finish: Finishing", "finish: FencedOff", "commit: Committed", "commit: Aborted", "commit: ForeignCommit",
     "fail: Counted", "fail: Parked", "fail: FencedOff", "give back: GivenBack", "give back: FencedOff",
     "park holder: Parked", "park holder: FencedOff", "park absent: FencedOff",
-    "park beside: Parked", "park foreign commit: Parked", "redriven", "redrive refused",
+    "park beside: Parked", "park foreign commit: Parked", "redrive", "redrive refused", "settle", "settle refused",
+    "did not happen", "did not happen refused", "discard", "discard refused", "intend: Reopened",
+    "record: AnsweredAfterDiscard",
 )  # fmt: skip
 
 

@@ -13,12 +13,12 @@ import pytest
 
 from onceward.errors import UsageError
 from onceward.protocol import words as p
-from onceward.protocol.delivery import State, Step, step
+from onceward.protocol.delivery import Place, State, Step, step
 from onceward.protocol.reasons import ParkReason
 from onceward.transport import LEAVE
 from onceward_proof.explorer import report, story
 from onceward_proof.explorer.facts import Worked
-from onceward_proof.explorer.message_state import Where
+from onceward_proof.explorer.message_state import InboxRow, IntentRow, MessageState, Rows, Where, Worker
 from onceward_proof.explorer.passages import (
     LOOK_UP,
     NO_LOOK_UP,
@@ -159,16 +159,26 @@ def test_every_promise_can_be_seen_to_break() -> None:
     assert {bug.promise for bug in PLANTED.values()} == set(Promise)
 
 
+# A worker has the answer of an effect whose message was discarded meanwhile. A search comes to it only after many steps.
+ANSWERED_LATE = MessageState(
+    Rules(decisions=True),
+    workers=(Worker(0, 0, State("effectful", at=Place.RECORDING, token=1, n=1), p.Record(1, "c1", False), "asked"),),
+    rows=Rows(inbox=InboxRow("discarded", token=2), intent=IntentRow("discarded")),
+)
+
+
 def test_the_story_has_words_for_what_a_worker_can_meet_and_for_nothing_else() -> None:
     """A pair of command and event that has no words would end a story in a KeyError; one that never occurs is dead."""
     met: set[tuple[type[p.Command], type[p.Event]]] = set()
     one_fault = [one_message(rules) for rules in (*SHAPES.values(), Rules(other_payload=True))]
     two_failures = one_message(SHAPES["transactional"], faults=2)
     two_answers = one_message(PLANTED["fresh-key"].rules, faults=2)
-    for where in (*one_fault, two_failures, two_answers):
+    decided = one_message(Rules(decisions=True), faults=2)
+    for where in (*one_fault, two_failures, two_answers, decided):
         space = StateSpace(where)
         search(space, only=Promise.OVERTAKEN, states_max=8_000)  # that it charges twice does not end this search
-        facts = [move.fact for state in space.messages.states for move in message_moves(state)]
+        states = [*space.messages.states, ANSWERED_LATE]
+        facts = [move.fact for state in states for move in message_moves(state)]
         met |= {(type(fact.command), type(fact.event)) for fact in facts if isinstance(fact, Worked)}
     tried = {pair for pair in met if pair[1] in (p.FencedOff, p.DatabaseLost)}
     assert met - tried == set(story.DOES)

@@ -149,7 +149,7 @@ def _as_text(message: ParkedMessage) -> str:
     for intent in message.intents:
         answer = "" if intent.answer is None else f", answer {_shortened(intent.answer, 300)}"
         refused = " (refused)" if intent.refused else ""
-        former = "" if intent.former_key is None else f", before a decision {intent.former_key}"
+        former = f", before it was decided {', '.join(intent.former_keys)}" if intent.former_keys else ""
         lines.append(f"  effect {intent.n}     {intent.name}: {intent.state}{refused}, key {intent.key}{former}{answer}")
     lines += [f"  body         {message.body_bytes} bytes", *(f"    {line}" for line in _body_lines(message.body))]
     return printable("\n".join(lines))

@@ -12,7 +12,7 @@ immutable, so they can be hashed, compared and forked.
                                         └─ Fail ─▶ failing, Park ─▶ parking, GiveBack ─▶ giving back ─ Settle
 
 An effect that, as a person decided, had not happened is looked up once more before it is called: from `intending`, LookUp
-leads to `checking`, and from there to `recording` if it is found, else to `calling`.
+leads to `checking`, and from there to `recording` if it is found, else back to `intending`.
 
 A body of `once.transaction()` that raised leads from `writing` to `broken`; without such a body, `finishing` goes straight
 on to Commit.
@@ -236,7 +236,8 @@ def _at_looking(state: State, event: p.Event) -> Step:
 def _at_checking(state: State, event: p.Event) -> Step:
     # The person who decided that it did not happen may be wrong, and under a new key the provider could not tell.
     if isinstance(event, p.NotFound):
-        return state._replace(at=Place.CALLING), p.Call(state.n)
+        # The look-up took its time: lease and window are asked for again, right before the call.
+        return state._replace(at=Place.INTENDING), p.Intend(state.n, checked=True)
     return _at_provider(state, event)
 
 

@@ -85,9 +85,13 @@ class Interrupt(Word):
 
 
 class Intend(Word):
-    """Commit the n-th intent, or read it."""
+    """Commit the n-th intent, or read it.
+
+    `checked`: it was read before, as begun again by a person, and a look-up has found nothing.
+    """
 
     n: int
+    checked: bool = False
 
 
 class Call(Word):

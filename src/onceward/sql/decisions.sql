@@ -47,13 +47,13 @@ UPDATE {schema}.intents
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND n = %(n)s AND state IN ('pending', 'unknown')
 
 -- name: reopen_intent
--- why: the effect did not happen: it begins again under another key, whose window begins now. The former key is kept, because
---      it is looked up once more before the call.
+-- why: the effect did not happen: it begins again under another key, whose window begins now. The former keys are kept, because
+--      they are looked up once more before the call.
 -- locks: the intent (held)
 -- index: intents_pkey
 UPDATE {schema}.intents
    SET state = 'pending', answer = NULL, refused = false, answered_at = NULL, started_at = clock_timestamp(),
-       generation = generation + 1, former_key = key, key = %(key)s
+       generation = generation + 1, former_keys = former_keys || key, key = %(key)s
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND n = %(n)s
    AND (state IN ('pending', 'unknown') OR (state = 'done' AND refused))
 
@@ -119,7 +119,7 @@ SELECT id, about, decision AS kind, consumer, message_id, position, effect, answ
 -- why: what the handler of a parked message is shown when it is asked for its own look-up.
 -- locks: none
 -- index: intents_pkey
-SELECT name, request_fingerprint, key, refused, answer::text AS answer
+SELECT name, request_fingerprint, key, former_keys, refused, answer::text AS answer
   FROM {schema}.intents
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s
  ORDER BY n

@@ -24,7 +24,7 @@ SELECT EXISTS (SELECT 1 FROM held) AS held, EXISTS (SELECT 1 FROM made) AS made,
 --      provider without keys (0 seconds) never does, even if the clock was set back meanwhile.
 -- locks: none
 -- index: intents_pkey
-SELECT name, request_fingerprint, key, former_key, state, refused, answer::text AS answer,
+SELECT name, request_fingerprint, key, former_keys, state, refused, answer::text AS answer,
        %(callable_seconds)s::float8 > 0
        AND clock_timestamp() < started_at + make_interval(secs => %(callable_seconds)s) AS callable
   FROM {schema}.intents

@@ -21,6 +21,7 @@ from onceward_proof.explorer.message_state import (
     Where,
     Worker,
 )
+from onceward_proof.explorer.rules import Bug
 
 
 def happenings(state: MessageState) -> Iterator[MessageMove]:
@@ -30,6 +31,10 @@ def happenings(state: MessageState) -> Iterator[MessageMove]:
     yield from _provider(state)
     yield from _dedup_window(state)
     yield from _redrive(state)
+    if state.rules.decisions and not state.locked:
+        yield from _settle(state)
+        yield from _did_not_happen(state)
+        yield from _discard(state)
     for index in range(len(state.workers)):
         yield MessageMove(Happening.CRASH, state.with_worker(index), 1, actor=index)
     yield from _server(state)
@@ -96,7 +101,8 @@ def _dedup_window(state: MessageState) -> Iterator[MessageMove]:
         return
     rows = state.rows
     # Upkeep keeps what is pending, parked or without an answer.
-    finished = (rows.inbox is None or rows.inbox.state == "done") and (rows.intent is None or rows.intent.state == "done")
+    over = ("done", "discarded")
+    finished = (rows.inbox is None or rows.inbox.state in over) and (rows.intent is None or rows.intent.state in over)
     if not state.dropped and not state.locked and finished:
         yield MessageMove(Happening.UPKEEP, state._replace(dropped=True, rows=rows._replace(inbox=None, intent=None)))
 
@@ -107,5 +113,48 @@ def _redrive(state: MessageState) -> Iterator[MessageMove]:
         return
     rows = statements.redrive(state.rows)
     if rows is not None:
-        emitted = Emitted.REDRIVEN_OTHER if row.payload else Emitted.REDRIVEN
-        yield MessageMove(Happening.REDRIVE, state._replace(rows=rows), 0, 1, (emitted,))
+        yield _sent_again(Happening.REDRIVE, state._replace(rows=rows))
+
+
+def _sent_again(fact: Happening, after: MessageState) -> MessageMove:
+    """A person's decision with which the message goes on."""
+    row = after.rows.inbox
+    emitted = Emitted.REDRIVEN_OTHER if row is not None and row.payload else Emitted.REDRIVEN
+    return MessageMove(fact, after, 0, 1, (emitted,))
+
+
+def _settle(state: MessageState) -> Iterator[MessageMove]:
+    """A person finds the charge at the provider."""
+    rows = statements.settle(state.rows, "c1") if state.charges else None
+    if rows is not None:
+        yield _sent_again(Happening.SETTLE, state._replace(rows=rows))
+
+
+def _did_not_happen(state: MessageState) -> Iterator[MessageMove]:
+    """A person does not find the charge, and no call is under way; a careless one has not even looked."""
+    intent, rules = state.rows.intent, state.rules
+    under_way = any(worker.state.at is Place.CALLING for worker in state.workers) or any(
+        record == KeyRecord.IN_PROGRESS for _, record in state.keys
+    )
+    over = state.key_age == KeyAge.FORGOTTEN
+    # --force is for somebody who knows that nothing is under way, and who has looked.
+    forced = not over and not rules.careless and (not under_way or rules.bug is Bug.REOPENED_INSIDE_WINDOW)
+    if intent is None or (state.charges and not rules.careless):
+        return
+    rows = statements.settle_as_not_happened(state.rows, rules, over=over or forced)
+    if rows is not None:
+        # The new key's window begins now; the provider may still know the former one. A refusal that was given to a handler
+        # is not its answer any more: the decision keeps it.
+        after = state._replace(rows=rows, key_age=KeyAge.CALLABLE, answer_given=state.answer_given and not intent.refused)
+        yield _sent_again(Happening.DID_NOT_HAPPEN, after)
+
+
+def _discard(state: MessageState) -> Iterator[MessageMove]:
+    for payload, fact in enumerate((Happening.DISCARD, Happening.DISCARD_OTHER)):
+        rows = statements.discard(state.rows, payload)
+        if rows is not None:
+            yield MessageMove(fact, state._replace(rows=rows, discarded=_with(state.discarded, payload)), 0, 1)
+
+
+def _with(discarded: tuple[bool, bool], payload: int) -> tuple[bool, bool]:
+    return (discarded[0] or payload == 0, discarded[1] or payload == 1)

@@ -34,6 +34,10 @@ class Happening(Enum):
     ID_IS_OLD = "time passes: the id of {message} has left the dedup window"
     UPKEEP = "upkeep drops the partition of {message}"
     REDRIVE = "a person redrives {message}"
+    SETTLE = "a person who looked at the provider settles {message}"
+    DID_NOT_HAPPEN = "a person says that the effect of {message} did not happen"
+    DISCARD = "a person discards {message}"
+    DISCARD_OTHER = "a person discards the other payload of {message}"
     FLUSH = "the server flushes what is committed of {message}"
     SERVER_CRASH = "the server crashes: what it had confirmed as committed of {message} is undone"
 

@@ -16,7 +16,7 @@ from onceward_proof.explorer.rules import PRODUCTION, Rules
 
 LIMITS: Final = Limits(attempts_max=2, deliveries_max=3)
 # A person looks: what was done stands, and no redrive can mend it.
-REASONS_FOR_PEOPLE: Final = (ParkReason.TWO_ANSWERS, ParkReason.FOREIGN_COMMIT)
+REASONS_FOR_PEOPLE: Final = (ParkReason.TWO_ANSWERS, ParkReason.ANSWERED_AFTER_DISCARD, ParkReason.FOREIGN_COMMIT)
 HandlerPlace = Literal["start", "asked", "finishing", "ended", "broke", "left"]  # how far a handler has come
 
 
@@ -48,7 +48,7 @@ class Where(IntEnum):
 class InboxRow(NamedTuple):
     """The inbox row. `payload` stands for its fingerprint."""
 
-    state: Literal["pending", "done", "parked"]
+    state: Literal["pending", "done", "parked", "discarded"]
     token: int = 1
     lapsed: bool = False
     forgiven: int = 0
@@ -56,11 +56,12 @@ class InboxRow(NamedTuple):
 
 
 class IntentRow(NamedTuple):
-    """The row of the one effect."""
+    """The row of the one effect. `generation`: one more each time when a person decided that it had not happened."""
 
-    state: Literal["pending", "done", "unknown"] = "pending"
+    state: Literal["pending", "done", "unknown", "discarded"] = "pending"
     answer: str = ""
     refused: bool = False
+    generation: int = 1
 
 
 class Rows(NamedTuple):
@@ -88,7 +89,8 @@ class Copy(NamedTuple):
 class Worker(NamedTuple):
     """One worker with one delivery: the protocol's state, what it commands next, how far the handler has come.
 
-    `open` is the inbox row as this worker's open transaction has it; such a worker holds the row's lock.
+    `open` is the inbox row as this worker's open transaction has it; such a worker holds the row's lock. `generation` is
+    that of the effect when this worker intended it: it calls under that key, whatever was decided since.
     """
 
     copy: int
@@ -97,6 +99,7 @@ class Worker(NamedTuple):
     command: p.Command
     place: HandlerPlace
     open: InboxRow | None = None
+    generation: int = 1
 
 
 class MessageState(NamedTuple):
@@ -115,6 +118,7 @@ class MessageState(NamedTuple):
     dropped: bool = False  # upkeep has dropped its partition
     writes: tuple[int, int] = (0, 0)  # the handler's own, committed, by payload
     answer_given: bool = False  # a worker was told that the answer is recorded
+    discarded: tuple[bool, bool] = (False, False)  # a person has ended it without more ado, by payload
     trespassed: bool = False  # a worker changed the inbox row under another's token
     flushed: tuple[Rows, tuple[int, int]] | None = None  # what a crash of the server goes back to; None: all is durable
 

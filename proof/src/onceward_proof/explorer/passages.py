@@ -39,6 +39,10 @@ LOOK_UP: Final = Rules(other_payload=True)
 NO_LOOK_UP: Final = Rules(lookup=False, other_payload=True)
 TRANSACTIONAL: Final = Rules(shape="transactional", other_payload=True)
 RETIRED: Final = Rules(longer_window=True)
+DECIDED: Final = Rules(decisions=True)
+DECIDED_WITHOUT_LOOK_UP: Final = Rules(lookup=False, decisions=True)
+DECIDED_CARELESSLY: Final = Rules(decisions=True, careless=True)
+DECIDED_TRANSACTIONAL: Final = Rules(shape="transactional", other_payload=True, decisions=True)
 RETIRED_TRANSACTIONAL: Final = Rules(shape="transactional", longer_window=True)
 
 # What is taken for granted; outside of it nothing is promised.
@@ -46,6 +50,8 @@ ASSUMED: Final = (
     "a call to the provider ends within the margin that is kept before its key expires",
     "no transaction and no call is open at the moment at which a message's id leaves the dedup window",
     "a redrive is done by somebody who looked: two answers and foreign commits are not redriven",
+    "whether an effect happened is said by somebody who looked; or, if it has a look-up, past the window without a look",
+    "--force is used only by somebody who looked, and when no call is under way",
     "Postgres keeps what it said is committed",
 )
 # Two messages show what shared workers and a shared relay do to each other; one message affords more faults.
@@ -57,10 +63,17 @@ PASSAGES: Final = (
     passage("effectful and relay, deeper", LOOK_UP, faults=2, lanes=1),
     passage("effectful without a look-up, deeper", NO_LOOK_UP, faults=2),
     passage("effectful, with a look-up", LOOK_UP, LOOK_UP, faults=2),
+    passage("decided by a person", DECIDED, faults=1, redrives=2),
+    passage("decided by a person, without a look-up", DECIDED_WITHOUT_LOOK_UP, faults=2),
+    passage("decided by a careless person, with a look-up", DECIDED_CARELESSLY, faults=1, redrives=2),
+    passage("decided by a person, transactional", DECIDED_TRANSACTIONAL, faults=2),
     passage("retired by another process's shorter window", RETIRED, RETIRED_TRANSACTIONAL, faults=1),
 )
 DEEPER: Final = (
     *PASSAGES,
+    passage("decided by a person, deeper", DECIDED, faults=2, redrives=2),
+    passage("decided by a person without a look-up, deeper", DECIDED_WITHOUT_LOOK_UP, faults=2, redrives=2),
+    passage("decided by a careless person, deeper", DECIDED_CARELESSLY, faults=2, redrives=2),
     passage("effectful, three faults", LOOK_UP, faults=3),
     passage("transactional, three faults", TRANSACTIONAL, faults=3),
 )

@@ -66,6 +66,10 @@ def open_effect_is_finished(state: State, event: p.Event) -> Step:
     return failed_call_goes_on(state, p.Finishing(event.intents, 0) if isinstance(event, p.Finishing) else event)
 
 
+def reopened_is_called_at_once(state: State, event: p.Event) -> Step:
+    return delivery.step(state, p.Intended() if isinstance(event, p.Reopened) else event)
+
+
 def unconfirmed_is_deleted(state: relay.State, event: relay.Event) -> relay.Step:
     after, command = relay.step(state, event)
     if isinstance(command, relay.CommitBatch):
@@ -130,6 +134,16 @@ PLANTED: Final = {
     ),
     "lost-park-acked": PlantedBug("a park that was not written is acknowledged",
         Promise.LOST, TRANSACTIONAL._replace(step=lost_park_is_acked)),
+    "reopened-called-at-once": PlantedBug(
+        "an effect that did not happen, as somebody said who had not looked, is called without a look-up",
+        Promise.CHARGED_TWICE, Rules(decisions=True, careless=True, step=reopened_is_called_at_once),
+    ),
+    "reopened-inside-window": PlantedBug("an effect begins again under a new key while a call is still under way",
+        Promise.CHARGED_TWICE, Rules(decisions=True, bug=Bug.REOPENED_INSIDE_WINDOW)),
+    "reopened-though-answered": PlantedBug("an effect begins again, whatever its row says",
+        Promise.CHARGED_TWICE, Rules(lookup=False, decisions=True, careless=True, bug=Bug.REOPENED_THOUGH_ANSWERED)),
+    "discard-forgets-answers": PlantedBug("an answer that comes after a discard is thrown away",
+        Promise.ANSWER_GONE, Rules(decisions=True, bug=Bug.DISCARD_FORGETS_ANSWERS)),
     "publish-outside": PlantedBug("the event is put into the outbox in a transaction of its own, before the handler's",
         Promise.EVENT_PHANTOM, Rules(bug=Bug.PUBLISH_OUTSIDE), lanes=1),
     "relay-deletes-first": PlantedBug("the relay deletes what it took before it publishes",

@@ -63,7 +63,7 @@ def _broken(state: MessageState) -> Promise | None:
 
 
 def _is_homeless(state: MessageState, payload: int) -> bool:
-    if state.writes[payload] or state.rows.parked[payload]:
+    if state.writes[payload] or state.rows.parked[payload] or state.discarded[payload]:
         return False
     return all(copy.where == Where.GONE or copy.payload != payload for copy in state.copies)
 

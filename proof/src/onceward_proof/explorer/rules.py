@@ -19,6 +19,7 @@ class Bug(Enum):
     CALL_BEFORE_INTENT = auto()
     CONFLICT_AFTER_IN_FLIGHT = auto()
     DEFAULT_PARTITION = auto()
+    DISCARD_FORGETS_ANSWERS = auto()
     FAILED_ROW_STAYS = auto()
     FENCED_RECORDING = auto()
     FRESH_KEY = auto()
@@ -26,6 +27,8 @@ class Bug(Enum):
     PARK_LEAVES_ROW = auto()
     PARKED_ROW_MISSING = auto()
     PUBLISH_OUTSIDE = auto()
+    REOPENED_INSIDE_WINDOW = auto()
+    REOPENED_THOUGH_ANSWERED = auto()
     RELAY_DELETES_FIRST = auto()
     RELAY_OVERTAKES = auto()
     RETIRED_MADE_AGAIN = auto()
@@ -40,6 +43,8 @@ class Rules(NamedTuple):
     shape: p.Shape = "effectful"
     lookup: bool = True  # the provider can be asked whether an effect happened
     other_payload: bool = False  # a message of another payload may come under the same id
+    decisions: bool = False  # a person who looked at the provider may settle, start the effect again, or discard
+    careless: bool = False  # the person says that the effect did not happen without having looked
     longer_window: bool = False  # upkeep went by the window of another process, which is shorter than the workers' own
     step: Callable[[State, p.Event], Step] = delivery.step
     bug: Bug | None = None

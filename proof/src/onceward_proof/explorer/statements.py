@@ -95,7 +95,7 @@ def _refusal(row: InboxRow, writer: Writer, clock: Clock) -> p.Event | None:
     return p.Conflict() if other else None
 
 
-def intend(rows: Rows, writer: Writer, clock: Clock) -> Result | None:
+def intend(rows: Rows, writer: Writer, clock: Clock, *, checked: bool = False) -> Result | None:
     row = held_row(rows, writer)
     if row is None or row.lapsed:
         return rows, p.FencedOff()
@@ -106,17 +106,23 @@ def intend(rows: Rows, writer: Writer, clock: Clock) -> Result | None:
         return rows._replace(intent=IntentRow()), p.Intended()
     if intent.state == "done":
         return rows, p.Recorded(intent.answer, intent.refused)
-    return rows, p.Intended() if intent.state == "pending" and clock.key_age == KeyAge.CALLABLE else p.Expired()
+    if intent.state != "pending" or clock.key_age != KeyAge.CALLABLE:
+        return rows, p.Expired()
+    return rows, p.Intended() if checked or intent.generation == 1 else p.Reopened()
 
 
-def record(rows: Rows, answer: str, refused: bool) -> Result:
+def record(rows: Rows, rules: Rules, answer: str, refused: bool) -> Result:
     """Write-once, not fenced, and never blocked: it touches the intent alone."""
     intent = rows.intent
     # Dropped with its partition, so somebody finished long ago.
     if intent is None:
         return rows, p.DatabaseLost()
+    if intent.state == "discarded":
+        event = p.Recorded(answer, refused) if rules.bug is Bug.DISCARD_FORGETS_ANSWERS else p.AnsweredAfterDiscard(answer)
+        return rows, event
     if intent.state != "done":
-        return rows._replace(intent=IntentRow("done", answer, refused)), p.Recorded(answer, refused)
+        answered = intent._replace(state="done", answer=answer, refused=refused)
+        return rows._replace(intent=answered), p.Recorded(answer, refused)
     if (intent.answer, intent.refused) == (answer, refused):
         return rows, p.Recorded(answer, refused)
     return rows, p.TwoAnswers(f"{intent.answer} and {answer}")
@@ -221,8 +227,52 @@ def _given_back(rows: Rows) -> Rows:
 
 def redrive(rows: Rows) -> Rows | None:
     """Pending again, under a new token, without attempts; None: refused."""
+    return None if _is_parked(rows, ParkReason.TWO_ANSWERS) else _reopened(rows)
+
+
+def _is_parked(rows: Rows, reason: ParkReason) -> bool:
+    return rows.inbox is not None and rows.parked[rows.inbox.payload] is reason
+
+
+def settle(rows: Rows, answer: str, *, refused: bool = False) -> Rows | None:
+    """The effect has this answer, and the message is pending again; None: refused."""
+    intent, after = rows.intent, _reopened(rows)
+    if after is None or intent is None or intent.state == "discarded" or _is_parked(rows, ParkReason.FOREIGN_COMMIT):
+        return None
+    if intent.state == "done":
+        return after if (intent.answer, intent.refused) == (answer, refused) else None
+    return after._replace(intent=intent._replace(state="done", answer=answer, refused=refused))
+
+
+def settle_as_not_happened(rows: Rows, rules: Rules, *, over: bool) -> Rows | None:
+    """The effect begins its next generation, and the message is pending again; None: refused.
+
+    `over`: the provider can no longer act under the former key, or the person takes that risk.
+    """
+    intent, after = rows.intent, redrive(rows)
+    if after is None or intent is None or _is_parked(rows, ParkReason.FOREIGN_COMMIT):
+        return None
+    did_not = intent.refused if intent.state == "done" else over
+    if not did_not and rules.bug is not Bug.REOPENED_THOUGH_ANSWERED:
+        return None
+    return after._replace(intent=IntentRow(generation=intent.generation + 1))
+
+
+def discard(rows: Rows, payload: int) -> Rows | None:
+    """What is parked of this payload is over; None: nothing is. Another payload's inbox row, or one that is done, stays."""
+    if rows.parked[payload] is None:
+        return None
+    row, intent = rows.inbox, rows.intent
+    if row is not None and row.state == "parked" and row.payload == payload:
+        rows = rows._replace(inbox=row._replace(state="discarded", token=row.token + 1, lapsed=False))
+        if intent is not None and intent.state != "done":
+            rows = rows._replace(intent=intent._replace(state="discarded"))
+    return rows.park(payload, None)
+
+
+def _reopened(rows: Rows) -> Rows | None:
     row = rows.inbox
-    if row is None or row.state != "parked" or rows.parked[row.payload] in (None, ParkReason.TWO_ANSWERS):
+    if row is None or row.state != "parked" or rows.parked[row.payload] is None:
         return None
     # The new token fences off every earlier worker; all takes so far are forgiven.
     token = row.token + 1

@@ -47,6 +47,8 @@ def work(state: MessageState, index: int) -> Iterator[MessageMove]:
         for slip, advanced in advance(worker, outcome.event, state.rules):
             fact = Worked(worker.command, outcome.event, outcome.fault, slip)
             faults = (outcome.fault is not None) + (slip is not None)
+            if isinstance(outcome.event, p.Intended) and outcome.after.rows.intent is not None:
+                advanced = advanced._replace(generation=outcome.after.rows.intent.generation)  # noqa: PLW2901
             after = outcome.after.with_worker(index, advanced._replace(open=outcome.open))
             yield MessageMove(fact, after, faults, 0, outcome.emitted, index)
 
@@ -131,7 +133,7 @@ def perform(state: MessageState, index: int, worker: Worker) -> list[Outcome]:
         case p.LookUp():
             return _look_up(state)
         case p.Record(_, answer, refused):
-            return _record(state, _writer(state, worker), answer, refused)
+            return _record(state, _writer(state, worker), answer, refused=refused)
         case p.Finish():
             return _finish(state, worker)
         case p.Commit():
@@ -214,7 +216,7 @@ def _write(
     writer, clock = _writer(state, worker), _clock(state)
     match command:
         case p.Intend():
-            result = statements.intend(state.rows, writer, clock)
+            result = statements.intend(state.rows, writer, clock, checked=command.checked)
         case p.Fail():
             result = statements.fail(state.rows, writer, clock, session_lost=command.session_lost)
         case p.Park():
@@ -242,12 +244,12 @@ def _is_unfenced(command: p.Command) -> bool:
     return isinstance(command, p.Park) and command.fence is p.Fence.FOREIGN_COMMIT
 
 
-def _record(state: MessageState, writer: Writer, answer: str, refused: bool) -> list[Outcome]:
+def _record(state: MessageState, writer: Writer, answer: str, *, refused: bool) -> list[Outcome]:
     bug = state.rules.bug
     fenced_off = bug is Bug.FENCED_RECORDING and statements.held_row(state.rows, writer) is None
     if bug is Bug.ANSWER_ONLY_IN_FINISH or fenced_off:
         return [Outcome(None, state._replace(answer_given=True), p.Recorded(answer, refused))]
-    rows, event = statements.record(state.rows, answer, refused)
+    rows, event = statements.record(state.rows, state.rules, answer, refused)
     after = state._replace(rows=rows)
     # Where the reply is lost, no handler was given the answer: only the first outcome makes the promise.
     heard = after._replace(answer_given=state.answer_given or isinstance(event, p.Recorded))
@@ -270,7 +272,7 @@ def _look_up(state: MessageState) -> list[Outcome]:
 
 
 def _call(state: MessageState, worker: Worker) -> list[Outcome]:
-    key = f"key {worker.state.token}" if state.rules.bug is Bug.FRESH_KEY else "key"
+    key = f"key {worker.state.token}" if state.rules.bug is Bug.FRESH_KEY else f"key of {worker.generation}"
     record = dict(state.keys).get(key)
     if record == KeyRecord.IN_PROGRESS:
         return [Outcome(Fault.KEY_IN_USE, state, p.Later(1.0))]
