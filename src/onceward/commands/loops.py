@@ -173,14 +173,16 @@ def _warn_of_what_waits(arguments: Namespace) -> int:
 
     0, or 1 with a line about what is still in the outbox.
     """
-    from onceward.statements import statements  # noqa: PLC0415
+    from onceward.status import read_outbox_status  # noqa: PLC0415
 
     with connected(arguments.database) as conn:
-        row = conn.execute(statements(arguments.schema)["outbox_oldest_seconds"]).fetchone()
-    if row is None:
-        return 0
-    warn(f"the outbox is not empty: its oldest message, {row[0]:.0f} s old, waits for a retry or is held by another relay")
-    return 1
+        outbox = read_outbox_status(conn, schema=arguments.schema)
+    if outbox.oldest_seconds is not None:
+        age = f"{outbox.oldest_seconds:.0f} s old"
+        warn(f"the outbox is not empty: its oldest message, {age}, waits for a retry or is held by another relay")
+    if outbox.set_aside:
+        warn(f"{outbox.set_aside} messages are set aside and not tried again: run `onceward outbox list --set-aside`")
+    return 1 if outbox.oldest_seconds is not None or outbox.set_aside else 0
 
 
 def _pgmq_sink(queues: str | dict[str, list[str]], dsn: str) -> Callable[[], Sink]:
