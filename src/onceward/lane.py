@@ -212,8 +212,8 @@ def _log_set_aside(row: Row, attempts: int, error: str) -> None:
     """With the command that shows the row: from now on it waits for whoever reads this."""
     later = "" if row["aggregateid"] is None else ", and the later rows of its subject are sent without it"
     logger.error(
-        "sending outbox row %s failed %d times; it is set aside and not tried again%s: see `onceward outbox show %d`, then "
-        "retry or discard it: %s",
+        "sending outbox row %s failed (attempt %d); it is set aside and not tried again%s; see `onceward outbox show %d`, "
+        "then retry or discard it: %s",
         described(row), attempts, later, row["position"], one_line(error),
     )  # fmt: skip
 

@@ -86,10 +86,14 @@ class OutboxDecision:
 
 
 class FoundRows(NamedTuple):
-    """The positions of the rows that a text names; when there are none, a few ids that begin with it."""
+    """The positions of the rows that a text names.
+
+    When there are none: a few ids that begin with it, and who discarded the row that was there, and why.
+    """
 
     positions: list[int]
     begin_so: list[str]
+    discarded: str = ""
 
 
 def list_outbox(
@@ -118,7 +122,9 @@ def find_outbox(conn: Connection[Any], text: str, *, schema: str = SCHEMA_DEFAUL
     positions = [row[0] for row in tuples(conn, statements(schema)["outbox_find"], params)]
     if positions or not text:
         return FoundRows(positions, [])
-    return FoundRows([], [row[0] for row in tuples(conn, statements(schema)["outbox_begin_so"], params)])
+    begin_so = [row[0] for row in tuples(conn, statements(schema)["outbox_begin_so"], params)]
+    discard = one_tuple(conn, statements(schema)["outbox_last_discard"], params)
+    return FoundRows([], begin_so, f"{discard[0]} discarded it ({discard[1]})" if discard else "")
 
 
 def retry_outbox(

@@ -106,10 +106,10 @@ def test_a_row_is_found_by_its_position_or_its_whole_id_and_a_half_typed_id_find
     assert find_outbox(db, str(positions[1])).positions == [positions[1]]
     assert find_outbox(db, second.id.upper()).positions == [positions[1]]
     assert find_outbox(db, first.id).positions == [positions[0], positions[2]]
-    assert find_outbox(db, second.id[:-1]) == ([], [second.id])
-    assert find_outbox(db, "9" * 30) == ([], [])
-    assert find_outbox(db, "") == ([], [])
-    assert find_outbox(db, "%") == ([], [])
+    assert find_outbox(db, second.id[:-1]) == ([], [second.id], "")
+    assert find_outbox(db, "9" * 30) == ([], [], "")
+    assert find_outbox(db, "") == ([], [], "")
+    assert find_outbox(db, "%") == ([], [], "")
 
 
 # ---- the decisions ---------------------------------------------------------------------------------------------------
@@ -124,6 +124,8 @@ def test_a_discarded_row_is_kept_whole_in_its_decision(db: Db) -> None:
     assert (outcome.decided, outcome.message_id) == (True, message.id)
     assert "may have been sent" in outcome.expect
     assert rows.outbox(db) == []
+    for place in (str(position), message.id):
+        assert find_outbox(db, place) == ([], [], "ann discarded it (sent by hand)")
     [kept] = decisions(db)
     assert (kept.about, kept.decision, kept.position, kept.message_id) == ("outbox", "discard", position, message.id)
     assert (kept.reason, kept.decided_by, kept.database_role) == ("sent by hand", "ann", db.info.user)

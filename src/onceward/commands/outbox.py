@@ -152,7 +152,8 @@ def _positions(conn: Connection[Any], place: str, schema: str) -> list[int]:
     if found.begin_so:
         warn(f"no whole id is {printable(place)}; these begin so: {printable(', '.join(found.begin_so))}")
     elif not found.positions:
-        warn(f"nothing is in the outbox under {printable(place)}: it was sent or discarded, or it never was there")
+        gone = found.discarded or "it was sent, or it never was there"
+        warn(f"nothing is in the outbox under {printable(place)}: {printable(gone)}")
     return found.positions
 
 

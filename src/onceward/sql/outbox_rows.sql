@@ -43,6 +43,17 @@ SELECT position FROM {schema}.outbox WHERE position = %(position)s OR id = %(mes
 -- index: none
 SELECT DISTINCT id FROM {schema}.outbox WHERE starts_with(id, %(message_id)s) ORDER BY id LIMIT %(limit)s
 
+-- name: outbox_last_discard
+-- why: a person who looks for a row that is not there any more is told who gave it up, and why. It reads the decisions whole:
+--      people write them one by one.
+-- locks: none
+-- index: none
+SELECT decided_by, reason
+  FROM {schema}.decisions
+ WHERE about = 'outbox' AND decision = 'discard' AND (position = %(position)s OR message_id = %(message_id)s)
+ ORDER BY id DESC
+ LIMIT 1
+
 -- name: outbox_retry
 -- why: a row that failed is tried again at once, as if it never had, and the decision is written by the same statement: neither
 --      is there without the other. A row that a relay, or somebody else who decides, holds is left alone.
