@@ -56,6 +56,14 @@ if TYPE_CHECKING:
     from onceward.message import MalformedMessage as MalformedMessage
     from onceward.message import Message as Message
     from onceward.outbox import publish as publish
+    from onceward.outbox_rows import OutboxDecision as OutboxDecision
+    from onceward.outbox_rows import OutboxMessage as OutboxMessage
+    from onceward.outbox_rows import OutboxRow as OutboxRow
+    from onceward.outbox_rows import OutboxState as OutboxState
+    from onceward.outbox_rows import discard_outbox as discard_outbox
+    from onceward.outbox_rows import list_outbox as list_outbox
+    from onceward.outbox_rows import retry_outbox as retry_outbox
+    from onceward.outbox_rows import show_outbox as show_outbox
     from onceward.parked import ParkedIntent as ParkedIntent
     from onceward.parked import ParkedMessage as ParkedMessage
     from onceward.parked import ParkedRow as ParkedRow
@@ -94,6 +102,8 @@ else:
         "intents": "Intent IntentResult Intents Record RecordResult",
         "message": "MalformedMessage Message",
         "outbox": "publish",
+        "outbox_rows": "OutboxDecision OutboxMessage OutboxRow OutboxState discard_outbox list_outbox retry_outbox"
+        " show_outbox",
         "parked": "ParkedIntent ParkedMessage ParkedRow list_parked show_parked",
         "perform": "Once",
         "protocol.reasons": "ParkReason",

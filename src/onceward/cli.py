@@ -16,7 +16,7 @@ from textwrap import fill
 from typing import Any, Final, NoReturn
 
 from onceward import __version__
-from onceward.commands import dev, loops, parked, schema
+from onceward.commands import dev, loops, outbox, parked, schema, status
 from onceward.commands.arguments import one_line, warn
 from onceward.errors import OncewardError, UsageError
 
@@ -27,7 +27,9 @@ start here:
   onceward dev                          a Postgres to play with, kept in ./.onceward
   onceward migrate --database DSN       our tables, in your Postgres
   onceward run shop.consumers:charges --queue orders
+  onceward status                       what waits, what fails, what needs a person
   onceward parked list                  messages that a person must look at
+  onceward outbox list --set-aside      messages that could not be sent
 
 exit codes: 0 fine, 1 what was asked about is broken or not there,
 2 usage or environment, 130 interrupted (`prove`: see its help)
@@ -51,7 +53,7 @@ EXTRA_OF: Final = {
 PROOF: Final = "onceward-proof"
 COMMANDS_OF_PROOF: Final = ("prove", "demo", "explore", "provider", "bench", "docs")
 PROOF_MISSING: Final = "needs onceward-proof: pip install 'onceward[prove]'"
-OWN_COMMANDS: Final = ("dev", "migrate", "upkeep", "run", "relay", "parked")
+OWN_COMMANDS: Final = ("dev", "migrate", "upkeep", "run", "relay", "parked", "outbox", "status")
 
 
 class HelpFormatter(RawDescriptionHelpFormatter):
@@ -104,7 +106,7 @@ def make_parser(command: str = "") -> Parser:
     # a script that asks for the version, must not pay for it.
     if command not in (*OWN_COMMANDS, "--version"):
         _add_installed_commands(commands, command)
-    for module in (dev, schema, loops, parked):
+    for module in (dev, schema, loops, parked, outbox, status):
         module.add_commands(commands)
     return parser
 

@@ -42,6 +42,7 @@ POINTS: Final = {
     "relay.published": "the sink has answered, the rows are still there",
     "relay.deleted": "what the sink confirmed is deleted and committed",
     "relay.postponed": "a row could not be sent and waits for its retry",
+    "relay.set_aside": "a row failed too often: it is not tried again until a person decides",
     "upkeep.partition_late": "a partition for a current id was missing: upkeep is late",
 }
 

@@ -56,7 +56,7 @@ class Lane:
             self._close()
 
     def _run(self) -> None:
-        state = p.State()
+        state = p.State(patience=self._runtime.patience)
         event: p.Event = p.Woken()
         nudges_seen = self._runtime.nudges.count
         while True:
@@ -146,17 +146,23 @@ class Lane:
         return p.Published(tuple(errors), now - started_at, late=late)
 
     def _commit(self, command: p.CommitBatch) -> p.Event:
-        """What is confirmed is deleted, what failed waits, and the rest is free.
+        """What is confirmed is deleted, what failed waits or is set aside, and the rest is free.
 
         Crash before COMMIT: everything is there as before, and is sent again under the same ids.
         """
         batch = self._locked()
         batch.delete(command.confirmed)
-        for row, error in command.failed:
+        for row, error in command.postponed:
             self._postpone(batch, row, error)
+        for row, error in command.set_aside:
+            batch.set_aside(row.position, error=storable(error))
         batch.commit()
         self._emit("relay.deleted", [batch.rows[position] for position in command.confirmed])
-        self._emit("relay.postponed", [batch.rows[row.position] for row, _ in command.failed])
+        self._emit("relay.postponed", [batch.rows[row.position] for row, _ in command.postponed])
+        for row, error in command.set_aside:
+            # After the commit: nobody is to be sent to a row that is not set aside after all.
+            _log_set_aside(batch.rows[row.position], row.attempts + 1, error)
+        self._emit("relay.set_aside", [batch.rows[row.position] for row, _ in command.set_aside])
         return p.BatchCommitted()
 
     def _postpone(self, batch: OutboxBatch, row: p.OutboxRow, error: str) -> None:
@@ -200,6 +206,16 @@ class Lane:
         if self._runtime.listeners:
             for row in rows:
                 self._runtime.listeners.emit(point, "", row["id"], position=row["position"])
+
+
+def _log_set_aside(row: Row, attempts: int, error: str) -> None:
+    """With the command that shows the row: from now on it waits for whoever reads this."""
+    later = "" if row["aggregateid"] is None else ", and the later rows of its subject are sent without it"
+    logger.error(
+        "sending outbox row %s failed (attempt %d); it is set aside and not tried again%s; see `onceward outbox show %d`, "
+        "then retry or discard it: %s",
+        described(row), attempts, later, row["position"], one_line(error),
+    )  # fmt: skip
 
 
 def publish_rows(sink: Sink, rows: Sequence[Row]) -> list[str | None]:

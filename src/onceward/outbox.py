@@ -36,7 +36,8 @@ INSERT INTO {table} ({columns})
 SELECT {columns} FROM moved ORDER BY created_at, position;
 COMMIT;"""
 _COLUMNS: Final = (
-    "id, aggregatetype, aggregateid, type, source, time, traceparent, payload, created_at, attempts, error, retry_at"
+    "id, aggregatetype, aggregateid, type, source, time, traceparent, payload, created_at, attempts, error, retry_at, "
+    "set_aside_at"
 )
 
 # Connections whose open transaction holds an outbox row: the runtime nudges the relay after their commit. Weak, because a
@@ -140,11 +141,19 @@ def channel(schema: str) -> str:
     return f"{schema}_outbox"
 
 
+def nudge_relays(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> None:
+    """The relays of this schema look at the outbox now.
+
+    Never inside the transaction that published: a NOTIFY there takes a lock of the whole server until its commit, so that
+    commits wait for each other.
+    """
+    conn.execute("SELECT pg_notify(%s, '')", (channel(schema),))
+
+
 class Nudge:
     """Wakes the relays: call it after a commit that published. At most one NOTIFY every `COALESCE_SECONDS`.
 
-    From a thread and a connection of its own, and never inside the transaction that published: a NOTIFY there takes a lock
-    of the whole server until its commit, so that commits wait for each other.
+    From a thread and a connection of its own: the one that published may still be in its transaction.
     """
 
     def __init__(self, database: Database) -> None:
@@ -174,7 +183,7 @@ class Nudge:
                 return
             try:
                 with self._database.connection() as conn:
-                    conn.execute("SELECT pg_notify(%s, '')", (channel(self._database.schema),))
+                    nudge_relays(conn, schema=self._database.schema)
             except Exception as error:  # noqa: BLE001 - a caller's `database` may raise what it likes; relays poll behind it
                 logger.info("nudge failed; relays find the rows when they next poll: %s", error)
             self._stop.wait(COALESCE_SECONDS)

@@ -1,6 +1,6 @@
 """One batch of outbox rows, from its locks to its commit.
 
-It is locked by one transaction, read in pieces, and deleted or postponed with its commit.
+It is locked by one transaction, read in pieces, and deleted, postponed or set aside with its commit.
 """
 
 from __future__ import annotations
@@ -89,8 +89,12 @@ class OutboxBatch:
         params = {"position": position, "error": error, "delay_seconds": delay_seconds}
         self._conn.execute(self._statements["outbox_postpone"], params)
 
+    def set_aside(self, position: int, *, error: str) -> None:
+        """This row could not be sent, and is not tried again: with the commit it waits for a person."""
+        self._conn.execute(self._statements["outbox_set_aside"], {"position": position, "error": error})
+
     def commit(self) -> None:
-        """What was deleted and postponed is so, durably; all other rows are free, as they were."""
+        """What was deleted, postponed and set aside is so, durably; all other rows are free, as they were."""
         self._conn.execute("COMMIT")
 
     def _read_whole(self, rows: Sequence[Row]) -> list[Row]:

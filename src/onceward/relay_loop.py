@@ -21,6 +21,7 @@ from onceward.events import Listener, Listeners
 from onceward.lane import Lane
 from onceward.outbox import channel
 from onceward.outbox_batch import IDLE_SECONDS_MAX
+from onceward.protocol.relay import ATTEMPTS_MAX, Patience
 from onceward.relay_runtime import RelayRuntime
 from onceward.retry import Backoff
 from onceward.schema import check_schema
@@ -42,6 +43,8 @@ def relay(
     lanes: int = 2,
     poll_seconds: float = 1.0,
     backoff: Backoff = Backoff(),  # noqa: B008 - immutable
+    attempts_max: int = ATTEMPTS_MAX,
+    hold_subjects: bool = False,
     listeners: Sequence[Listener] = (),
     stop: threading.Event | None = None,
     until_empty: bool = False,
@@ -53,6 +56,11 @@ def relay(
     `lanes`: while one batch is being published, the next is locked. Per key, order is the order of commits (as far as the
     application serialises the writers of a key), also with several relays.
 
+    A row that has failed `attempts_max` times (100 are 11 to 22 hours of the default `backoff`) is set aside: no relay
+    takes it any more, and the later rows of its subject are sent without it, until somebody retries or discards it. With
+    `hold_subjects`, a row with a subject is never set aside: its subject waits, however long. Give all relays of a schema
+    the same. A sink that is away costs no row an attempt.
+
     An outage of the database or of the sink is waited out, however long. Raises `UsageError` for what waiting cannot mend
     (also later: a sequence of positions that was reset), and whatever else ended a lane.
 
@@ -61,8 +69,8 @@ def relay(
 
     Crash anywhere: rows that were not deleted are sent again, under the same message id.
     """
-    if batch < 1 or lanes < 1 or poll_seconds <= 0:
-        raise UsageError("batch and lanes must be at least 1, poll_seconds more than 0")
+    if batch < 1 or lanes < 1 or attempts_max < 1 or poll_seconds <= 0:
+        raise UsageError("batch, lanes and attempts_max must be at least 1, poll_seconds more than 0")
     with ExitStack() as opening:
         made = opening.enter_context(opened_sink(sink))
         opened = Database(
@@ -74,7 +82,8 @@ def relay(
         )
         opening.callback(opened.close)
         rows_max = min(batch, made.traits.publish_max)
-        runtime = RelayRuntime(opened, made, rows_max, poll_seconds, backoff, Listeners(listeners), until_empty)
+        patience = Patience(attempts_max, hold_subjects)
+        runtime = RelayRuntime(opened, made, rows_max, poll_seconds, backoff, Listeners(listeners), until_empty, patience)
         # Before any thread starts: what waiting cannot mend is raised where relay() was called, not from a lane.
         with opened.connection() as conn:
             check_schema(conn, schema=schema)

@@ -19,6 +19,7 @@ from onceward.database import Database
 from onceward.events import Listeners
 from onceward.outbox import check_numbering
 from onceward.outbox_batch import IDLE_SECONDS_MAX
+from onceward.protocol.relay import Patience
 from onceward.retry import Backoff
 from onceward.transport import Sink
 
@@ -95,6 +96,7 @@ class RelayRuntime:
     backoff: Backoff
     listeners: Listeners
     until_empty: bool
+    patience: Patience = field(default_factory=Patience)
     # Four beats in the time after which the server would end the session: three may come late.
     beat_seconds: float = IDLE_SECONDS_MAX / 4
     batch_seconds: float = BATCH_SECONDS

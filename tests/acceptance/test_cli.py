@@ -24,7 +24,23 @@ from onceward.schema import migrations
 
 NOBODY = "host=127.0.0.1 port=1 user=nobody"
 PARKED = ("parked list", "parked show", "parked redrive")
-COMMANDS = ("migrate", "upkeep", "run", "relay", "parked", *PARKED, "dev", "provider", "prove", "bench", "bench local")
+OUTBOX = ("outbox list", "outbox show", "outbox retry", "outbox discard")
+COMMANDS = (
+    "migrate",
+    "upkeep",
+    "run",
+    "relay",
+    "parked",
+    *PARKED,
+    "outbox",
+    *OUTBOX,
+    "status",
+    "dev",
+    "provider",
+    "prove",
+    "bench",
+    "bench local",
+)
 Connect = Callable[..., psycopg.Connection[Any]]
 
 
@@ -163,7 +179,8 @@ def test_to_see_whether_a_result_can_be_written_changes_nothing(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "command", ["migrate", "upkeep", "parked list", "parked show x", "parked redrive x", "relay --queues q"]
+    "command",
+    ["migrate", "upkeep", "parked list", "parked show x", "parked redrive x", "relay --queues q", "outbox list", "status"],
 )
 def test_a_database_that_does_not_answer_is_one_line(command: str) -> None:
     refused(onceward(*command.split(), "--database", NOBODY), "the database does not answer")
@@ -259,12 +276,12 @@ def test_migrate_into_another_schema(empty_dsn: str) -> None:
     refused(onceward("migrate", "--database", empty_dsn, "--schema", "Shop-1"), "schema name")
 
 
-@pytest.mark.parametrize("command", ["parked list", "upkeep", "relay --queues q"])
+@pytest.mark.parametrize("command", ["parked list", "upkeep", "relay --queues q", "outbox list", "status"])
 def test_a_schema_that_is_not_there_says_migrate(empty_dsn: str, command: str) -> None:
     refused(onceward(*command.split(), "--schema", "shop", "--database", empty_dsn), "shop", "onceward migrate")
 
 
-@pytest.mark.parametrize("command", ["migrate", "parked list", "upkeep"])
+@pytest.mark.parametrize("command", ["migrate", "parked list", "upkeep", "outbox list", "status"])
 def test_a_schema_that_is_newer_than_the_code_is_left_alone(dsn: str, connect: Connect, command: str) -> None:
     connect().execute("INSERT INTO onceward.migrations (version, name) VALUES (99, 'from the future')")
     refused(onceward(*command.split(), "--database", dsn), "version 99", "newer than this code")

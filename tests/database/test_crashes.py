@@ -167,6 +167,18 @@ def test_a_relay_killed_while_a_row_is_postponed_sends_it_later(db: Db, dsn: str
     assert sink.ids == [message.id]
 
 
+def test_a_relay_killed_when_it_has_set_a_row_aside_leaves_it_for_a_person(db: Db, dsn: str) -> None:
+    message = order()
+    with db.transaction():
+        publish(db, message)
+    assert crash.died_by_sigkill(crash.start(crash.relay_until_killed, dsn, "relay.set_aside", 1))
+    [row] = rows.outbox(db)
+    assert (row.id, row.attempts, row.set_aside_at is not None) == (message.id, 1, True)
+    sink = ListSink()
+    drain(dsn, sink)
+    assert sink.ids == []
+
+
 def test_every_point_is_killed_at_or_said_to_lead_nowhere() -> None:
     killed = {point for _, point in CASES} | ELSEWHERE
     assert killed | LEAD_NOWHERE == set(POINTS)

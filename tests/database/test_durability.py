@@ -49,6 +49,8 @@ DECISIONS: Final[dict[str, tuple[str, ...]]] = {
     "outbox_insert": (),
     "redrive_inbox": ("park_absent",),
     "decide": ("park_absent",),
+    "outbox_retry": ("outbox_insert", "outbox_set_aside"),
+    "outbox_discard": ("outbox_insert",),
 }
 # Of these a crash is tried, too: one that is told to the queue, one before a call, one that a relay may have sent.
 CRASHED: Final = {"park_absent": "parked", "intent_insert": "intents", "outbox_insert": "outbox"}
@@ -92,7 +94,8 @@ def decide(slow: Cluster, name: str, *, switched: bool) -> bool:
     text = whole if switched else left_to_its_session(whole)
     with psycopg.connect(slow.dsn, autocommit=True) as db, psycopg.connect(slow.dsn, autocommit=True, options=LAZY) as lazy:
         for before in DECISIONS[name]:
-            assert db.execute(statements()[before], params).fetchone()
+            assert db.execute(statements()[before], params).rowcount == 1
+            params["position"] = rows.scalar(db, "SELECT max(position) FROM onceward.outbox")
         written = rows.scalar(db, "SELECT pg_current_wal_insert_lsn()::text")
         assert lazy.execute(text.encode(), params).fetchone()
         assert rows.scalar(db, "SELECT pg_current_wal_insert_lsn() > %s::pg_lsn", (written,))

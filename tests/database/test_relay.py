@@ -87,10 +87,10 @@ def test_a_keyed_row_that_cannot_be_sent_holds_its_key_and_the_rest_flow(dsn: st
     """And once it can be sent, its key goes on, in order."""
     held = [order(subject="held") for _ in range(3)]
     free = [order(subject="free") for _ in range(3)]
-    unkeyed, set_aside = [order(), order()], order()
+    unkeyed, refused = [order(), order()], order()
     sink = ListSink()
-    sink.refuse |= {held[0].id, set_aside.id}
-    put(db, held[0], free[0], set_aside, held[1], unkeyed[0], free[1], held[2], free[2], unkeyed[1])
+    sink.refuse |= {held[0].id, refused.id}
+    put(db, held[0], free[0], refused, held[1], unkeyed[0], free[1], held[2], free[2], unkeyed[1])
     with relaying(background, dsn, sink):
         until(lambda: len(sink.messages) == 5)
         assert of_key(sink, "held") == []
@@ -99,7 +99,7 @@ def test_a_keyed_row_that_cannot_be_sent_holds_its_key_and_the_rest_flow(dsn: st
         sink.refuse.clear()
         until(empty(db))
     assert of_key(sink, "held") == ids(held)
-    assert set_aside.id in sink.ids
+    assert refused.id in sink.ids
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])

@@ -20,7 +20,9 @@ from onceward.consumer import OpenConsumer
 from onceward.day_partitions import database_now, make_partition_for, partition_name, upkeep
 from onceward.errors import UsageError
 from onceward.outbox import publish
+from onceward.outbox_rows import discard_outbox, list_outbox, retry_outbox
 from onceward.schema import check_schema
+from onceward.status import read_status
 from onceward.transport import ACK, LEAVE
 
 Db = psycopg.Connection[Any]
@@ -159,3 +161,19 @@ def test_the_grants_that_the_documentation_lists_suffice_for_producer_and_relay(
     granted("shop_relay")
     drain(as_role(dsn, role), sink)
     assert sink.ids == [message.id]
+
+
+def test_the_grants_that_the_documentation_lists_suffice_for_a_person_who_decides(
+    granted: Callable[[str], None], dsn: str, db: Db, role: str
+) -> None:
+    with db.transaction():
+        for _ in range(2):
+            publish(db, order(subject="order-1"))
+    db.execute("UPDATE onceward.outbox SET set_aside_at = clock_timestamp()")
+    granted("shop_person")
+    with psycopg.connect(as_role(dsn, role), autocommit=True) as conn:
+        check_schema(conn)
+        retried, discarded = [row.position for row in list_outbox(conn)]
+        assert retry_outbox(conn, retried, decided_by="ann").decided
+        assert discard_outbox(conn, discarded, decided_by="ann", reason="sent by hand").decided
+        assert [(one.decision, one.count) for one in read_status(conn).decisions] == [("discard", 1), ("retry", 1)]

@@ -25,6 +25,7 @@ WIDTHS = (80, 61)
 LONG = "UPDATE inbox SET state = 'done' ... WHERE state = 'pending' AND token = mine; no row: it is not ours any more."
 COMMANDS: tuple[str, ...] = ("", "prove", "demo", "dev", "provider", "bench", "bench local", "explore", "docs")
 COMMANDS += ("migrate", "upkeep", "run", "relay", "parked", "parked list", "parked show", "parked redrive")
+COMMANDS += ("outbox", "outbox list", "outbox show", "outbox retry", "outbox discard", "status")
 
 
 def lines_of(show: Callable[[Console], object], width: int) -> list[str]:

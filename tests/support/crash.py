@@ -90,10 +90,13 @@ def consume_until_killed(dsn: str, shape: str, point: str, passage: int = 1, fir
     run(consumer(dsn, shape, first_fails), source=source, database=dsn, threads=1, listeners=[Killer(point, passage)])
 
 
-def relay_until_killed(dsn: str, point: str) -> None:
+def relay_until_killed(dsn: str, point: str, attempts_max: int = 100) -> None:
     """In the child: `relay`, with a Killer at the point."""
     logging.disable(logging.CRITICAL)
-    relay(sink=lambda: pgmq.Sink(QUEUE, dsn), database=dsn, poll_seconds=0.02, listeners=[Killer(point)])
+    relay(
+        sink=lambda: pgmq.Sink(QUEUE, dsn), database=dsn, poll_seconds=0.02, attempts_max=attempts_max,
+        listeners=[Killer(point)],
+    )  # fmt: skip
 
 
 def consume_slowly(dsn: str, lock: int) -> None:

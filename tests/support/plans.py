@@ -43,11 +43,13 @@ def seed(db: Connection[Any]) -> dict[str, Any]:
     _copy(db, "attempts (consumer, message_id, n, error)", [(CONSUMER, i, 1, "e") for i in ids])
     parked = [(CONSUMER, str(i), b"f", "rejected", "", 1, "test", "{}", b"{}") for i in ids]
     _copy(db, "parked (consumer, message_id, fingerprint, reason, detail, attempts, source, headers, body)", parked)
-    decided = [("parked", "redrive", CONSUMER, str(i), "", "somebody", "{}") for i in ids]
-    _copy(db, "decisions (about, decision, consumer, message_id, reason, decided_by, was)", decided)
     time = datetime.now(UTC)
     waiting = [(str(i), "order", f"key-{n % 5000}", "order.placed", "shop", time, b"{}") for n, i in enumerate(ids)]
     _copy(db, "outbox (id, aggregatetype, aggregateid, type, source, time, payload)", waiting)
+    decided = [("outbox", "discard", str(i), n, "why", "who", "{}") for n, i in enumerate(ids)]
+    _copy(db, "decisions (about, decision, message_id, position, reason, decided_by, was)", decided)
+    # All but a few were decided long ago.
+    db.execute("UPDATE onceward.decisions SET decided_at = decided_at - interval '30 days' WHERE id > 100")
     _copy(db, "consumers (name, window_seconds)", [(f"consumer-{n}", 1.0) for n in range(2000)])
     db.execute("ANALYZE")
     return _params(str(ids[ROWS // 2]), ids[100:120])
@@ -89,6 +91,7 @@ def _params(message_id: str, others: list[Any]) -> dict[str, Any]:
         | {"message_ids": others, "tokens": [1] * len(others), "callable_seconds": 1.0, "request_fingerprint": b"f"}
         | {"key": idempotency_key(CONSUMER, message_id, "charge"), "limit": 100, "positions": list(range(100, 200))}
         | {"position": 100, "keys": [f"key-{n}" for n in range(100)], "delay_seconds": 1.0}
+        | {"states": ["waiting", "failing"], "behind_max": 1000, "seconds": 86_400.0, "reason": "why", "decided_by": "who"}
         | {"delay_seconds_max": 900.0, "except_for": [], "start": 1, "piece_bytes": 1024}
         | {"id": message_id, "aggregatetype": "order", "aggregateid": "key-7", "type": "order.placed", "source": "shop"}
         | {"time": datetime.now(UTC), "traceparent": None, "payload": b"{}", "headers": Json({}), "body": b"{}"}

@@ -16,12 +16,15 @@ from onceward.database import Database, DatabaseSource
 from onceward.errors import TransportError
 from onceward.events import Listener, Listeners
 from onceward.message import Message
+from onceward.protocol.relay import Patience
 from onceward.relay_loop import RelayLoop, relay
 from onceward.relay_runtime import RelayRuntime
 from onceward.retry import Backoff
 from onceward.transport import Delivery, Outcome, Received, Settlement, Traits
 
 SOON = Backoff(first_seconds=0.001, seconds_max=0.001)
+# Tries follow each other at once here: the default would be used up within seconds.
+PATIENT = Patience(attempts_max=1_000_000)
 
 
 class ListSink:
@@ -100,7 +103,8 @@ class ListSource:
 
 def drain(dsn: str, sink: Any, *listeners: Listener, **options: Any) -> None:
     """Relay until the outbox has nothing more to give."""
-    relay(sink=lambda: sink, database=dsn, until_empty=True, **{"backoff": SOON, **options}, listeners=listeners)
+    options = {"backoff": SOON, "attempts_max": PATIENT.attempts_max, **options}
+    relay(sink=lambda: sink, database=dsn, until_empty=True, listeners=listeners, **options)
 
 
 @contextmanager
@@ -109,7 +113,7 @@ def relaying(
 ) -> Iterator[None]:
     """A relay that runs beside the test; it has ended, without an error, when the block has."""
     stop = threading.Event()
-    options = {"poll_seconds": 0.02, "backoff": SOON, **options}
+    options = {"poll_seconds": 0.02, "backoff": SOON, "attempts_max": PATIENT.attempts_max, **options}
     running = background(relay, sink=lambda: sink, database=database, stop=stop, listeners=listeners, **options)
     try:
         yield
@@ -133,6 +137,7 @@ def relaying_weakened(
     """The same with other statements, for sabotage, or with other limits."""
     database = Database(dsn, size=lanes + 1, handler_seconds_max=idle_seconds_max)
     database.statements = {**database.statements, **statements}
+    options = {"patience": PATIENT, **options}
     runtime = RelayRuntime(database, sink, rows_max, 0.02, SOON, Listeners(), until_empty=False, **options)
     loop = RelayLoop(runtime)
     running = background(loop.run, lanes)

@@ -19,6 +19,7 @@ from onceward.protocol.relay import (
     Event,
     LockBatch,
     OutboxRow,
+    Patience,
     Place,
     Publish,
     Published,
@@ -59,6 +60,46 @@ def _publishing(**changes: object) -> State:
 def test_the_table(state: State, event: Event, after: Place, command: d.Command) -> None:
     next_state, next_command = step(state, event)
     assert (next_state.at, next_command) == (after, command)
+
+
+TRIED = OutboxRow(1, "a", attempts=2)
+
+
+@pytest.mark.parametrize(
+    ("patience", "row", "set_aside"),
+    [
+        (Patience(3), TRIED, True),
+        (Patience(4), TRIED, False),
+        (Patience(1), OutboxRow(1, None), True),
+        (Patience(3), TRIED._replace(attempts=500), True),
+        (Patience(3, hold_subjects=True), TRIED, False),
+        (Patience(3, hold_subjects=True), TRIED._replace(key=None), True),
+    ],
+)
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_row_that_failed_too_often_is_set_aside_unless_its_subject_must_hold(
+    lost: bool, patience: Patience, row: OutboxRow, set_aside: bool
+) -> None:
+    """Whether the sink said no, or was lost at this row while others went through."""
+    state = State(
+        at=Place.PUBLISHING, patience=patience, rows=(row,), chunk=1, suspects=(1,) if lost else (), answering=lost
+    )
+    _, command = step(state, SinkLost("no") if lost else Published(("no",)))
+    failed = ((row, "no"),)
+    assert command == (CommitBatch((), (), failed) if set_aside else CommitBatch((), failed))
+
+
+def test_a_sink_that_is_away_costs_no_row_an_attempt_however_impatient_the_relay_is() -> None:
+    state = State(at=Place.PUBLISHING, patience=Patience(1), rows=ROWS[:1], chunk=1)
+    assert step(state, SinkLost("cut"))[1] == CommitBatch((), ())
+
+
+@pytest.mark.parametrize("event", [DatabaseLost(), BatchCommitted(), BatchLocked(())])
+def test_a_lane_stays_as_patient_as_it_was(event: Event) -> None:
+    at = Place.LOCKING if isinstance(event, BatchLocked) else Place.COMMITTING
+    assert step(State(at=at, patience=Patience(7, hold_subjects=True)), event)[0].patience == Patience(
+        7, hold_subjects=True
+    )
 
 
 @pytest.mark.parametrize("at", [Place.LOCKING, Place.PUBLISHING, Place.COMMITTING])
@@ -167,7 +208,7 @@ def test_no_row_is_deleted_behind_a_failed_one_of_its_key(batch: list[tuple[str 
     while isinstance(command, Publish):
         state, command = step(state, Published(tuple(errors[row.position] for row in command.rows)))
     assert isinstance(command, CommitBatch)
-    failed = {row.position for row, _ in command.failed}
+    failed = {row.position for row, _ in command.postponed}
     for row in taken:
         before = [earlier.position for earlier in taken if earlier.key == row.key and earlier.position < row.position]
         held = row.key is not None and any(errors[position] for position in before)
@@ -214,9 +255,9 @@ class Driven:
                 if self._lost(positions):
                     return SinkLost("cut")
                 return Published((None,) * len(chunk))
-            case CommitBatch(confirmed, failed):
+            case CommitBatch(confirmed, postponed):
                 self.sent += confirmed
-                self.postponed += [row.position for row, _ in failed]
+                self.postponed += [row.position for row, _ in postponed]
                 self.waiting = [row for row in self.waiting if row.position not in confirmed]
                 return BatchCommitted()
             case Sleep(failures):

@@ -40,8 +40,8 @@ def _local_names(code: str) -> set[str]:
 
     And the catalogue, which is nobody's schema.
     """
-    made = re.findall(r"(\w+) AS \(", code)
-    return {*made, "unnest", "OF", "SET", "SKIP", "clock_timestamp", "pg_class", "pg_namespace", "pg_inherits"}
+    made = re.findall(r"(\w+) AS (?:MATERIALIZED )?\(", code)
+    return {*made, "unnest", "OF", "SET", "SKIP", "LATERAL", "clock_timestamp", "pg_class", "pg_namespace", "pg_inherits"}
 
 
 def test_names_are_told_once() -> None:

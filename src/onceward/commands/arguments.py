@@ -44,19 +44,34 @@ def add_json(parser: ArgumentParser) -> None:
 
 
 def add_by(parser: ArgumentParser) -> None:
-    parser.add_argument("--by", metavar="NAME", help="who decides, kept with it (default: the user of this system)")
+    parser.add_argument("--by", metavar="NAME", help="who decides (default: the user of the operating system)")
 
 
 def decided_by(arguments: Any) -> str:
-    """Who decides: the name that was given, else the user of this system; '' (the database's role) where it has none."""
+    """Who decides, for the row in `decisions`. Raises `UsageError` for an empty name."""
     if arguments.by is not None:
         if not arguments.by.strip():
-            raise UsageError("--by is empty: leave it out, or name who decides")
+            raise UsageError("--by: name who decides")
         return str(arguments.by)
     try:
         return getpass.getuser()
-    except (KeyError, OSError, ImportError):
-        return ""  # a container's user may have no name
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        return f"uid {os.getuid()}"
+
+
+def confirmed(what: str, word: str, *, yes: bool) -> bool:
+    """Whether a person typed `word` after reading `what` will be so; with `yes`, nobody is asked.
+
+    Raises `UsageError` where there is nobody to ask.
+    """
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise UsageError(f"{what}: if that is right, say --yes (there is no terminal to ask at)")
+    # Not input(): that would write the question to standard output, where a program may read JSON.
+    sys.stderr.write(f"{what}\ntype {word!r} to go on: ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip() == word
 
 
 def dsn_of(value: str | None, *, option: str = "--database") -> str:

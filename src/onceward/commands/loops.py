@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from onceward.commands.arguments import add_database, add_schema, answering, connected, find, seconds, warn, whole
 from onceward.commands.logs import add_log, announce, log_to_stderr
 from onceward.errors import UsageError
+from onceward.protocol.relay import ATTEMPTS_MAX
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -71,6 +72,13 @@ def _add_relay(commands: Any) -> None:
     parser.add_argument("--batch", type=whole(1, 10_000), default=100, metavar="N", help="rows sent at once (100)")
     parser.add_argument("--lanes", type=whole(1, 100), default=2, metavar="N", help="batches at once (2)")
     parser.add_argument("--poll", type=seconds, default=1.0, metavar="SECONDS", help="the wait without a nudge (1)")
+    parser.add_argument(
+        "--attempts-max", type=whole(1), default=ATTEMPTS_MAX, metavar="N",
+        help=f"failures of a row until it is set aside ({ATTEMPTS_MAX}: 11 to 22 hours)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--hold-subjects", action="store_true", help="a row with a subject is never set aside: its subject waits for it"
+    )
     parser.add_argument("--until-empty", action="store_true", help="end when the outbox is empty")
     _add_watching(parser)
     add_database(parser)
@@ -153,7 +161,8 @@ def relay_command(arguments: Namespace) -> int:
         announce(f"the outbox of schema {arguments.schema!r} goes to {targets}; Ctrl-C ends")
         relay(
             sink=sink, database=dsn, schema=arguments.schema, batch=arguments.batch, lanes=arguments.lanes,
-            poll_seconds=arguments.poll, until_empty=arguments.until_empty,
+            poll_seconds=arguments.poll, attempts_max=arguments.attempts_max, hold_subjects=arguments.hold_subjects,
+            until_empty=arguments.until_empty,
             listeners=[*listeners, *([of_relay(health)] if arguments.health else [])],
         )  # fmt: skip
     return _warn_of_what_waits(arguments) if arguments.until_empty else 0
@@ -164,14 +173,16 @@ def _warn_of_what_waits(arguments: Namespace) -> int:
 
     0, or 1 with a line about what is still in the outbox.
     """
-    from onceward.statements import statements  # noqa: PLC0415
+    from onceward.status import read_outbox_status  # noqa: PLC0415
 
     with connected(arguments.database) as conn:
-        row = conn.execute(statements(arguments.schema)["outbox_oldest_seconds"]).fetchone()
-    if row is None:
-        return 0
-    warn(f"the outbox is not empty: its oldest message, {row[0]:.0f} s old, waits for a retry or is held by another relay")
-    return 1
+        outbox = read_outbox_status(conn, schema=arguments.schema)
+    if outbox.oldest_seconds is not None:
+        age = f"{outbox.oldest_seconds:.0f} s old"
+        warn(f"the outbox is not empty: its oldest message, {age}, waits for a retry or is held by another relay")
+    if outbox.set_aside:
+        warn(f"{outbox.set_aside} messages are set aside and not tried again: run `onceward outbox list --set-aside`")
+    return 1 if outbox.oldest_seconds is not None or outbox.set_aside else 0
 
 
 def _pgmq_sink(queues: str | dict[str, list[str]], dsn: str) -> Callable[[], Sink]:

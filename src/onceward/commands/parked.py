@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from onceward.commands import parked_decisions
 from onceward.commands.arguments import add_database, add_json, add_schema, connected, printable, say, say_json, warn, whole
+from onceward.commands.bodies import body_json, body_lines, whole_or_cut
+from onceward.commands.table import print_table, shortened
 
 if TYPE_CHECKING:
     from onceward.parked import ParkedMessage, ParkedRow
 
-SHOWN_BYTES_MAX: Final = 4096
 PARKED: Final = """\
 examples:
   onceward parked list                              the newest first
@@ -66,28 +66,20 @@ def list_(arguments: Any) -> int:
     elif not rows:
         say("nothing is parked")
     else:
-        _print_table(rows)
+        _print_list(rows)
         if len(rows) == arguments.limit:
             say(f"(the newest {arguments.limit}; there may be more: --limit)")
     return 0
 
 
-def _print_table(rows: Sequence[ParkedRow]) -> None:
+def _print_list(rows: Sequence[ParkedRow]) -> None:
     titles = ("PARKED AT", "CONSUMER", "ID", "TYPE", "REASON", "TRIES", "DETAIL")
-    cells = [
+    lines = [
         (f"{row.parked_at:%Y-%m-%d %H:%M:%S}", row.consumer, row.message_id, row.type or "-", row.reason.value,
-         str(row.attempts), _shortened(row.detail))
+         str(row.attempts), shortened(row.detail))
         for row in rows
     ]  # fmt: skip
-    # What others wrote must not steer the terminal, nor break the table.
-    clean = [tuple(printable(cell).replace("\n", " ") for cell in line) for line in cells]
-    widths = [max(len(line[column]) for line in (titles, *clean)) for column in range(len(titles))]
-    for line in (titles, *clean):
-        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _shortened(text: str, chars_max: int = 100) -> str:
-    return text if len(text) <= chars_max else f"{text[: chars_max - 1]}…"
+    print_table(titles, lines)
 
 
 def show(arguments: Any) -> int:
@@ -115,29 +107,15 @@ def _as_json(message: ParkedMessage) -> dict[str, Any]:
         asdict(intent) | {"answer": None if intent.answer is None else json.loads(intent.answer)}
         for intent in message.intents
     ]
-    # Either key says how to read the body, so that no program takes base64 for a text.
     del fields["body"]
-    cut = len(message.body) > SHOWN_BYTES_MAX
-    fields["body_cut"] = cut
-    decoded = None if cut else _decoded(message.body)
-    if decoded is not None:
-        return fields | {"body": decoded[0]}
-    return fields | {"body_base64": base64.b64encode(message.body[:SHOWN_BYTES_MAX]).decode()}
-
-
-def _decoded(body: bytes) -> tuple[Any] | None:
-    """The body as a JSON value, in a tuple (it may be null); None when it is not JSON."""
-    try:
-        return (json.loads(body.decode()),)
-    except (ValueError, RecursionError):
-        return None
+    return fields | body_json(message.body)
 
 
 def _as_text(message: ParkedMessage) -> str:
     lines = [
         f"{message.message_id}  {message.type or '-'}  for {message.consumer}",
         f"  parked       {message.parked_at:%Y-%m-%d %H:%M:%S %Z}, after {message.attempts} failed attempts",
-        f"  reason       {message.reason.value}: {_whole_or_cut(message.detail)}",
+        f"  reason       {message.reason.value}: {whole_or_cut(message.detail)}",
         f"  happened     {message.reason.what_happened}",
         f"  find out     {message.reason.how_to_find_out}",
         f"  ends it      {message.reason.what_ends_it}",
@@ -147,30 +125,9 @@ def _as_text(message: ParkedMessage) -> str:
         *(f"    {name}: {value}" for name, value in message.headers.items()),
     ]
     for intent in message.intents:
-        answer = "" if intent.answer is None else f", answer {_shortened(intent.answer, 300)}"
+        answer = "" if intent.answer is None else f", answer {shortened(intent.answer, 300)}"
         refused = " (refused)" if intent.refused else ""
         former = f", before it was decided {', '.join(intent.former_keys)}" if intent.former_keys else ""
         lines.append(f"  effect {intent.n}     {intent.name}: {intent.state}{refused}, key {intent.key}{former}{answer}")
-    lines += [f"  body         {message.body_bytes} bytes", *(f"    {line}" for line in _body_lines(message.body))]
+    lines += [f"  body         {message.body_bytes} bytes", *(f"    {line}" for line in body_lines(message.body))]
     return printable("\n".join(lines))
-
-
-def _body_lines(body: bytes) -> list[str]:
-    decoded = _decoded(body)
-    try:
-        text = body.decode() if decoded is None else json.dumps(decoded[0], indent=2, ensure_ascii=False)
-    except UnicodeDecodeError:
-        shown = body[: SHOWN_BYTES_MAX // 2]
-        lines = [f"(not UTF-8, shown in hex) {shown.hex()}"]
-        return lines if shown == body else [*lines, _cut(len(shown), len(body))]
-    if len(text) <= SHOWN_BYTES_MAX:
-        return text.splitlines()
-    return [*text[:SHOWN_BYTES_MAX].splitlines(), _cut(SHOWN_BYTES_MAX, len(text))]
-
-
-def _whole_or_cut(text: str) -> str:
-    return text if len(text) <= SHOWN_BYTES_MAX else f"{text[:SHOWN_BYTES_MAX]} {_cut(SHOWN_BYTES_MAX, len(text))}"
-
-
-def _cut(shown: int, whole_length: int) -> str:
-    return f"... (cut: {shown} of {whole_length} shown)"

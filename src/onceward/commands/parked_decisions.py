@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from onceward.commands.arguments import add_by, connected, decided_by, find, printable, say, say_json, warn, whole
+from onceward.commands.arguments import (
+    add_by,
+    confirmed,
+    connected,
+    decided_by,
+    find,
+    printable,
+    say,
+    say_json,
+    warn,
+    whole,
+)
 from onceward.errors import UsageError
 from onceward.protocol.reasons import ParkReason
 
@@ -112,8 +122,9 @@ def _settle_as_not_happened(arguments: Any) -> int:
             if found is not None:
                 warn(f"the look-up found {arguments.effect!r}, so it did happen: {json.dumps(found)}; use --from-lookup")
                 return 1
-        if not arguments.yes:
-            _confirm(arguments)
+        if not confirmed(_about_to(arguments), arguments.effect, yes=arguments.yes):
+            warn("not confirmed: nothing was decided")
+            return 1
         decided = settle_as_not_happened(
             conn, arguments.id, effect=arguments.effect, force=arguments.force, **subject.options
         )
@@ -187,14 +198,11 @@ def _looked_up(arguments: Any, conn: Any, subject: _Subject) -> Any:
     return look_up_effect(conn, consumer, message, arguments.effect, schema=arguments.schema)
 
 
-def _confirm(arguments: Any) -> None:
-    """Returns once the effect's name was typed. Raises `UsageError` where nobody can type, or something else was typed."""
-    if not sys.stdin.isatty():
-        raise UsageError("--did-not-happen asks for a confirmation; where nobody can type one, add --yes")
-    say(f"{arguments.effect!r} of {printable(arguments.id)} is going to be called again, under a new key.")
-    say("If it did happen after all, it happens twice. Have you asked the provider?")
-    if input(f"Type the effect's name to go on ({printable(arguments.effect)}): ").strip() != arguments.effect:
-        raise UsageError("not confirmed: nothing was decided")
+def _about_to(arguments: Any) -> str:
+    return (
+        f"{arguments.effect!r} of {printable(arguments.id)} is going to be called again, under a new key; if it did happen "
+        "after all, it happens twice (have you asked the provider?)"
+    )
 
 
 def _say_decided(arguments: Any, decided: Decided, what: str) -> int:

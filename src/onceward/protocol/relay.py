@@ -9,6 +9,9 @@ What is deleted is what the sink confirmed, and nothing else. A row that could n
 has a key, holds that key: no later row of the key counts as sent, even if the sink says so (sent twice is harmless,
 overtaking is not).
 
+A row that has failed `attempts_max` times is *set aside*: no relay takes it any more, and it holds nothing up, until a
+person decides. Where subjects must hold, a row with a key is never set aside; it waits, and its key with it.
+
 A batch goes out in chunks, so that confirmed rows are deleted in time however slow the sink is: the first chunk is one row,
 and the following ones are larger or smaller by how long the sink took. When the time of the batch is over, the remaining
 rows stay as they are and come with a later batch.
@@ -31,6 +34,8 @@ from onceward.protocol.words import Word
 
 CHUNK_SECONDS: Final = 5.0  # what one chunk should take: a crash repeats at most a chunk, and a stop waits for one
 CHUNK_BYTES_MAX: Final = 8 * 1024 * 1024  # of payloads in one chunk; a larger row goes alone
+# With the default backoff, 11 to 22 hours: a queue that is missing is most often a deploy that is mended the same day.
+ATTEMPTS_MAX: Final = 100
 
 
 class OutboxRow(NamedTuple):
@@ -40,6 +45,16 @@ class OutboxRow(NamedTuple):
     key: str | None
     attempts: int = 0
     payload_bytes: int = 0
+
+
+class Patience(NamedTuple):
+    """How often a row may fail before it is set aside; `hold_subjects`: a row with a key never is."""
+
+    attempts_max: int = ATTEMPTS_MAX
+    hold_subjects: bool = False
+
+
+Failures = tuple[tuple[OutboxRow, str], ...]  # rows that could not be sent, each with its error
 
 
 class LockBatch(Word):
@@ -55,13 +70,14 @@ class Publish(Word):
 
 
 class CommitBatch(Word):
-    """Delete the confirmed rows, postpone the failed ones, and commit.
+    """Delete the confirmed rows, postpone the failed ones or set them aside, and commit.
 
-    Rows that are in neither are free again, as they were.
+    Rows that are in none of these are free again, as they were.
     """
 
     confirmed: tuple[int, ...]
-    failed: tuple[tuple[OutboxRow, str], ...]
+    postponed: Failures
+    set_aside: Failures = ()
 
 
 class Sleep(Word):
@@ -138,11 +154,13 @@ class State(NamedTuple):
     may suspect many); `answering`: something went through since the last of these losses.
     """
 
+    patience: Patience = Patience()
+
     at: Place = Place.IDLE
     rows: tuple[OutboxRow, ...] = ()
     chunk: int = 0
     confirmed: tuple[int, ...] = ()
-    failed: tuple[tuple[OutboxRow, str], ...] = ()
+    failed: Failures = ()
     reach: int = 1
     suspects: tuple[int, ...] = ()
     answering: bool = False
@@ -179,7 +197,13 @@ def step(state: State, event: Event) -> Step:
 
 def _rest(state: State, failures: int) -> Step:
     """Outside any batch: only what was learned is kept."""
-    resting = State(reach=state.reach, suspects=state.suspects, answering=state.answering, failures=failures)
+    resting = State(
+        patience=state.patience,
+        reach=state.reach,
+        suspects=state.suspects,
+        answering=state.answering,
+        failures=failures,
+    )
     return resting, Sleep(failures)
 
 
@@ -204,7 +228,7 @@ def _still_suspected(state: State, rows: tuple[OutboxRow, ...]) -> tuple[int, ..
 def _nothing_locked(state: State) -> Step:
     # Beside the suspects there is nothing to send: the pause goes on growing, and then they themselves are tried again.
     failures = state.failures if _beside(state) else 0
-    return State(reach=state.reach, failures=failures), Sleep(failures)
+    return State(patience=state.patience, reach=state.reach, failures=failures), Sleep(failures)
 
 
 def _publish(state: State) -> Step:
@@ -245,7 +269,7 @@ def _answered(state: State, errors: tuple[str | None, ...], seconds: float, *, l
 
 def _sorted(
     rows: tuple[OutboxRow, ...], errors: tuple[str | None, ...]
-) -> tuple[tuple[int, ...], tuple[tuple[OutboxRow, str], ...], set[str | None]]:
+) -> tuple[tuple[int, ...], Failures, set[str | None]]:
     """What is confirmed, what has failed, and the keys that are held from now on."""
     confirmed: list[int] = []
     failed: list[tuple[OutboxRow, str]] = []
@@ -284,4 +308,13 @@ def _sink_lost(state: State, error: str) -> State:
 
 
 def _commit(state: State) -> Step:
-    return state._replace(at=Place.COMMITTING), CommitBatch(state.confirmed, state.failed)
+    postponed = tuple((row, error) for row, error in state.failed if _may_try_again(state.patience, row))
+    set_aside = tuple((row, error) for row, error in state.failed if not _may_try_again(state.patience, row))
+    return state._replace(at=Place.COMMITTING), CommitBatch(state.confirmed, postponed, set_aside)
+
+
+def _may_try_again(patience: Patience, row: OutboxRow) -> bool:
+    """Whether a row that has just failed waits for another try."""
+    if patience.hold_subjects and row.key is not None:
+        return True
+    return row.attempts + 1 < patience.attempts_max

@@ -107,6 +107,7 @@ class RowFate(Enum):
     HELD = "held"
     DELETED = "deleted"
     POSTPONED = "postponed"
+    SET_ASIDE = "set aside"
 
 
 class RelayHappening(Enum):
@@ -126,6 +127,7 @@ class RelayHappening(Enum):
     LOCKS_LOST = "{relay}'s session is ended by the server: it holds no locks any more, and does not know"
     CRASH = "{relay} crashes"
     RETRY_DUE = "the retry of {rows} is due"
+    RETRIED = "a person retries {rows}"
 
 
 class Relayed(NamedTuple):

@@ -31,10 +31,16 @@ class Position(int):
 
 
 class StoredRow(NamedTuple):
-    """One outbox row as it is stored. Its place in the tuple is its order; `later`: its retry is not due yet."""
+    """One outbox row as it is stored. Its place in the tuple is its order; `later`: its retry is not due yet.
+
+    `passed`: it was set aside once, so that rows behind it may be published before it.
+    """
 
     position: int
     later: bool = False
+    attempts: int = 0
+    set_aside: bool = False
+    passed: bool = False
 
 
 class Lane(NamedTuple):
@@ -126,6 +132,9 @@ def relay_moves(outbox: OutboxState) -> Iterator[OutboxMove]:
         if row.later:
             rows = (*outbox.rows[:place], row._replace(later=False), *outbox.rows[place + 1 :])
             yield OutboxMove(Relayed(RelayHappening.RETRY_DUE, ((row.position, None),)), outbox._replace(rows=rows))
+        if row.set_aside:
+            rows = (*outbox.rows[:place], row._replace(set_aside=False, attempts=0), *outbox.rows[place + 1 :])
+            yield OutboxMove(Relayed(RelayHappening.RETRIED, ((row.position, None),)), outbox._replace(rows=rows))
     for index, lane in enumerate(outbox.lanes):
         if lane.command is None:
             yield from _wake(outbox, index, lane)
@@ -139,7 +148,7 @@ def relay_moves(outbox: OutboxState) -> Iterator[OutboxMove]:
 def _wake(outbox: OutboxState, index: int, lane: Lane) -> Iterator[OutboxMove]:
     # How fast the sink was decides how many rows the first chunk may have. No clock runs here: any number is tried.
     for reach in REACHES[: len(takeable(outbox))]:
-        state = lane.state._replace(reach=reach)
+        state = lane.state._replace(reach=reach, patience=outbox.rules.patience)
         after = _stepped(outbox, lane._replace(state=state), d.Woken())
         yield _moved(Relayed(RelayHappening.WAKE), outbox, index, after)
 
@@ -155,7 +164,7 @@ def _stepped(outbox: OutboxState, lane: Lane, event: d.Event, *, holds: bool = F
     state, command = outbox.rules.step(lane.state, event)
     if isinstance(command, d.Sleep):
         # How long it sleeps and how far it reaches next are not told apart: any wake-up may come next, with any reach.
-        return Lane(state._replace(failures=0, reach=1))
+        return Lane(state._replace(failures=0, reach=1, patience=d.Patience()))
     return Lane(state, command, holds)
 
 
@@ -169,6 +178,8 @@ def takeable(outbox: OutboxState, beside: tuple[int, ...] = ()) -> tuple[d.Outbo
     keys_before: set[str | None] = set()
     keys_taken: set[str | None] = set()
     for row in outbox.rows:
+        if row.set_aside:
+            continue
         key = key_of(outbox, row.position)
         free = row.position not in held
         if key is not None and key in keys_before and outbox.rules.bug is not Bug.RELAY_OVERTAKES:
@@ -177,7 +188,7 @@ def takeable(outbox: OutboxState, beside: tuple[int, ...] = ()) -> tuple[d.Outbo
             free = free and not row.later and row.position not in beside
         keys_before.add(key)
         if free:
-            taken.append(d.OutboxRow(row.position, key))
+            taken.append(d.OutboxRow(row.position, key, row.attempts))
             keys_taken.add(key)
     return tuple(taken)
 
@@ -258,15 +269,20 @@ def _published(
 
 
 def _with_published(outbox: OutboxState, position: int) -> OutboxState:
-    """The event is published. Overtaken: an earlier row of its key is stored, and its event was never published."""
+    """The event is published. Overtaken: an earlier row of its key waits for it, and its event was never published."""
     overtaken = outbox.overtaken
     positions = [row.position for row in outbox.rows]
     if key_of(outbox, position) is not None and position in positions:
-        earlier = positions[: positions.index(position)]
+        earlier = [row.position for row in outbox.rows[: positions.index(position)] if _is_waited_for(outbox, row)]
         overtaken = overtaken or any(key_of(outbox, n) and not outbox.published[message_of(n)] for n in earlier)
     first, second = outbox.published
     published = (first or message_of(position) == 0, second or message_of(position) == 1)
     return outbox._replace(published=published, overtaken=overtaken)
+
+
+def _is_waited_for(outbox: OutboxState, row: StoredRow) -> bool:
+    """Whether the later rows of its key must come after it."""
+    return outbox.rules.patience.hold_subjects or not row.passed
 
 
 def _commit(outbox: OutboxState, index: int, lane: Lane, command: d.CommitBatch) -> Iterator[OutboxMove]:
@@ -274,15 +290,27 @@ def _commit(outbox: OutboxState, index: int, lane: Lane, command: d.CommitBatch)
     if not lane.holds and outbox.rules.bug is not Bug.RELAY_DELETES_FIRST:
         yield _moved(Relayed(RelayHappening.SESSION_GONE), outbox, index, lost)
         return
-    postponed = tuple(row.position for row, _ in command.failed)
+    fates = dict.fromkeys(command.confirmed, RowFate.DELETED)
+    fates |= {row.position: RowFate.POSTPONED for row, _ in command.postponed}
+    fates |= {row.position: RowFate.SET_ASIDE for row, _ in command.set_aside}
     after = _without(outbox, command.confirmed)
-    after = after._replace(rows=tuple(row._replace(later=row.later or row.position in postponed) for row in after.rows))
-    rows = [(position, RowFate.DELETED) for position in command.confirmed]
-    rows += [(position, RowFate.POSTPONED) for position in postponed]
+    after = after._replace(rows=tuple(_tried(row, fates.get(row.position), outbox.rules) for row in after.rows))
+    rows = [*fates.items()]
     committed = _stepped(outbox, lane, d.BatchCommitted())
     yield _moved(Relayed(RelayHappening.COMMIT, tuple(rows)), after, index, committed)
     yield _moved(Relayed(RelayHappening.DATABASE_LOST), outbox, index, lost, 1)
     yield _moved(Relayed(RelayHappening.COMMIT_REPLY_LOST, tuple(rows)), after, index, lost, 1)
+
+
+def _tried(row: StoredRow, fate: RowFate | None, rules: RelayRules) -> StoredRow:
+    """The row as the commit of its batch leaves it."""
+    match fate:
+        case RowFate.POSTPONED:
+            # More attempts than the last but one are never told apart: a subject that holds may have any number.
+            return row._replace(later=True, attempts=min(row.attempts + 1, rules.patience.attempts_max - 1))
+        case RowFate.SET_ASIDE:
+            return row._replace(later=False, set_aside=True, passed=True)
+    return row
 
 
 def _without(outbox: OutboxState, positions: tuple[int, ...]) -> OutboxState:

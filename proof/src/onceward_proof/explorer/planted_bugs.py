@@ -83,8 +83,21 @@ def keys_are_forgotten(state: relay.State, event: relay.Event) -> relay.Step:
     return relay.step(state, event)
 
 
+def set_aside_is_deleted(state: relay.State, event: relay.Event) -> relay.Step:
+    after, command = relay.step(state, event)
+    if isinstance(command, relay.CommitBatch):
+        given_up = tuple(row.position for row, _ in command.set_aside)
+        return after, relay.CommitBatch(command.confirmed + given_up, command.postponed)
+    return after, command
+
+
+def hold_is_ignored(state: relay.State, event: relay.Event) -> relay.Step:
+    return relay.step(state._replace(patience=state.patience._replace(hold_subjects=False)), event)
+
+
 # Bounds are as small as the shortest story of the bug allows: a wider one only takes longer.
 TRANSACTIONAL: Final = Rules(shape="transactional")
+ONE_TRY: Final = relay.Patience(attempts_max=1)
 PLANTED: Final = {
     "ack-before-commit": PlantedBug("the message is acknowledged before its COMMIT is sent",
         Promise.LOST, Rules(bug=Bug.ACK_BEFORE_COMMIT)),
@@ -152,6 +165,11 @@ PLANTED: Final = {
         Promise.EVENT_LOST, TRANSACTIONAL, RelayRules(step=unconfirmed_is_deleted), lanes=1),
     "relay-goes-on": PlantedBug("the relay goes on, in its next chunk, behind a row that the sink has refused",
         Promise.OVERTAKEN, TRANSACTIONAL, RelayRules(step=keys_are_forgotten), messages=2, lanes=1, faults=1),
+    "relay-deletes-set-aside": PlantedBug("the relay deletes a row that has failed too often",
+        Promise.EVENT_LOST, TRANSACTIONAL, RelayRules(ONE_TRY, set_aside_is_deleted), lanes=1),
+    "relay-gives-up-subject": PlantedBug("the relay sets aside a row whose subject must hold, and goes on behind it",
+        Promise.OVERTAKEN, TRANSACTIONAL, RelayRules(ONE_TRY._replace(hold_subjects=True), hold_is_ignored),
+        messages=2, lanes=1, faults=1),
     "relay-overtakes": PlantedBug(
         "a relay takes any row that nobody holds (SKIP LOCKED alone), also behind an earlier one of its key",
         Promise.OVERTAKEN, TRANSACTIONAL, RelayRules(bug=Bug.RELAY_OVERTAKES), messages=2, lanes=2, faults=0,

@@ -51,8 +51,9 @@ class Rules(NamedTuple):
 
 
 class RelayRules(NamedTuple):
-    """The relay, and the bug that is planted in it, if any."""
+    """The relay, how patient it is with a row, and the bug that is planted in it, if any."""
 
+    patience: relay.Patience = relay.Patience(attempts_max=2)
     step: Callable[[relay.State, relay.Event], relay.Step] = relay.step
     bug: Bug | None = None
 
