@@ -38,7 +38,7 @@ INTRODUCTION: Final = """\
 
 <!-- Written by tools/reference.py from the docstrings: change those, then run it again. -->
 
-The public API, from the docstrings. How the parts are used together is in [adopting.md](adopting.md), what they promise in
+The public API, from the docstrings. How the parts are used together is in [adopt.md](adopt.md), what they promise in
 [guarantees.md](guarantees.md). Whatever is not here may change in any version.
 """
 
