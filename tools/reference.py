@@ -29,7 +29,11 @@ SOURCES: Final = ROOT / "src"
 PACKAGE: Final = "onceward"
 OPEN_PACKAGES: Final = ("onceward.testing", "onceward.transports")
 # Public modules of the core beside `onceward` itself, with the names that the pages speak of.
-BESIDE: Final = {"onceward.events": ("Event", "Listener", "POINTS"), "onceward.health": ("Health", "shown")}
+BESIDE: Final = {
+    "onceward.events": ("Event", "Listener", "POINTS"),
+    "onceward.health": ("Health", "shown"),
+    "onceward.sqlalchemy": ("HandlerSession", "publish_in", "session_in"),
+}
 OFFERED: Final[list[str]] = vars(onceward)["__all__"]
 LINE_MAX: Final = 100
 
