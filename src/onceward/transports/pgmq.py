@@ -271,6 +271,12 @@ class Sink:
     """pgmq queues as a sink. `queues` says where each message type goes: one queue, several, or all types to one."""
 
     def __init__(self, queues: str | Mapping[str, str | Sequence[str]], dsn: str) -> None:
+        """Raises `UsageError` for what names no queue: later, each message would look unsendable."""
+        if not queues or not isinstance(queues, str | Mapping):
+            raise UsageError(
+                "queues is the name of one queue for all types, or a mapping of types to queues, like "
+                f"{{'order.paid': ['ledger', 'emails']}}; not {queues!r}"
+            )
         self.traits = _TRAITS
         self._queues = queues
         self._session = Session(dsn, "onceward publish")
