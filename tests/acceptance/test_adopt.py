@@ -16,11 +16,16 @@ from urllib.parse import parse_qs, urlsplit
 
 import psycopg
 import pytest
-from tests.acceptance.processes import SECONDS_MAX, environment
+from psycopg.conninfo import make_conninfo
+from tests.acceptance.processes import SECONDS_MAX, environment, onceward, running
 from tests.support import rows
 from tests.support.pages import Block, Shell, blocks
+from tests.support.waiting import until
 
-PAGE = blocks(Path(__file__).parents[2] / "docs" / "adopt.md")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = blocks(DOCS / "adopt.md")
+RIGHTS = [block.text for block in (*blocks(DOCS / "database.md", "Rights"), *PAGE) if "GRANT USAGE" in block.text]
+ROLES = ("shop_owner", "shop_consumer", "shop_web", "shop_relay")  # on both pages
 DSN = "postgresql://app@db/shop"  # on the page
 TOO_MUCH = 10_000
 ENV = """
@@ -43,6 +48,16 @@ database = {key: given[name] for key, name in names.items()} | {"ENGINE": "djang
 settings.configure(DATABASES={"default": database})
 django.setup()
 import web_django
+"""
+
+BOOKS = """
+from onceward import Consumer
+
+consumer = Consumer("shop.books")
+
+@consumer.transactional("order.placed")
+def book(message, tx):
+    tx.execute("INSERT INTO books (kind, order_id) VALUES ('order', %s)", (message.subject,))
 """
 
 
@@ -115,7 +130,19 @@ def run_python(shop: Path, program: str, *arguments: str, dsn: str) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.timeout(300)
+@pytest.fixture
+def roles(empty_dsn: str) -> Iterator[None]:
+    """The roles that the pages grant rights to."""
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        for role in ROLES:
+            conn.execute(f"CREATE ROLE {role} LOGIN".encode())
+        yield
+        for role in ROLES:
+            conn.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("roles")
 def test_the_page_works_as_it_is_printed(empty_dsn: str, shop: Path) -> None:
     with (
         acme() as url,
@@ -152,6 +179,32 @@ def orders(dsn: str, db: psycopg.Connection[Any]) -> str:
         if block.text.startswith("CREATE TABLE"):
             db.execute(block.text.encode())
     return dsn
+
+
+@pytest.mark.usefixtures("roles")
+def test_with_the_rights_of_both_pages_each_role_does_its_work(empty_dsn: str, written: Path) -> None:
+    """And the consumer's needs no more: it may not make partitions."""
+
+    def as_role(role: str) -> str:
+        return make_conninfo(empty_dsn, user=role)
+
+    assert len(RIGHTS) == 2
+    assert onceward("migrate", "--database", empty_dsn).returncode == 0
+    assert onceward("queue", "create", "orders", "bookings", "reports", "--database", empty_dsn).returncode == 0
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        for statements in (PAGE[0].text, *RIGHTS):
+            # On the page the database is called shop.
+            conn.execute(statements.replace("DATABASE shop", f"DATABASE {conn.info.dbname}").encode())
+        conn.execute("GRANT INSERT, SELECT, UPDATE ON orders, books TO shop_web, shop_consumer")
+        run_python(written, "import web; web.place('R-1', 100)", dsn=as_role("shop_web"))
+        done = onceward("relay", "--queues", "order.placed=bookings", "--until-empty", "--database", as_role("shop_relay"))
+        assert done.returncode == 0, done.stderr
+        run = ("run", "books:consumer", "--queue", "bookings", "--no-upkeep", "--database", as_role("shop_consumer"))
+        (written / "books.py").write_text(BOOKS)
+        with running(*run, cwd=written) as consuming:
+            until(lambda: rows.scalar(conn, "SELECT count(*) FROM books") == 1, "the order being booked")
+            until(lambda: rows.scalar(conn, "SELECT count(*) FROM pgmq.q_bookings") == 0, "its message being acknowledged")
+            assert consuming.stop() == 0
 
 
 def test_the_revision_brings_tables_and_queues_and_may_be_run_again(empty_dsn: str, written: Path) -> None:
