@@ -66,10 +66,11 @@ def migration_sql(*, schema: str = SCHEMA_DEFAULT, from_version: int = 0) -> str
     if not 0 <= from_version <= known[-1].version:
         raise UsageError(f"there is no version {from_version} of our schema: this code knows 1 to {known[-1].version}")
     lock = sql.SQL("SELECT pg_advisory_xact_lock({}, {})").format(LOCK_CLASS, _LOCK_MIGRATE)
-    parts = [lock.as_string(None), _LOCK_TIMEOUT, *(part.as_string(None) for part in _history(schema))]
+    parts = ["BEGIN;", f"{lock.as_string(None)};", f"{_LOCK_TIMEOUT};"]
+    parts += [f"{part.as_string(None)};" for part in _history(schema)]
     for migration in known[from_version:]:
-        parts += [_text(migration, schema).strip().removesuffix(";"), _applied(migration, schema).as_string(None)]
-    return "".join(f"{part};\n\n" for part in ("BEGIN", *parts, "COMMIT"))
+        parts += [_text(migration, schema).strip(), f"{_applied(migration, schema).as_string(None)};"]
+    return "\n\n".join([*parts, "COMMIT;", ""])
 
 
 def _history(schema: str) -> tuple[sql.Composed, sql.Composed]:

@@ -22,9 +22,9 @@ pgmq is tables and functions in Postgres, and needs no extension. Safe to run
 twice, and by two at once. The role that runs it owns what it makes.
 """
 SCRIPT: Final = """\
--- The queues {names}, and pgmq, in one transaction. Where pgmq is in the
--- database already, nothing is changed and an error says so: run only the
--- last lines there, from the first `SELECT pgmq.create`.
+-- pgmq, and the queues, in one transaction. Where pgmq is in the database
+-- already, nothing is changed and an error says so: run only the last lines
+-- there, from the first `SELECT pgmq.create`.
 """
 
 
@@ -64,7 +64,7 @@ def create(arguments: Namespace) -> int:
     from onceward.transports import pgmq  # noqa: PLC0415
 
     if arguments.sql:
-        say(SCRIPT.format(names=", ".join(arguments.names)) + pgmq.creation_sql(arguments.names))
+        say(SCRIPT + pgmq.creation_sql(arguments.names))
         return 0
     value, option = _named(arguments)
     with connected(value, option=option) as conn:
