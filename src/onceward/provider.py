@@ -59,7 +59,12 @@ class ProviderProfile:
             )
 
     def _check_refusals(self) -> None:
-        object.__setattr__(self, "refusals", frozenset(self.refusals))
+        try:
+            object.__setattr__(self, "refusals", frozenset(int(status) for status in self.refusals))
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"provider {self.name}: refusals is a set of HTTP statuses, like {{402, 422}}, not {self.refusals!r}"
+            ) from None
         wrong = sorted(status for status in self.refusals if not 400 <= status < 500 or status in (409, 429))
         if wrong:
             raise UsageError(f"provider {self.name}: {wrong} cannot be refusals: only 4xx can, and 409 and 429 mean later")

@@ -15,6 +15,7 @@ from onceward.errors import SchemaMismatch, UsageError
 from onceward.statements import SCHEMA_DEFAULT, check_schema_name
 
 _LOCK_MIGRATE: Final = 1  # of the whole database: two schemas that are made at once would meet in the catalogue
+_LOCK_TIMEOUT: Final = "SET LOCAL lock_timeout TO '10s'"
 
 
 class Migration(NamedTuple):
@@ -45,21 +46,52 @@ def migrate(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> list[Migr
     # One transaction and one lock: of two deploys at once the second waits, and finds nothing left to do.
     with conn.transaction():
         conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK_CLASS, _LOCK_MIGRATE))
-        conn.execute("SET LOCAL lock_timeout TO '10s'")
-        _create_history(conn, schema)
+        conn.execute(_LOCK_TIMEOUT)
+        for statement in _history(schema):
+            conn.execute(statement)
         applied = list(_apply_missing(conn, schema))
         make_partitions(conn, schema=schema)
     return applied
 
 
-def _create_history(conn: Connection[Any], schema: str) -> None:
-    conn.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
-    conn.execute(
+def migration_sql(*, schema: str = SCHEMA_DEFAULT, from_version: int = 0) -> str:
+    """One script, in one transaction, after which the schema is at this code's version.
+
+    `from_version`: where the schema is now; 0 where it is not there. Partitions are not in it, because their days depend on
+    when it is run: `onceward upkeep`, or the first consumer that starts, makes them.
+    Raises `UsageError` for a version that this code does not know.
+    """
+    check_schema_name(schema)
+    known = migrations()
+    if not 0 <= from_version <= known[-1].version:
+        raise UsageError(f"there is no version {from_version} of our schema: this code knows 1 to {known[-1].version}")
+    lock = sql.SQL("SELECT pg_advisory_xact_lock({}, {})").format(LOCK_CLASS, _LOCK_MIGRATE)
+    parts = ["BEGIN;", f"{lock.as_string(None)};", f"{_LOCK_TIMEOUT};"]
+    parts += [f"{part.as_string(None)};" for part in _history(schema)]
+    for migration in known[from_version:]:
+        parts += [_text(migration, schema).strip(), f"{_applied(migration, schema).as_string(None)};"]
+    return "\n\n".join([*parts, "COMMIT;", ""])
+
+
+def _history(schema: str) -> tuple[sql.Composed, sql.Composed]:
+    """What makes the schema, and the table of its versions, where they are missing."""
+    return (
+        sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)),
         sql.SQL(
             "CREATE TABLE IF NOT EXISTS {} (version integer PRIMARY KEY, name text NOT NULL,"
             " applied_at timestamptz NOT NULL DEFAULT clock_timestamp())"
-        ).format(sql.Identifier(schema, "migrations"))
+        ).format(sql.Identifier(schema, "migrations")),
     )
+
+
+def _text(migration: Migration, schema: str) -> str:
+    return migration.text.replace("{schema}", schema)
+
+
+def _applied(migration: Migration, schema: str) -> sql.Composed:
+    """What records that this migration was applied."""
+    statement = sql.SQL("INSERT INTO {} (version, name) VALUES ({}, {})")
+    return statement.format(sql.Identifier(schema, "migrations"), migration.version, migration.name)
 
 
 def _apply_missing(conn: Connection[Any], schema: str) -> Iterator[Migration]:
@@ -69,9 +101,8 @@ def _apply_missing(conn: Connection[Any], schema: str) -> Iterator[Migration]:
     for migration in known:
         if migration.version > version:
             # As bytes: with parameters psycopg would take one statement only, and a % in the text for a placeholder.
-            conn.execute(migration.text.replace("{schema}", schema).encode())
-            statement = sql.SQL("INSERT INTO {} (version, name) VALUES (%s, %s)")
-            conn.execute(statement.format(sql.Identifier(schema, "migrations")), (migration.version, migration.name))
+            conn.execute(_text(migration, schema).encode())
+            conn.execute(_applied(migration, schema))
             yield migration
 
 

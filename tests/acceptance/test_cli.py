@@ -23,11 +23,14 @@ from onceward.day_partitions import LOCK_RETIRE, lock_key
 from onceward.schema import migrations
 
 NOBODY = "host=127.0.0.1 port=1 user=nobody"
-PARKED = ("parked list", "parked show", "parked redrive")
+PARKED = ("parked list", "parked show", "parked redrive", "parked settle", "parked discard", "parked decisions")
 OUTBOX = ("outbox list", "outbox show", "outbox retry", "outbox discard")
+QUEUE = ("queue create", "queue list")
 COMMANDS = (
     "migrate",
     "upkeep",
+    "queue",
+    *QUEUE,
     "run",
     "relay",
     "parked",
@@ -266,6 +269,85 @@ def test_two_that_migrate_at_once_apply_it_once(empty_dsn: str) -> None:
     outputs = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sorted(len(json.loads(output)["applied"]) for output in outputs) == [0, len(migrations())]
+
+
+def test_the_script_for_a_dba_is_what_migrate_would_have_done(empty_dsn: str) -> None:
+    script = onceward("migrate", "--sql", "--schema", "shop", "--database", NOBODY).stdout
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        conn.execute(script.encode())
+    report = json.loads(onceward("upkeep", "--schema", "shop", "--database", empty_dsn, "--json").stdout)
+    assert report["made"] != []
+    done = onceward("migrate", "--schema", "shop", "--database", empty_dsn)
+    assert done.stdout == f"schema 'shop' is at version {migrations()[-1].version}, nothing to do\n"
+
+
+def test_the_script_from_a_version_brings_the_rest(empty_dsn: str) -> None:
+    whole, newest = onceward("migrate", "--sql").stdout, migrations()[-1].version
+    rest = onceward("migrate", "--sql", "--from-version", "2").stdout
+    texts = [one.text.replace("{schema}", "onceward").strip() for one in migrations()]
+    assert [rest.count(text) for text in texts] == [0, 0, *[1] * (newest - 2)]
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        first_two = whole.partition(texts[2])[0] + "COMMIT;"
+        conn.execute(first_two.encode())
+        conn.execute(rest.encode())
+    assert "nothing to do" in onceward("migrate", "--database", empty_dsn).stdout
+    refused(onceward("migrate", "--sql", "--from-version", "99"), "no version 99", f"1 to {newest}")
+    refused(onceward("migrate", "--from-version", "1", "--database", NOBODY), "--from-version", "--sql")
+
+
+def test_a_queue_is_made_with_pgmq_where_that_is_missing_and_once(empty_dsn: str) -> None:
+    create = ("queue", "create", "orders", "book-ings")
+    refused(
+        onceward("queue", "list", "--database", empty_dsn), "pgmq is not in this database", "onceward queue create NAME"
+    )
+    first = onceward(*create, "--queue-database", empty_dsn, "--database", NOBODY)
+    assert (first.returncode, first.stdout) == (0, "pgmq is installed\nqueue 'orders' is made\nqueue 'book-ings' is made\n")
+    second = onceward(*create, "more", "--database", empty_dsn, "--json")
+    assert json.loads(second.stdout) == {"pgmq_installed": False, "created": ["more"]}
+    assert (
+        "queue 'more' was there already, nothing to do"
+        in onceward("queue", "create", "more", "--database", empty_dsn).stdout
+    )
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        conn.execute("SELECT pgmq.send('orders', '{}'), pgmq.create_unlogged('risky')")
+    listing = onceward("queue", "list", ONCEWARD_DATABASE=empty_dsn).stdout
+    assert re.sub(r"oldest \d+ s", "oldest N s", listing).splitlines() == [
+        "book-ings  0 messages",
+        "more  0 messages",
+        "orders  1 messages, the oldest N s old",
+        "risky  0 messages  UNLOGGED: a crash of its server empties it",
+    ]
+    listed = json.loads(onceward("queue", "list", "--database", empty_dsn, "--json").stdout)
+    assert listed[0] == {"name": "book-ings", "messages": 0, "oldest_seconds": None, "durable": True}
+    refused(onceward("queue", "create", "risky", "--database", empty_dsn), "UNLOGGED", "SET LOGGED")
+
+
+def test_two_that_make_a_queue_at_once_make_it_once(empty_dsn: str) -> None:
+    command = [sys.executable, "-m", "onceward", "queue", "create", "orders", "--json", "--database", empty_dsn]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) for _ in range(2)]
+    reports = [json.loads(process.communicate(timeout=60)[0]) for process in both]
+    assert sorted(report["pgmq_installed"] for report in reports) == [False, True]
+    assert sorted(report["created"] for report in reports) == [[], ["orders"]]
+
+
+def test_the_script_that_makes_queues_needs_no_database_and_makes_them(empty_dsn: str) -> None:
+    name = "it's"
+    script = onceward("queue", "create", "orders", name, "--sql", "--database", NOBODY).stdout
+    assert "pgmq.create('it''s')" in script
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        conn.execute(onceward("queue", "create", "orders", "bookings", "--sql").stdout.encode())
+        with pytest.raises(psycopg.errors.DuplicateObject):
+            conn.execute(onceward("queue", "create", "more", "--sql").stdout.encode())
+        conn.rollback()
+    names = [queue["name"] for queue in json.loads(onceward("queue", "list", "--json", "--database", empty_dsn).stdout)]
+    assert names == ["bookings", "orders"]
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("a" * 60, "too long"), ("a;b", "invalid character"), ("", "a queue has a name")]
+)
+def test_a_name_that_no_queue_can_have_is_one_line(name: str, word: str, dsn: str) -> None:
+    refused(onceward("queue", "create", name, "--database", dsn), word)
 
 
 def test_migrate_into_another_schema(empty_dsn: str) -> None:

@@ -260,7 +260,9 @@ def test_a_consumer_that_cannot_be_found_is_one_line(shop: Path, target: str, wo
 
 
 def test_a_queue_that_is_not_there_is_one_line(dsn: str, shop: Path) -> None:
-    refused(onceward("run", "shop:orders", "--queue", "nowhere", "--database", dsn, cwd=shop), "no pgmq queue 'nowhere'")
+    refused(
+        onceward("run", "shop:orders", "--queue", "nowhere", "--database", dsn, cwd=shop), "`onceward queue create nowhere`"
+    )
     refused(onceward("relay", "--queues", "a=nowhere", "--database", dsn), "no pgmq queue 'nowhere'")
     refused(
         onceward("run", "shop:orders", "--source", "shop:not_a_consumer", "--database", dsn, cwd=shop), "gives a Source"
@@ -302,4 +304,4 @@ def test_a_schema_that_is_not_migrated_is_one_line(empty_dsn: str, shop: Path) -
 
 def test_a_database_without_pgmq_says_where_it_comes_from(empty_dsn: str, shop: Path) -> None:
     onceward("migrate", "--database", empty_dsn)
-    refused(onceward("relay", "--queues", "orders", "--database", empty_dsn, cwd=shop), "pgmq is not in this database")
+    refused(onceward("relay", "--queues", "orders", "--database", empty_dsn, cwd=shop), "`onceward queue create orders`")

@@ -25,13 +25,14 @@ from onceward_proof.prove.faults import LEG_OF
 from onceward_proof.prove.moments import Kind, Moment
 from onceward_proof.prove.run import Result
 from onceward_proof.prove.schedule import Aimed, Schedule, Timed, make_schedule
+from onceward_proof.prove.variants import PROCESS_COUNTS
 from onceward_proof.prove.workload import Order, make_orders
 from onceward_proof.report.pages import picture
 from onceward_proof.report.pages.legs import HEADINGS, anchor
 from onceward_proof.report.pages.orders import NAMES
 from onceward_proof.report.pages.page import breakable, money
 from onceward_proof.report.pages.picture import ticks
-from onceward_proof.report.pages.proof import heat_rows, leg_rows, render, run_again
+from onceward_proof.report.pages.proof import heat_rows, leg_rows, note, render, run_again
 from onceward_proof.report.pages.story import choose_story, follow
 
 HOSTILE: Final = """<script>alert("1")</script>'&$x_1$"""
@@ -184,6 +185,17 @@ def test_the_headline_is_the_verdict_with_its_reasons(case: str, verdict: str) -
     page = render(SCHEDULE, CASES[case])
     assert f"<strong>{verdict}</strong>" in page
     assert ("orders were charged more than once" in page) == (case == "broken")
+
+
+def test_each_variant_says_what_it_is_and_the_page_lists_its_sections() -> None:
+    page = render(SCHEDULE, CASES["a third variant"])
+    for words in ("as one writes it first", "that acknowledges first", "The same service on Onceward"):
+        assert page.count(words) == 1
+    assert [note(name) for name in PROCESS_COUNTS if not note(name)] == []
+    headings = re.findall(r'<h2 id="(\w+)">', page)
+    contents = page.partition('<nav class="contents"')[2].partition("</nav>")[0]
+    assert re.findall(r'<a href="#(\w+)">', contents) == headings
+    assert len(headings) > 5
 
 
 def test_an_order_id_is_text_whatever_it_says() -> None:

@@ -24,7 +24,19 @@ from onceward_proof.report.terminal import Live, print_report
 WIDTHS = (80, 61)
 LONG = "UPDATE inbox SET state = 'done' ... WHERE state = 'pending' AND token = mine; no row: it is not ours any more."
 COMMANDS: tuple[str, ...] = ("", "prove", "demo", "dev", "provider", "bench", "bench local", "explore", "docs")
-COMMANDS += ("migrate", "upkeep", "run", "relay", "parked", "parked list", "parked show", "parked redrive")
+COMMANDS += ("migrate", "upkeep", "queue", "queue create", "queue list", "run", "relay", "parked", "parked list")
+COMMANDS += ("parked show", "parked redrive", "parked settle", "parked discard", "parked decisions")
+    "upkeep",
+    "queue",
+    "queue create",
+    "queue list",
+    "run",
+    "relay",
+    "parked",
+    "parked list",
+    "parked show",
+)
+COMMANDS += ("parked redrive", "parked settle", "parked discard", "parked decisions")
 COMMANDS += ("outbox", "outbox list", "outbox show", "outbox retry", "outbox discard", "status")
 
 

@@ -112,7 +112,8 @@ def test_every_command_that_a_page_names_is_one(page: Path) -> None:
 def _commands(text: str) -> Iterator[str]:
     """`onceward ...` and `./run ...`, in a line after a prompt or between backquotes, also over the end of a line."""
     for block in re.findall(r"^```.*?^```", text, re.MULTILINE | re.DOTALL):
-        yield from re.findall(r"^\$ ((?:onceward|\./run) .*)$", block, re.MULTILINE)
+        # Without a redirection or an `&` at the end: these are the shell's.
+        yield from re.findall(r"^\$ (?:[A-Z]+=\S+ )?((?:onceward|\./run) .*?)(?: > \S+)?(?: &)?$", block, re.MULTILINE)
     rest = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     yield from (" ".join(code.split()) for code in re.findall(r"`((?:onceward|\./run)\s[^`]+)`", rest))
 

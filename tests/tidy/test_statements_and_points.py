@@ -34,6 +34,7 @@ REPLACES = {
     "tests/database/test_bad_input.py": "whether our log is on: the runner cannot carry all that it says",
     "tests/database/test_durability.py": "the commit guard, to see a commit that is not durable",
     "tests/database/test_sessions.py": "what puts a session back, to see the test of it fail",
+    "tests/database/test_sqlalchemy.py": "the guard against a commit, and the last flush, to see the tests of both fail",
     "tests/database/test_upkeep.py": "how often upkeep tries: a limit, not a behaviour",
 }
 # The only files of the tests that let time pass.

@@ -66,8 +66,7 @@ def sink(queue: str, dsn: str, closing: Callable[[Any], Any]) -> pgmq.Sink:
 def test_installing_and_creating_twice_changes_nothing(empty_dsn: str) -> None:
     with psycopg.connect(empty_dsn, autocommit=True) as conn:
         assert [pgmq.install(conn), pgmq.install(conn)] == [True, False]
-        for _ in range(2):
-            pgmq.create_queue(conn, QUEUE)
+        assert [pgmq.create_queue(conn, QUEUE) for _ in range(2)] == [True, False]
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 1.5])
@@ -182,6 +181,12 @@ def test_each_type_goes_to_its_queues(dsn: str, db: Db, closing: Callable[[Any],
     assert [type(error) for error in errors] == [type(None), type(None), UsageError]
     counts = [rows.scalar(db, f"SELECT count(*) FROM pgmq.q_{name}") for name in ("charges", "ledger", "mail")]
     assert counts == [1, 1, 1]
+
+
+@pytest.mark.parametrize("queues", [None, "", {}, ["orders", "bookings"]])
+def test_what_names_no_queue_is_refused_where_it_is_written(queues: Any, dsn: str) -> None:
+    with pytest.raises(UsageError, match="mapping of types to queues"):
+        pgmq.Sink(queues, dsn)
 
 
 def test_an_unknown_queue_is_an_error_of_its_entries_alone(

@@ -202,3 +202,9 @@ def test_a_mismatch_of_the_key_is_not_a_refusal_whatever_the_profile_says() -> N
 def test_what_means_later_or_nothing_definite_cannot_be_a_refusal(status: int) -> None:
     with pytest.raises(UsageError, match="cannot be refusals"):
         replace(STRIPE_V1, refusals=frozenset({402, status}))
+
+
+@pytest.mark.parametrize("refusals", [402, None, {"declined"}])
+def test_refusals_that_are_not_a_set_of_statuses_are_refused(refusals: Any) -> None:
+    with pytest.raises(UsageError, match="a set of HTTP statuses"):
+        replace(STRIPE_V1, refusals=refusals)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from onceward.commands.arguments import add_database, add_json, add_schema, connected, say, say_json
+from onceward.commands.arguments import add_database, add_json, add_schema, connected, say, say_json, whole
+from onceward.errors import UsageError
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -13,8 +14,14 @@ MIGRATE: Final = """\
 examples:
   onceward migrate --database postgresql://app@db/shop
   ONCEWARD_DATABASE=postgresql://app@db/shop onceward migrate --json
+  onceward migrate --sql > onceward.sql                  # for a DBA to run
+  onceward migrate --sql --from-version 3 > upgrade.sql
 
 Safe to run twice, and by two at once: run it in every deploy, before the new code starts.
+"""
+SCRIPT: Final = """\
+-- Run this as the role that is to own the tables. Then make the partitions of
+-- the coming days: `onceward upkeep --schema {schema}`, as the same role.
 """
 UPKEEP: Final = """\
 examples:
@@ -36,11 +43,27 @@ def add_commands(commands: Any) -> None:
         add_schema(parser)
         add_json(parser)
         parser.set_defaults(perform=perform)
+        if name == "migrate":
+            parser.add_argument(
+                "--sql", action="store_true", help="print the SQL, and change nothing: no database is asked"
+            )
+            parser.add_argument(
+                "--from-version",
+                type=whole(0),
+                metavar="N",
+                help="with --sql: the schema is at version N (default: 0, not there)",
+            )
 
 
 def migrate_command(arguments: Namespace) -> int:
-    from onceward.schema import migrate, migrations  # noqa: PLC0415
+    from onceward.schema import migrate, migration_sql, migrations  # noqa: PLC0415
 
+    if arguments.sql:
+        script = migration_sql(schema=arguments.schema, from_version=arguments.from_version or 0)
+        say(f"{SCRIPT.format(schema=arguments.schema)}{script}".rstrip())
+        return 0
+    if arguments.from_version is not None:
+        raise UsageError("--from-version is of --sql: without that, the database says at which version it is")
     with connected(arguments.database) as conn:
         applied = migrate(conn, schema=arguments.schema)
     version = migrations()[-1].version

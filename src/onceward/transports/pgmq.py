@@ -14,17 +14,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.resources import files
-from typing import Any, Final, assert_never
+from typing import Any, Final, NamedTuple, assert_never
 
 import psycopg
-from psycopg import Connection
+from psycopg import Connection, sql
+from psycopg.rows import tuple_row
 from psycopg.types.json import Jsonb, set_json_loads
 
 from onceward.errors import TransportError, UsageError
 from onceward.message import Message, encode_json
 from onceward.transport import Delivery, Outcome, Received, Settlement, Traits
 
-__all__ = ["Sink", "Source", "check_queue", "create_queue", "install"]
+__all__ = [
+    "Queue",
+    "Sink",
+    "Source",
+    "check_queue",
+    "create_queue",
+    "creation_sql",
+    "install",
+    "install_sql",
+    "list_queues",
+]
 
 POLL_MILLISECONDS: Final = 50
 BODY_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -35,26 +46,69 @@ _TRAITS: Final = Traits(
 _UNREADABLE: Final = object()
 _HELD: Final = TransportError("held back: an earlier message of its subject was not sent")
 _MISSING: Final = "pgmq's SQL comes with its own package: pip install 'onceward[pgmq]'"
+_NOT_HERE: Final = "pgmq is not in this database: `onceward queue create {name}` installs it, and makes the queue"
+
+
+class Queue(NamedTuple):
+    """One queue, as `list_queues` finds it."""
+
+    name: str
+    messages: int  # visible or not
+    oldest_seconds: int | None  # since its oldest message was sent; None: it is empty
+    durable: bool  # False: an UNLOGGED table, which a crash of its server empties
 
 
 def install(conn: Connection[Any]) -> bool:
     """The schema `pgmq` is in this database; True when this call made it. One transaction under an advisory lock."""
-    try:
-        text = files("pgmq").joinpath("sql", "pgmq.sql").read_text(encoding="utf-8")
-    except ModuleNotFoundError as error:
-        raise UsageError(_MISSING) from error
     with conn.transaction():
-        conn.execute("SELECT pg_advisory_xact_lock(hashtext('onceward pgmq install'))")
-        row = conn.execute("SELECT to_regclass('pgmq.meta') IS NOT NULL").fetchone()
-        if row and row[0]:
+        conn.execute(_LOCK_INSTALL)
+        # Before its package is looked for: where pgmq is there as an extension, that package is not needed.
+        if _is_installed(conn):
             return False
-        conn.execute(text.encode())
+        conn.execute(install_sql().encode())
         return True
 
 
-def create_queue(conn: Connection[Any], name: str) -> None:
-    """The queue `name` exists; made if it did not. Needs `install` first."""
-    conn.execute("SELECT pgmq.create(%s)", (name,))
+def install_sql() -> str:
+    """pgmq's own SQL, for a database that does not have it. Raises `UsageError` when its package is not installed."""
+    try:
+        return files("pgmq").joinpath("sql", "pgmq.sql").read_text(encoding="utf-8")
+    except ModuleNotFoundError as error:
+        raise UsageError(_MISSING) from error
+
+
+def create_queue(conn: Connection[Any], name: str) -> bool:
+    """The queue `name` exists; True when this call made it. Needs `install` first."""
+    _check_name(name)
+    with conn.transaction(), conn.cursor(row_factory=tuple_row) as cursor:
+        # pgmq.create does not say whether the queue was there. Under the lock, of two at once only one has made it.
+        cursor.execute(_LOCK_INSTALL)
+        found = cursor.execute(_QUEUE, (name,)).fetchone()
+        cursor.execute("SELECT pgmq.create(%s)", (name,))
+    return found is None
+
+
+def creation_sql(names: Sequence[str], *, with_install: bool = True) -> str:
+    """One script, in one transaction, after which these queues exist; pgmq itself as well, unless told otherwise."""
+    for name in names:
+        _check_name(name)
+    parts = [install_sql().strip()] if with_install else []
+    parts += [sql.SQL("SELECT pgmq.create({});").format(name).as_string(None) for name in names]
+    return "\n\n".join(["BEGIN;", f"{_LOCK_INSTALL};", *parts, "COMMIT;"])
+
+
+def _check_name(name: str) -> None:
+    # pgmq itself refuses what is too long or strange, but takes this one: of a variable in a script that is not set.
+    if not name:
+        raise UsageError("a queue has a name, and this one is empty")
+
+
+def list_queues(conn: Connection[Any]) -> list[Queue]:
+    """All queues of this database, by name. Raises `UsageError` when pgmq is not in it."""
+    if not _is_installed(conn):
+        raise UsageError(_NOT_HERE.format(name="NAME"))
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        return [Queue(*row) for row in cursor.execute(_QUEUES).fetchall()]
 
 
 def check_queue(dsn: str, name: str) -> None:
@@ -63,18 +117,26 @@ def check_queue(dsn: str, name: str) -> None:
     Also when the queue is UNLOGGED: what it has confirmed is gone after a crash of its server.
     """
     with psycopg.connect(dsn, autocommit=True) as conn:
-        row = conn.execute("SELECT to_regclass('pgmq.meta') IS NOT NULL").fetchone()
-        if not (row and row[0]):
-            raise UsageError("pgmq is not in this database (see onceward.transports.pgmq.install, or `onceward dev`)")
+        if not _is_installed(conn):
+            raise UsageError(_NOT_HERE.format(name=name))
         row = conn.execute(_QUEUE, (name,)).fetchone()
         if row is None:
-            raise UsageError(f"there is no pgmq queue {name!r} in this database: make it with SELECT pgmq.create('{name}')")
+            raise UsageError(
+                f"there is no pgmq queue {name!r} in this database: make it with `onceward queue create {name}` "
+                f"(or SELECT pgmq.create('{name}'))"
+            )
         table, persistence = row
         if persistence == "u":
             raise UsageError(
                 f"the pgmq queue {name!r} is UNLOGGED, so a crash of its server empties it, and what it confirmed is lost: "
                 f"make it durable with ALTER TABLE {table} SET LOGGED"
             )
+
+
+def _is_installed(conn: Connection[Any]) -> bool:
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        row = cursor.execute("SELECT to_regclass('pgmq.meta') IS NOT NULL").fetchone()
+    return row is not None and bool(row[0])
 
 
 class Session:
@@ -209,6 +271,12 @@ class Sink:
     """pgmq queues as a sink. `queues` says where each message type goes: one queue, several, or all types to one."""
 
     def __init__(self, queues: str | Mapping[str, str | Sequence[str]], dsn: str) -> None:
+        """Raises `UsageError` for what names no queue: later, each message would look unsendable."""
+        if not queues or not isinstance(queues, str | Mapping):
+            raise UsageError(
+                "queues is the name of one queue for all types, or a mapping of types to queues, like "
+                f"{{'order.paid': ['ledger', 'emails']}}; not {queues!r}"
+            )
         self.traits = _TRAITS
         self._queues = queues
         self._session = Session(dsn, "onceward publish")
@@ -346,6 +414,13 @@ _QUEUE: Final = (
     " JOIN pg_class AS c ON c.relnamespace = 'pgmq'::regnamespace AND c.relname = 'q_' || lower(m.queue_name)"
     " WHERE m.queue_name = %s"
 )
+_QUEUES: Final = (
+    "SELECT x.queue_name, x.queue_length, x.oldest_msg_age_sec, c.relpersistence <> 'u'"
+    " FROM pgmq.metrics_all() AS x"
+    " JOIN pg_class AS c ON c.relnamespace = 'pgmq'::regnamespace AND c.relname = 'q_' || lower(x.queue_name)"
+    " ORDER BY x.queue_name"
+)
+_LOCK_INSTALL: Final = "SELECT pg_advisory_xact_lock(hashtext('onceward pgmq install'))"
 _SEND: Final = "SELECT pgmq.send_batch(%(queue)s, %(messages)s::jsonb[], %(headers)s::jsonb[])"
 _READ: Final = "SELECT msg_id, read_ct, message, headers FROM pgmq.read(%(queue)s, %(visibility)s, %(limit)s)"
 _READ_WAITING: Final = (

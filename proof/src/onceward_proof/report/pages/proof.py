@@ -6,11 +6,13 @@ Every number is the checker's or the controller's; the page only adds and format
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 
 from onceward_proof.prove.faults import LEG_OF, kills
 from onceward_proof.prove.outcome import FIGURES, counted, faults, judge, summary
 from onceward_proof.prove.run import Result
 from onceward_proof.prove.schedule import Schedule, make_schedule
+from onceward_proof.prove.variants import MODULES
 from onceward_proof.prove.workload import make_orders
 from onceward_proof.report.pages.lanes import lanes_of
 from onceward_proof.report.pages.legs import HEADINGS
@@ -29,6 +31,7 @@ def render(schedule: Schedule, results: Sequence[Result]) -> str:
         "report.html",
         schedule=schedule,
         results=results,
+        notes={result.variant: note(result.variant) for result in results},
         verdict=verdict,
         summary=summary(verdict, schedule, results),
         reasons=reasons,
@@ -48,6 +51,12 @@ def render(schedule: Schedule, results: Sequence[Result]) -> str:
         command=command,
         again=again,
     )
+
+
+def note(variant: str) -> str:
+    """What this variant of the service is: the first line of its module's docstring."""
+    module = MODULES.get(variant, "payments.hardened" if variant == "hardened" else "")
+    return (import_module(module).__doc__ or "").partition("\n")[0] if module else ""
 
 
 def _kinds(result: Result) -> dict[str, frozenset[str]]:
