@@ -80,6 +80,7 @@ class Shelf:
     def __init__(self, count: int) -> None:
         self.name, self.traits = "shelf", None
         self.asked: list[int] = []
+        self.given_up: list[str] = []
         self._left = [Delivery(str(n), "shelf", {}, b"") for n in range(count)]
 
     def receive(self, limit: int, _wait_seconds: float) -> Received:
@@ -87,14 +88,24 @@ class Shelf:
         given, self._left = self._left[:limit], self._left[limit:]
         return Received(given)
 
+    def handled(self, delivery: Delivery) -> None:
+        self.given_up.append(delivery.id)
+
 
 def test_threads_take_one_each_and_the_rest_waits_for_them() -> None:
     shelf = Shelf(11)
-    prefetched = Prefetched(shelf, 8)  # type: ignore[arg-type]
+    prefetched = Prefetched(shelf, 8, visibility_seconds=3600)  # type: ignore[arg-type]
     taken = [delivery.id for _ in range(11) for delivery in prefetched.take(1, 0)]
     assert taken == [str(n) for n in range(11)]
     assert shelf.asked == [9, 9], "one for the thread that asks, and the prefetch"
     assert list(prefetched.take(1, 0)) == []
+
+
+def test_what_is_not_hidden_any_more_is_not_begun() -> None:
+    shelf = Shelf(5)
+    prefetched = Prefetched(shelf, 2, visibility_seconds=-1)  # type: ignore[arg-type]
+    taken = [delivery.id for _ in range(2) for delivery in prefetched.take(1, 0)]
+    assert (taken, shelf.given_up) == (["0", "3"], ["1", "2"])
 
 
 def received(delivery: str, message_id: str) -> Report:

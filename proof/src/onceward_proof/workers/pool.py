@@ -23,16 +23,23 @@ PAUSE_SECONDS: Final = 0.05
 class Prefetched:
     """What one process has received for all its threads, and none of them has begun yet."""
 
-    def __init__(self, source: WatchedSource, prefetch: int) -> None:
+    def __init__(self, source: WatchedSource, prefetch: int, visibility_seconds: float) -> None:
         self.source = source
         self._prefetch = prefetch
+        self._visibility_seconds = visibility_seconds
         self._waiting: deque[Delivery] = deque()
+        self._hidden_until = 0.0  # those that wait
         self._lock = threading.Lock()
 
     def take(self, limit: int, wait_seconds: float) -> Sequence[Delivery]:
         """At most one. The threads that find nothing wait for the one that asks the queue."""
         with self._lock:
+            # What waited for too long is delivered again already. Begun all the same, on a slow machine, it would be the
+            # reason for the next to wait too long, without end.
+            while self._waiting and time.monotonic() > self._hidden_until:
+                self.source.handled(self._waiting.popleft())
             if not self._waiting:
+                self._hidden_until = time.monotonic() + self._visibility_seconds
                 self._waiting += self.source.receive(limit + self._prefetch, wait_seconds).deliveries
             return [self._waiting.popleft()] if self._waiting else []
 
@@ -72,7 +79,7 @@ def consume_in_threads(worker: Worker, message_type: str, consume: Callable[[Thr
     that it had is left to the queue.
     """
     setting = worker.setting
-    prefetched = Prefetched(worker.source(message_type), setting.prefetch)
+    prefetched = Prefetched(worker.source(message_type), setting.prefetch, setting.visibility_seconds)
     if setting.threads == 1:
         consume(ThreadSource(prefetched))
         return
