@@ -16,7 +16,8 @@ import psutil  # type: ignore[import-untyped]
 from onceward_proof.prove.schedule import Schedule, schedule_text
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS_MAX = 100
+SHIPPED = ("--threads", "8", "--prefetch", "8")  # what `run` takes by default
+SECONDS_MAX = 240
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ def write_schedule(schedule: Schedule, path: Path) -> None:
 
 
 def start(*arguments: str, source: Path = ROOT) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(source / "src"), "PYTHONWARNINGS": "default"}
+    path = os.pathsep.join(str(source / folder) for folder in ("src", "proof/src"))
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "default"}
     command = [sys.executable, "-m", "onceward", "prove", *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -52,11 +54,11 @@ def prove(report: Path, *arguments: str, source: Path = ROOT) -> Proof:
     return finish(start(*arguments, "--json", str(report), source=source), report)
 
 
-def sabotaged(folder: Path, file: str, was: str, becomes: str) -> Path:
+def sabotaged(folder: Path, file: str, was: str, becomes: str, package: str = "src/onceward") -> Path:
     """A scratch copy of the source in which one piece is taken out; the piece must have been there."""
-    for name in ("src", "examples"):
+    for name in ("src", "examples", "proof"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    path = folder / "src" / "onceward" / file
+    path = folder / package / file
     text = path.read_text(encoding="utf-8")
     assert was in text, f"{file} has changed: the sabotage finds nothing to take out"
     path.write_text(text.replace(was, becomes), encoding="utf-8")

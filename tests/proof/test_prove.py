@@ -8,9 +8,10 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from tests.proof.prove_run import alive, family, finish, prove, start, write_schedule
+from tests.proof.prove_run import SHIPPED, alive, family, finish, prove, start, write_schedule
 
 from onceward.testing.postgres import sweep_leftovers
+from onceward_proof.prove.faults import kills
 from onceward_proof.prove.schedule import make_schedule, read_schedule
 from onceward_proof.prove.workload import make_orders
 
@@ -18,23 +19,28 @@ ORDERS = 45
 VARIANT_KEYS = {
     "name", "orders", "charges", "double_charged_orders", "phantom_charges", "lost_events", "doubled_writes", "parked",
     "predicted_parked", "deliveries", "redeliveries", "dedup_checks", "dedup_hits", "dedup_hit_rate", "faults",
-    "wall_seconds",
+    "wall_seconds", "kills", "kills_holding",
 }  # fmt: skip
 SIGNS = {"initdb": "initdb", "clusters": "postgres", "provider": "provider", "workers": "workers.supervisor"}
 HARM = ("double_charged_orders", "phantom_charges", "lost_events", "doubled_writes")
 
 
 def test_two_proves_at_once_of_one_schedule_prove_the_same(tmp_path: Path) -> None:
-    """Also: the naive consumer under the same faults doubles and loses; the JSON is the public contract."""
+    """One with a delivery at a time, one with the shipped defaults. The JSON is the public contract.
+
+    Also: the naive consumer under the same faults doubles and loses.
+    """
     schedule = make_schedule(make_orders(ORDERS, 11), 11, "pgmq")
     write_schedule(schedule, tmp_path / "schedule.json")
     reports = [tmp_path / "one.json", tmp_path / "two.json"]
     arguments = ["--schedule", str(tmp_path / "schedule.json"), "--html", str(tmp_path / "report.html")]
-    running = [start(*arguments, "--json", str(report)) for report in reports]
+    running = [start(*arguments, *more, "--json", str(report)) for more, report in zip(((), SHIPPED), reports, strict=True)]
     proofs = [finish(process, report) for process, report in zip(running, reports, strict=True)]
     for proof in proofs:
         assert proof.code == 0, proof.out
-        assert set(proof.document) >= {"seed", "orders", "queue", "schedule", "verdict", "variants"}
+        assert set(proof.document) >= {
+            "seed", "orders", "queue", "schedule", "verdict", "variants", "threads", "prefetch",
+        }  # fmt: skip
         assert proof.document["verdict"] == "proven"
         naive, hardened = proof.variant("naive"), proof.variant("hardened")
         assert not VARIANT_KEYS - set(naive)
@@ -46,7 +52,11 @@ def test_two_proves_at_once_of_one_schedule_prove_the_same(tmp_path: Path) -> No
         for variant in (naive, hardened):
             fired = {name: fault["fired"] for name, fault in variant["faults"].items()}
             assert fired == schedule.planned()
-            assert not any(fault["unreached"] for fault in variant["faults"].values())
+            assert not any(fault["unreached"] or fault["unseen"] for fault in variant["faults"].values())
+            assert variant["kills"] == kills(fired)
+            assert 0 < variant["kills_holding"] <= variant["kills"]
+    assert [(proof.document["threads"], proof.document["prefetch"]) for proof in proofs] == [(1, 0), (8, 8)]
+    assert "8 threads and a prefetch of 8 in each consumer process" in proofs[1].out
     assert "PROVEN" in proofs[0].out
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
@@ -78,6 +88,10 @@ def test_orders_of_the_users_own_are_proven_with(tmp_path: Path) -> None:
         (["--schedule", "no-such.json"], "no-such.json"),
         (["--json", "/no/such/folder/r.json"], "there is no folder"),
         (["--seed", "x"], "--seed"),
+        (["--threads", "0"], "--threads"),
+        (["--prefetch", "-1"], "--prefetch"),
+        (["--ablate", "--threads", "8"], "--ablate runs one delivery at a time"),
+        (["--for", "5s", "--prefetch", "8"], "--prefetch"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_two(arguments: list[str], says: str) -> None:

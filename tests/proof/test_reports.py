@@ -19,7 +19,7 @@ def test_a_report_arrives_as_it_was_sent(word: Word) -> None:
 
 
 def test_what_says_nothing_is_left_out_on_the_line() -> None:
-    assert Report(Note.IDLE, at=1.5).encode() == b'{"word": "idle", "at": 1.5}\n'
+    assert Report(Note.HANDLED, at=1.5).encode() == b'{"word": "handled", "at": 1.5}\n'
 
 
 @pytest.mark.parametrize("answer", Answer)

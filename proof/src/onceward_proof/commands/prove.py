@@ -24,12 +24,16 @@ examples:
   onceward prove --for 30m              orders and faults without end; Ctrl-C
                                         ends it with a report
   onceward prove --variants naive,hardened,textbook,no-key
+  onceward prove --threads 8 --prefetch 8
+                                        as `onceward run` does by default: one
+                                        SIGKILL hits several deliveries
   onceward prove --ablate --orders 300  hardened less one layer at a time:
                                         which layer holds what
 
 exit codes: 0 proven; 1 hardened broke; 2 usage or environment;
-3 inconclusive (a planned fault did not fire, naive did not break, or naive
-was left out: nothing was proven); 130 interrupted.
+3 inconclusive (a planned fault did not fire or had no effect that was seen,
+naive did not break, or naive was left out: nothing was proven);
+130 interrupted.
 --ablate: 0 every row as expected, else 1.
 --every-syscall: 0 held, 1 doubled or lost, 3 not every call was reached.
 --for: 0 held, 1 doubled, lost or grown, 3 nothing was killed.
@@ -63,6 +67,10 @@ def add_commands(commands: Any) -> None:
         "--for", type=duration, dest="soak_seconds", metavar="TIME", help="soak: orders and faults without end, for 30m"
     )
     parser.add_argument("--rate", type=seconds, metavar="N", help="soak: orders per second (default: 30)")
+    parser.add_argument("--threads", type=whole(1), metavar="N", help="of each consumer process (default: 1)")
+    parser.add_argument(
+        "--prefetch", type=whole(0), metavar="N", help="so many more deliveries wait in each consumer process (default: 0)"
+    )
     parser.add_argument("--queue", choices=("pgmq",), default="pgmq", help="the queue between the hops (default: pgmq)")
     parser.add_argument("--schedule", type=Path, metavar="FILE", help="replay this schedule of faults")
     parser.add_argument("--json", type=written_file, metavar="FILE", help="write the result, for programs")
@@ -87,7 +95,9 @@ def prove(arguments: Any) -> int:
 
     if arguments.ablate is not None and arguments.variants is not None:
         raise UsageError("--ablate runs hardened, less one layer at a time: leave out --variants")
-
+    # Each row shows what one delivery lacks; some layers are removed in a way that knows only one thread.
+    if arguments.ablate is not None and (arguments.threads is not None or arguments.prefetch is not None):
+        raise UsageError("--ablate runs one delivery at a time: leave out --threads and --prefetch")
     _check_modes(arguments)
     need("prove", "psutil", "pgmq", "rich", "starlette", "uvicorn", "stripe", "jinja2", "markdown_it")
     from onceward_proof.prove.command import run_proof  # noqa: PLC0415 - only when it runs, as all below
@@ -113,6 +123,7 @@ def _check_modes(arguments: Any) -> None:
     others = {
         "--orders": arguments.orders, "--orders-from": arguments.orders_from, "--variants": arguments.variants,
         "--ablate": arguments.ablate, "--schedule": arguments.schedule, "--keep": arguments.keep or None,
+        "--threads": arguments.threads, "--prefetch": arguments.prefetch,
     }  # fmt: skip
     mode = "--every-syscall" if arguments.every_syscall else "--for" if arguments.soak_seconds is not None else ""
     if arguments.every_syscall:

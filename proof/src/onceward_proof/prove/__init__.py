@@ -11,8 +11,11 @@ Running it
     clusters.py       the two clusters, and a variant's databases in them
     processes.py      a variant's processes: the provider, and the warm parent of all workers
     control.py        hears every report, lets it go on, or strikes; moments.py: what it heard of an order
+    held.py           the deliveries in each worker's hands
+    strikes.py        what has struck, and the effect that it must be seen to have
     provider_hook.py  the provider's end of that line
 Judging it
+    witness.py        whether what a process was told to do was seen at the queue and at the provider
     checker.py        counts; imports nothing of Onceward
     outcome.py        the figures, the verdict, the JSON
 """

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from shutil import copytree, ignore_patterns
+from typing import Final
 
 from rich.console import Console
 
@@ -17,13 +18,16 @@ from onceward_proof.ablation.rows import Trial, ablation_json, choose_rows, make
 from onceward_proof.prove.clusters import start_clusters
 from onceward_proof.prove.kept import keep_schedule
 from onceward_proof.prove.options import ProveOptions
-from onceward_proof.prove.outcome import EXIT_CODES, judge, to_json
+from onceward_proof.prove.outcome import EXIT_CODES, concurrency, judge, to_json
 from onceward_proof.prove.processes import Subject
 from onceward_proof.prove.run import Result, run_subject
 from onceward_proof.prove.schedule import Schedule, make_schedule, read_schedule
 from onceward_proof.prove.variants import PROCESS_COUNTS
 from onceward_proof.prove.workload import make_orders, read_orders
 from onceward_proof.report.terminal import Live, print_ablation, print_plan, print_report, write_files
+
+# Eight threads of eleven consumers, each with a connection to either server; and those that kills have left behind.
+SETTINGS: Final = {"max_connections": "400"}
 
 
 def run_proof(options: ProveOptions) -> int:
@@ -41,7 +45,11 @@ def run_proof(options: ProveOptions) -> int:
     kept_folder = _make_kept_folder() if options.keep else None
     schedule_file = options.schedule or keep_schedule(schedule, kept_folder)
     print_plan(console, schedule, str(schedule_file))
-    subjects = [row.subject for row in rows] or [Subject(name=name, variant=name) for name in options.variants]
+    if not rows:
+        console.print(concurrency(options.threads, options.prefetch), highlight=False)
+    subjects = [row.subject for row in rows] or [
+        Subject(name=name, variant=name, threads=options.threads, prefetch=options.prefetch) for name in options.variants
+    ]
     try:
         results = _run(subjects, schedule, schedule_file, console, kept_folder)
     except KeyboardInterrupt:
@@ -67,7 +75,7 @@ def _run(
 ) -> list[Result]:
     """One after another, on the same clusters; with --keep, the files are copied, whatever became of the run."""
     results: list[Result] = []
-    with start_clusters() as clusters, Live(console, len(schedule.orders)) as live, ExitStack() as stack:
+    with start_clusters(SETTINGS) as clusters, Live(console, len(schedule.orders)) as live, ExitStack() as stack:
         if kept_folder is not None:  # sockets are left out: "c" is the controller's
             stack.callback(copytree, clusters.folder, kept_folder / "files", ignore=ignore_patterns("c"))
         for subject in subjects:

@@ -1,6 +1,10 @@
 """The controller: hears every passage, fires what the schedule says, restarts what has ended, and knows when it is over.
 
 One thread, one event loop. It records a passage before it fires. It kills only pids that the supervisor reported.
+
+A fault has fired once its effect was seen: a kill when the supervisor has reaped the process and says that signal 9 ended
+it, a stop when the process was found stopped until it was woken, past its lease, a server's kill when its pid is gone. What
+a process was told to do, or not to do, nobody can see here: those are kept as `Told`, and `witness.py` judges them.
 """
 
 from __future__ import annotations
@@ -28,12 +32,16 @@ from onceward_proof.prove.faults import (
     ServerFault,
     Signal,
 )
+from onceward_proof.prove.held import Hands
 from onceward_proof.prove.moments import FOUND, Kind, Moment, of_passage
 from onceward_proof.prove.schedule import Schedule, Timed
+from onceward_proof.prove.strikes import Killing, Told, is_stopped, runs, to_the_dead
 from onceward_proof.workers.reports import Note, Point, Reply, Report
-from onceward_proof.workers.setting import Role
+from onceward_proof.workers.setting import CONSUMED, LEASE_SECONDS, Role
 
 RESTART_SECONDS: Final = 0.05
+LOOK_SECONDS: Final = 0.005
+IDLE_SECONDS_MAX: Final = 2.0  # after so long without anybody who holds anything, a random kill strikes an idle worker
 
 
 @dataclass(slots=True)
@@ -44,10 +52,12 @@ class LiveWorker:
     role: Role
     slot: int
     writer: asyncio.StreamWriter | None = None  # its line; None: it has not been heard of yet
-    busy: bool = False
     frozen: bool = False
-    order: str = ""  # whose message it has in hand
-    outcome: Point | None = None  # what its consumer made of that message
+    hands: Hands = field(default_factory=Hands)
+    acking: Place | None = None  # an ack is under way, and a fault waits just behind it
+    killing: Killing | None = None  # it is killed, and its end was not seen yet
+    ended_by: int | None = None  # the signal, once its end is seen; 0: it ended by itself
+    line_has_ended: bool = False  # all that it reported has been heard
 
     @property
     def name(self) -> str:
@@ -59,11 +69,13 @@ class Counts:
     """What the controller counts while a variant runs."""
 
     fired: Counter[str] = field(default_factory=Counter)
+    unseen: Counter[str] = field(default_factory=Counter)  # what struck, and had no effect that anybody saw
     deliveries: int = 0
     redeliveries: int = 0
     dedup_checks: int = 0
     dedup_hits: int = 0
-    kills: int = 0
+    kills: int = 0  # SIGKILLs that ended a worker
+    kills_holding: int = 0  # of them: the worker held a delivery, received and not settled
     placed: int = 0
     acked: int = 0  # orders whose last event was acknowledged for the first time
 
@@ -80,6 +92,7 @@ class Controller:
         self.last_progress = time.monotonic()
         self.all_placed = False
         self.unfired_timed: list[Timed] = list(schedule.timed)
+        self.told: dict[Place, Told] = {}
         self._process_counts = process_counts
         self._servers = servers
         self._armed: dict[Place, Fault] = schedule.armed()
@@ -92,6 +105,8 @@ class Controller:
         self._tasks: set[asyncio.Task[None]] = set()
         self._acked_after_placed = 0
         self._ready = asyncio.Event()
+        self._about_to_strike = 0  # random kills that wait for their instant
+        self._server_kills = 0  # that wait for the acks under way, or are at work
 
     async def start_workers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Once the supervisor is ready, the producer starts (the rest start when all orders are placed)."""
@@ -115,15 +130,34 @@ class Controller:
             if report.word is Note.READY:
                 self._ready.set()
             elif report.word is Note.EXITED:
-                self._exited(report.pid)
+                self._exited(report.pid, report.signal)
             elif report.role is not None:  # forked
                 self._workers[report.pid] = LiveWorker(report.pid, report.role, report.slot)
 
-    def _exited(self, pid: int) -> None:
+    def _exited(self, pid: int, ended_by: int) -> None:
         worker = self._workers.pop(pid, None)
-        if worker is None or self._ending or (worker.role == "producer" and self.all_placed):
+        # At the end of the run all are killed: no fault may take that for its effect.
+        if worker is None or self._ending:
             return
-        self.spawn_task(self._restart(worker))
+        worker.ended_by = ended_by
+        self._see_end(worker)
+        if not (worker.role == "producer" and self.all_placed):
+            self.spawn_task(self._restart(worker))
+
+    def _see_end(self, worker: LiveWorker) -> None:
+        """It is gone, and its last report is heard: whether the kill had its effect, and struck a holder, is known."""
+        killing = worker.killing
+        if killing is None or worker.ended_by is None or not (worker.line_has_ended or worker.writer is None):
+            return
+        worker.killing = None
+        self.counts.unseen[killing.fault] -= 1
+        if worker.ended_by == signal.SIGKILL:
+            self.counts.fired[killing.fault] += 1
+            self.counts.kills += 1
+            self.counts.kills_holding += worker.hands.holds_unsettled
+        elif killing.place is not None:
+            # It had ended by itself before the signal came: the fault waits for the order's next passage.
+            self._passed.discard(killing.place)
 
     async def _restart(self, worker: LiveWorker) -> None:
         """A supervisor's restart, with a pause: a worker that cannot start must not spin."""
@@ -152,6 +186,9 @@ class Controller:
                     self._pass_by(Place(report.word, report.message_type, report.order), report, worker, writer)
                 elif worker is not None:
                     self._note(report, worker)
+        if worker is not None:
+            worker.line_has_ended = True
+            self._see_end(worker)
         writer.close()
 
     async def _introduced(self, pid: int, writer: asyncio.StreamWriter) -> LiveWorker | None:
@@ -167,20 +204,73 @@ class Controller:
 
     def _pass_by(self, place: Place, report: Report, worker: LiveWorker | None, writer: asyncio.StreamWriter) -> None:
         target = worker or self._named(report.worker)
-        name, outcome = (target.name, target.outcome) if target else ("?", None)
-        self._add_moment(place.order, of_passage(self._seconds(), report, name, outcome))
-        fault = None if place in self._passed else self._armed.get(place)
-        if fault is not None and isinstance(fault.action, Signal) and not self._is_alive(target):
-            # Another fault has killed its target: the next passage is the first that can be struck.
-            fault = None
-        elif place not in self._passed:
+        held = worker.hands.of(report) if worker else None
+        moment = of_passage(self._seconds(), report, target.name if target else "?", held.outcome if held else None)
+        self._add_moment(place.order, moment)
+        if self._must_wait(place, target):
+            self.spawn_task(self._pass_later(place, report, target, writer))
+        else:
+            self._pass(place, report, target, writer)
+
+    async def _pass_later(
+        self, place: Place, report: Report, target: LiveWorker | None, writer: asyncio.StreamWriter
+    ) -> None:
+        while self._must_wait(place, target):  # noqa: ASYNC110 - short
+            await asyncio.sleep(LOOK_SECONDS)
+        self._pass(place, report, target, writer)
+
+    def _must_wait(self, place: Place, target: LiveWorker | None) -> bool:
+        """A kill must wait while it would take away what another fault is just about to show.
+
+        An ack with a fault just behind it: were the process killed in between, by the fault of another order that it has in
+        hand, or with the server, the message would be gone, and that passage never come. So only one such ack is under way
+        in a process at a time, and signals to it wait until then. A frozen process must be seen to wake.
+        """
+        if target is None or not self._is_alive(target):
+            return False
+        behind = place._replace(boundary=Boundary.ACK_AFTER)
+        begins_ack = place.boundary is Boundary.ACK_BEFORE and self._fault_at(behind) is not None
+        if begins_ack and (self._server_kills or target.acking not in (None, behind)):
+            return True
+        fault = self._fault_at(place)
+        is_signal = fault is not None and isinstance(fault.action, Signal)
+        return is_signal and (target.frozen or target.acking not in (None, place))
+
+    def _fault_at(self, place: Place) -> Fault | None:
+        """The fault that waits there."""
+        return None if place in self._passed else self._armed.get(place)
+
+    def _pass(self, place: Place, report: Report, target: LiveWorker | None, writer: asyncio.StreamWriter) -> None:
+        answer = self._answer(place, report, target)
+        if target is not None:
+            self._follow_ack(place, report, target, answer)
+        if report.ask:
+            writer.write(Reply(report.ask, answer).encode())
+
+    def _answer(self, place: Place, report: Report, target: LiveWorker | None) -> Answer:
+        """What the one that passes is to do; what strikes it has struck."""
+        fault = self._fault_at(place)
+        if fault is None:
+            if place in self.told:
+                self.told[place].passed_again(report.at)
+        elif isinstance(fault.action, Signal) and not self._is_alive(target):
+            # Another fault has killed its target already. This one stays where it is: the order will pass again.
+            return to_the_dead(fault)
+        if place not in self._passed:
             # Recorded before anything fires: a fault strikes the first passage only, whatever it does to this worker.
             self._passed.add(place)
             if place.boundary is Boundary.ACK_AFTER:
                 self._acked(place)
-        answer = self._fire(fault, place.order, target) if fault is not None else Answer.GO
-        if report.ask:
-            writer.write(Reply(report.ask, answer).encode())
+        return Answer.GO if fault is None else self._fire(fault, place, report, target)
+
+    def _follow_ack(self, place: Place, report: Report, target: LiveWorker, answer: Answer) -> None:
+        behind = place._replace(boundary=Boundary.ACK_AFTER)
+        if place.boundary is Boundary.ACK_BEFORE and answer is Answer.GO and target.killing is None:
+            target.hands.settling(report)
+            if self._fault_at(behind):
+                target.acking = behind
+        elif place == target.acking:
+            target.acking = None
 
     def _named(self, name: str) -> LiveWorker | None:
         """The live worker of this name (role-slot-pid)."""
@@ -196,51 +286,62 @@ class Controller:
             self._acked_after_placed += 1
             self._fire_timed()
 
-    def _fire(self, fault: Fault, order: str, target: LiveWorker | None) -> Answer:
+    def _fire(self, fault: Fault, place: Place, report: Report, target: LiveWorker | None) -> Answer:
         """Do it; what the one that asked is to do."""
-        self.counts.fired[fault.name] += 1
         who = target.name if target else "?"
-        self._add_moment(order, Moment(self._seconds(), Kind.STRUCK, who, fault=fault.name))
+        self._add_moment(place.order, Moment(self._seconds(), Kind.STRUCK, who, fault=fault.name))
         match fault.action:
             case Signal.KILL:
-                self._kill(target)
-                # The one that asked is the target, and dead; or the provider, which must not answer a dead worker's call.
-                return Answer.CUT if fault.boundary is Boundary.RESPONSE else Answer.DROP
+                if target is not None:
+                    self._kill(target, Killing(fault.name, place))
+                return to_the_dead(fault)
             case Signal.FREEZE:
-                self._freeze(target, order)
+                if target is not None:
+                    self._freeze(target, fault, place.order)
                 return Answer.GO
             case Answer() as answer:
+                self.counts.fired[fault.name] += 1
+                self.told[place] = Told(fault, place, report.delivery)
                 return answer
             case never:
                 assert_never(never)
 
     def _is_alive(self, worker: LiveWorker | None) -> bool:
-        return worker is not None and worker.pid in self._workers
+        """It runs, or is stopped; one that is killed does not count, though its end is not seen yet."""
+        return worker is not None and worker.pid in self._workers and worker.killing is None
 
-    def _kill(self, target: LiveWorker | None) -> None:
-        if target is None or not self._is_alive(target):
-            return
-        self.counts.kills += 1
+    def _kill(self, target: LiveWorker, killing: Killing) -> None:
+        self.counts.unseen[killing.fault] += 1
+        target.killing = killing
+        struck = killing.place.order if killing.place else ""
+        for order in target.hands.orders:
+            if order != struck:
+                self._add_moment(order, Moment(self._seconds(), Kind.STRUCK_ALONG, target.name, fault=killing.fault))
         with suppress(ProcessLookupError):
             os.kill(target.pid, signal.SIGKILL)
 
-    def _freeze(self, target: LiveWorker | None, order: str) -> None:
-        if target is None or not self._is_alive(target):
-            return
+    def _freeze(self, target: LiveWorker, fault: Fault, order: str) -> None:
         # While it is stopped it is not quiet: the run does not end before it has been woken.
-        os.kill(target.pid, signal.SIGSTOP)
+        self.counts.unseen[fault.name] += 1
         target.frozen = True
-        self.spawn_task(self._wake(target, order))
+        os.kill(target.pid, signal.SIGSTOP)
+        self.spawn_task(self._wake(target, fault, order))
 
-    async def _wake(self, target: LiveWorker, order: str) -> None:
+    async def _wake(self, target: LiveWorker, fault: Fault, order: str) -> None:
         """Past its lease, and when another has done its work: on a busy machine that may take longer."""
-        await asyncio.sleep(FREEZE_SECONDS)
+        # Found stopped twice, with more than a lease between: nobody but this controller wakes it.
+        await asyncio.sleep(FREEZE_SECONDS / 3)
+        first, was_stopped = time.monotonic(), is_stopped(target.pid)
+        await asyncio.sleep(FREEZE_SECONDS * 2 / 3)
         done_by_another = Place(Boundary.ACK_BEFORE, "order.placed", order)
         for _ in range(round((FREEZE_SECONDS_MAX - FREEZE_SECONDS) / 0.02)):
             if done_by_another in self._passed or not self._is_alive(target):
                 break
             await asyncio.sleep(0.02)
         if self._is_alive(target):
+            if was_stopped and is_stopped(target.pid) and time.monotonic() - first > LEASE_SECONDS:
+                self.counts.unseen[fault.name] -= 1
+                self.counts.fired[fault.name] += 1
             os.kill(target.pid, signal.SIGCONT)
             self._add_moment(order, Moment(self._seconds(), Kind.WOKEN, target.name))
         target.frozen = False
@@ -255,48 +356,56 @@ class Controller:
                 self.spawn_task(self._kill_server(entry.fault))
 
     async def _kill_random(self, entry: Timed) -> None:
-        """Kill a live worker that is not frozen."""
-        await asyncio.sleep(entry.delay_ms / 1000)
-        while True:
-            alive = (w for w in self._workers.values() if w.writer and not w.frozen and not self._has_last_passage(w))
-            targets = sorted(alive, key=lambda worker: worker.name)
-            if targets:
-                break
-            await asyncio.sleep(0.005)
-        target = targets[entry.slot % len(targets)]
-        self.counts.fired[KILL_RANDOM] += 1
-        self._add_moment(target.order, Moment(self._seconds(), Kind.STRUCK, target.name, fault=KILL_RANDOM))
-        self._kill(target)
+        """Kill a worker that holds something, at an instant that is random in the time in which anybody does.
 
-    def _has_last_passage(self, worker: LiveWorker) -> bool:
-        """A fault waits for it just behind its ack: a kill between the two would take that passage away for ever."""
-        places = (Place(Boundary.ACK_AFTER, message_type, worker.order) for message_type in ("order.placed", "order.paid"))
-        return any(place in self._armed and place not in self._passed for place in places)
+        An idle process is killed without any danger, so the clock of the delay runs only while somebody holds something;
+        and whoever does when it has run out is as likely to be struck as any other.
+        """
+        self._about_to_strike += 1
+        left, idle_seconds = entry.delay_ms / 1000, 0.0
+        while not (targets := self._targets(any_worker=idle_seconds > IDLE_SECONDS_MAX)) or left > 0:
+            before = time.monotonic()
+            await asyncio.sleep(min(LOOK_SECONDS, max(left, 0.001)))
+            seconds = time.monotonic() - before
+            left, idle_seconds = (left - seconds, 0.0) if targets else (left, idle_seconds + seconds)
+        self._kill(targets[entry.slot % len(targets)], Killing(KILL_RANDOM))
+        self._about_to_strike -= 1
+
+    def _targets(self, *, any_worker: bool) -> list[LiveWorker]:
+        """Whom a random kill may strike, by name: what holds deliveries by its role must hold one."""
+        alive = (w for w in self._workers.values() if w.writer and self._is_alive(w) and not w.frozen and not w.acking)
+        targets = (w for w in alive if any_worker or w.role not in CONSUMED or w.hands.holds_unsettled)
+        return sorted(targets, key=lambda worker: worker.name)
 
     async def _kill_server(self, fault: ServerFault) -> None:
         """Kill the server and restart it."""
-        while any(self._has_last_passage(worker) for worker in self._workers.values()):  # noqa: ASYNC110 - short
-            await asyncio.sleep(0.005)
-        self.counts.fired[fault] += 1
+        self._server_kills += 1
+        while any(worker.acking for worker in self._workers.values()):  # noqa: ASYNC110 - short
+            await asyncio.sleep(LOOK_SECONDS)
         for worker in self._workers.values():
-            if worker.busy:
-                self._add_moment(worker.order, Moment(self._seconds(), Kind.STRUCK, worker.name, fault=fault))
+            for order in worker.hands.orders:
+                self._add_moment(order, Moment(self._seconds(), Kind.STRUCK, worker.name, fault=fault))
+        server = self._servers[fault]
+        pid = server.pid
         # On this thread, on purpose: a server that is started from another would outlive a killed prove.
-        self._servers[fault].kill()
-        self._servers[fault].restart()
+        server.kill()
+        (self.counts.unseen if runs(pid) else self.counts.fired)[fault] += 1
+        server.restart()
+        self._server_kills -= 1
 
     def _note(self, report: Report, worker: LiveWorker) -> None:
         match report.word:
             case Note.RECEIVED:
-                worker.busy, worker.order, worker.outcome = True, report.order, None
+                worker.hands.receive(report)
                 self._count_delivery(report, worker)
-            case Note.IDLE:
-                worker.busy, worker.order = False, ""
+            case Note.HANDLED:
+                self._handled(report, worker)
             case Point():
-                self._count_point(report.word, worker)
+                self._count_point(report.word, report.message_id, worker)
             case Note.EXTENDED:
                 self._add_moment(report.order, Moment(self._seconds(), Kind.EXTENDED, worker.name))
             case Note.RELEASED:
+                worker.hands.settling(report)
                 moment = Moment(self._seconds(), Kind.GIVEN_BACK, worker.name, report.message_type)
                 self._add_moment(report.order, moment)
             case Note.PLACED:
@@ -316,14 +425,23 @@ class Controller:
             case never:
                 assert_never(never)
 
-    def _count_point(self, point: Point, worker: LiveWorker) -> None:
+    def _handled(self, report: Report, worker: LiveWorker) -> None:
+        if worker.acking is not None and worker.acking.order == report.order:
+            # The queue did not answer: the ack is not under way any more, and the message comes again.
+            worker.acking = None
+        worker.hands.handled(report)
+
+    def _count_point(self, point: Point, message_id: str, worker: LiveWorker) -> None:
         if point in (Point.CLAIMED, Point.TAKEN, Point.DUPLICATE):
             self.counts.dedup_checks += 1
             self.counts.dedup_hits += point is Point.DUPLICATE
+        held = worker.hands.of_message(message_id)
+        if held is None:
+            return
         if point in (Point.DUPLICATE, Point.PARKED, Point.IN_FLIGHT):
-            worker.outcome = point
+            held.outcome = point
         if point in FOUND:
-            self._add_moment(worker.order, Moment(self._seconds(), FOUND[point], worker.name))
+            self._add_moment(held.order, Moment(self._seconds(), FOUND[point], worker.name))
 
     def _count_delivery(self, report: Report, worker: LiveWorker) -> None:
         self.counts.deliveries += 1
@@ -362,12 +480,13 @@ class Controller:
         self._passed = {place for place in self._passed if place.order not in forgotten}
         self._seen = {delivered for delivered in self._seen if delivered[2] not in forgotten}
         self._armed = {place: fault for place, fault in self._armed.items() if place.order not in forgotten}
+        self.told = {place: told for place, told in self.told.items() if place.order not in forgotten}
 
     def quiet(self) -> bool:
         """No worker is frozen or busy, every one has been heard of, and nothing is about to strike."""
         workers = [worker for worker in self._workers.values() if worker.role != "producer"]
         wanted = sum(count for role, count in self._process_counts.items() if role != "producer")
-        calm = all(w.writer and not w.busy and not w.frozen for w in workers)
+        calm = not self._about_to_strike and all(w.writer and not w.hands and not w.frozen for w in workers)
         return self.all_placed and len(workers) == wanted and calm
 
     def spawn_task(self, work: Coroutine[Any, Any, None]) -> None:

@@ -29,11 +29,12 @@ class Kind(Enum):
     PARKED = auto()  # parked, and about to acknowledge
     GIVEN_BACK = auto()
     STRUCK = auto()  # a fault struck the worker
+    STRUCK_ALONG = auto()  # the fault of another order killed the worker that had this one's message, too
     WOKEN = auto()  # the frozen worker goes on
 
 
 ACKED: Final = frozenset({Kind.FINISHED, Kind.DUPLICATE_ACKED, Kind.PARKED})
-FAULTS: Final = frozenset({Kind.STRUCK, Kind.WOKEN})
+FAULTS: Final = frozenset({Kind.STRUCK, Kind.STRUCK_ALONG, Kind.WOKEN})
 # By the last point that the consumer reported of a message: what its ack means, and what it found in the inbox.
 _ACKED_AFTER: Final[dict[Point | None, Kind]] = {Point.DUPLICATE: Kind.DUPLICATE_ACKED, Point.PARKED: Kind.PARKED}
 FOUND: Final = {Point.DUPLICATE: Kind.DUPLICATE, Point.IN_FLIGHT: Kind.IN_FLIGHT}
@@ -92,6 +93,7 @@ _WORDS: Final = {
     Kind.PARKED: "has parked the message and acknowledges {message}",
     Kind.GIVEN_BACK: "gives {message} back to the queue",
     Kind.STRUCK: "{fault}: {story} ({who})",
+    Kind.STRUCK_ALONG: "{who} is killed with this message in hand, by the {fault} of another order",
     Kind.WOKEN: "{who} is woken",
 }
 _WORK: Final = {"order.placed": "the payment", "order.paid": "the booking"}

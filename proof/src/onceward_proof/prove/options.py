@@ -21,6 +21,8 @@ class ProveOptions:
     html: Path | None = None
     keep: bool = False
     rate: float = 30.0  # orders per second, of a soak
+    threads: int = 1  # of each consumer process
+    prefetch: int = 0  # so many more deliveries wait in it
     ablate: tuple[str, ...] | None = None  # None: not asked for; (): every row
 
     def chosen_seed(self) -> int:

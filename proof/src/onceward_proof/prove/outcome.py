@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, assert_never
 from onceward_proof.prove.faults import LEG_OF, STORIES, kills
 from onceward_proof.prove.run import Result
 from onceward_proof.prove.schedule import Schedule
-from onceward_proof.report.lines import some_of
+from onceward_proof.report.lines import count_of, some_of
 from onceward_proof.report.tables import Cell, Figure, Row
 
 Verdict = Literal["proven", "broken", "inconclusive"]
@@ -38,7 +38,9 @@ FIGURES: Final[tuple[Figure[Result], ...]] = (
     Figure("looked up in the inbox", lambda r: r.counts.dedup_checks, "dedup_checks", shown=False),
     Figure("turned away by the inbox", lambda r: r.counts.dedup_hits, "dedup_hits", part_of_above=True),
     Figure("share of them turned away", _hit_rate, "dedup_hit_rate", shown=False),
-    Figure("SIGKILLs", lambda r: kills(r.counts.fired)),
+    Figure("SIGKILLs", lambda r: kills(r.counts.fired), "kills"),
+    Figure("SIGKILLs of a process that held a delivery", lambda r: r.counts.kills_holding, "kills_holding",
+           part_of_above=True),
     Figure("seconds", lambda r: round(r.wall_seconds, 1)),
 )  # fmt: skip
 BY_KEY: Final = {figure.key: figure for figure in FIGURES}
@@ -59,8 +61,8 @@ def faults(results: Sequence[Result]) -> list[Row]:
 
 
 def _fired(fault: dict[str, int]) -> Cell:
-    fired, unreached = fault["fired"], fault["unreached"]
-    return Cell(f"{fired:,} ({unreached:,} unreached)", "warn") if unreached else Cell(f"{fired:,}")
+    missing = [f"{fault[what]:,} {what}" for what in ("unreached", "unseen") if fault[what]]
+    return Cell(f"{fault['fired']:,} ({', '.join(missing)})", "warn") if missing else Cell(f"{fault['fired']:,}")
 
 
 def judge(results: Sequence[Result]) -> tuple[Verdict, list[str]]:
@@ -132,8 +134,20 @@ def _why_naive_proves_nothing(naive: Result) -> list[str]:
 
 
 def _why_not_all_fired(result: Result) -> list[str]:
-    unreached = {name: fault["unreached"] for name, fault in result.faults().items()}
-    return [f"{result.variant}: {count} of {name} never struck" for name, count in unreached.items() if count]
+    reasons = []
+    for name, fault in result.faults().items():
+        if fault["unreached"]:
+            reasons.append(f"{result.variant}: {fault['unreached']} of {name} never struck")
+        if fault["unseen"]:
+            reasons.append(
+                f"{result.variant}: {fault['unseen']} of {name} struck, and no effect of it was seen from outside"
+            )
+    return reasons
+
+
+def concurrency(threads: int, prefetch: int) -> str:
+    """How many deliveries a consumer process may hold at once, in words."""
+    return f"{count_of(threads, 'thread')} and a prefetch of {prefetch:,} in each consumer process"
 
 
 def to_json(schedule: Schedule, schedule_file: str, results: Sequence[Result]) -> dict[str, Any]:
@@ -142,7 +156,9 @@ def to_json(schedule: Schedule, schedule_file: str, results: Sequence[Result]) -
     `lost_events` counts both hops; `deliveries` are counted by the wrapped source.
     """
     verdict, reasons = judge(results)
-    return document(schedule, schedule_file, verdict, reasons) | {"variants": [variant_json(result) for result in results]}
+    at_once = {"threads": results[0].threads, "prefetch": results[0].prefetch}
+    variants = [variant_json(result) for result in results]
+    return document(schedule, schedule_file, verdict, reasons) | at_once | {"variants": variants}
 
 
 def document(schedule: Schedule, schedule_file: str, verdict: str, reasons: list[str]) -> dict[str, Any]:

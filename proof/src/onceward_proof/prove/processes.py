@@ -35,6 +35,8 @@ class Subject:
     is_ablation: bool = False
     without: tuple[str, ...] = ()  # the layers that are removed
     window_seconds: float | None = None  # the scaled window of the provider's keys; None: the real one
+    threads: int = 1  # of each consumer process
+    prefetch: int = 0  # so many more deliveries wait in it
 
 
 class Processes:
@@ -100,6 +102,8 @@ class Processes:
             is_ablation=subject.is_ablation,
             without=subject.without,
             window_seconds=subject.window_seconds,
+            threads=subject.threads,
+            prefetch=subject.prefetch,
         )
 
     @asynccontextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from onceward.errors import OncewardError
-from onceward_proof.prove import checker
+from onceward_proof.prove import checker, witness
 from onceward_proof.prove.clusters import Clusters
 from onceward_proof.prove.control import Controller, Counts
 from onceward_proof.prove.moments import Moment
@@ -38,13 +38,17 @@ class Result:
     wall_seconds: float
     moments: dict[str, list[Moment]] = field(default_factory=dict)
     why_stalled: str = ""
+    threads: int = 1
+    prefetch: int = 0
 
     def faults(self) -> dict[str, dict[str, int]]:
-        """Per fault: how often it was planned, how often it fired, and how often it never came to that."""
-        fired = self.counts.fired
-        return {
-            name: {"planned": n, "fired": fired[name], "unreached": n - fired[name]} for name, n in self.planned.items()
-        }
+        """Per fault: how often it was planned, fired, struck without an effect that was seen, and never came to that."""
+        counts = self.counts
+        return {name: _fault(planned, counts.fired[name], counts.unseen[name]) for name, planned in self.planned.items()}
+
+
+def _fault(planned: int, fired: int, unseen: int) -> dict[str, int]:
+    return {"planned": planned, "fired": fired, "unseen": unseen, "unreached": planned - fired - unseen}
 
 
 Progress = Callable[[str, Controller], None]
@@ -60,7 +64,11 @@ def run_subject(
     started = time.monotonic()
     controller = Controller(schedule, PROCESS_COUNTS[subject.variant], clusters.servers())
     processes = Processes(clusters, controller, subject, schedule_file)
+    witness.install(processes.queue_database)
     finished = asyncio.run(_work(processes, lambda: progress(subject.name, controller)))
+    unseen = witness.unseen(controller.told.values(), witness.hear(processes.queue_database, processes.ledger))
+    controller.counts.fired -= unseen
+    controller.counts.unseen += unseen
     evidence = checker.gather({order.id: order.amount for order in schedule.orders}, processes.ledger, processes.database)
     return Result(
         variant=subject.name,
@@ -72,6 +80,8 @@ def run_subject(
         wall_seconds=time.monotonic() - started,
         moments=dict(controller.moments),
         why_stalled="" if finished else processes.why_not_quiet(),
+        threads=subject.threads,
+        prefetch=subject.prefetch,
     )
 
 

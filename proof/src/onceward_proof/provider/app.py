@@ -27,7 +27,7 @@ from onceward_proof.provider import admin, answers, endpoints
 from onceward_proof.provider.answers import Answer, Invalid
 from onceward_proof.provider.call import Call, Exchange, Gone
 from onceward_proof.provider.faults import Faults
-from onceward_proof.provider.hook import Hook, Hooks, Kind, Verdict
+from onceward_proof.provider.hook import EFFECT_ONLY, Hook, Hooks, Kind, Verdict
 from onceward_proof.provider.ledger import Ledger, Stored
 
 KEY_LENGTH_MAX: Final = 255
@@ -146,6 +146,8 @@ class Gateway:
             answer = charged or answers.server_error()
             if before.kind is Kind.ERROR_AFTER:
                 answer = replace(answers.server_error(), charge=answer.charge)
+            if before.kind in EFFECT_ONLY:
+                self.ledger.add_fault(before.kind.value, call)
             if call.idempotency_key is not None:
                 self.ledger.store(call, answer)
         return answer
@@ -153,9 +155,11 @@ class Gateway:
     async def _delay(self, verdict: Verdict, exchange: Exchange, call: Call) -> None:
         """Bring about what a verdict wants between the commit and the answer."""
         if verdict.kind in CUTS:
+            self.ledger.add_fault(verdict.kind.value, call)
             raise Gone
         if verdict.kind is Kind.SLOW_RESPONSE:
             await self._wait(verdict, call)
+            self.ledger.add_fault(verdict.kind.value, call)
         if verdict.kind is Kind.HOLD:
             async with self._held(call) as release:
                 await exchange.wait(release)

@@ -29,12 +29,14 @@ CREATE TABLE IF NOT EXISTS keys (
     created REAL NOT NULL, request_id TEXT NOT NULL, status INTEGER NOT NULL, body TEXT NOT NULL, charge TEXT,
     PRIMARY KEY (account, key)) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS keys_created ON keys (created);
+CREATE TABLE IF NOT EXISTS faults (position INTEGER PRIMARY KEY, kind TEXT NOT NULL, transfer_group TEXT) STRICT;
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value REAL NOT NULL) STRICT, WITHOUT ROWID;
 """
 FIND_KEY: Final = """SELECT endpoint, parameters, request_id, status, body, charge FROM keys
     WHERE account = :account AND key = :key AND created > :pruned"""
 STORE_KEY: Final = """INSERT OR REPLACE INTO keys
     VALUES (:account, :key, :endpoint, :parameters, :created, :request_id, :status, :body, :charge)"""
+ADD_FAULT: Final = "INSERT INTO faults (kind, transfer_group) VALUES (:kind, :transfer_group)"
 PRUNE_KEYS: Final = "DELETE FROM keys WHERE created <= :pruned"
 # The columns are named, so that a ledger from before, which has one more of them, still serves.
 ADD_CHARGE: Final = """INSERT INTO objects
@@ -136,6 +138,10 @@ class Ledger:
         first_used = {**call.fingerprint._asdict(), "request_id": call.request_id}
         stored = {"status": answer.status, "body": answer.body, "charge": answer.charge}
         self._connection.execute(STORE_KEY, {**key, **first_used, **stored})
+
+    def add_fault(self, kind: str, call: Call) -> None:
+        """Keep that this fault struck the call, in the caller's transaction if one is open."""
+        self._connection.execute(ADD_FAULT, {"kind": kind, "transfer_group": call.transfer_group})
 
     # Charges.
 

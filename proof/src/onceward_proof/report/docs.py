@@ -52,10 +52,12 @@ def _table(name: str, evidence: Path) -> str:
 
 def prove_table(document: Document) -> str:
     variants = document["variants"]
-    rows = [figure.row(v[figure.key] for v in variants) for figure in FIGURES if figure.key]
-    fired = [{name: fault["fired"] for name, fault in variant["faults"].items()} for variant in variants]
-    rows.append(row_of("SIGKILLs", *map(kills, fired)))
-    command = f"`onceward prove --orders {document['orders']} --seed {document['seed']}`: {document['verdict']}."
+    rows = [figure.row(v[figure.key] for v in variants) for figure in FIGURES if figure.key in variants[0]]
+    if "kills" not in variants[0]:  # evidence from before the JSON had them
+        fired = [{name: fault["fired"] for name, fault in variant["faults"].items()} for variant in variants]
+        rows.append(row_of("SIGKILLs", *map(kills, fired)))
+    at_once = "".join(f" --{name} {document[name]}" for name in ("threads", "prefetch") if name in document)
+    command = f"`onceward prove --orders {document['orders']} --seed {document['seed']}{at_once}`: {document['verdict']}."
     return _with_command(to_markdown(["", *(variant["name"] for variant in variants)], rows), command)
 
 

@@ -25,7 +25,7 @@ class Note(StrEnum):
     RECEIVED = "received"  # a delivery is in the worker's hands
     RELEASED = "released"  # a delivery is about to be given back to the queue
     EXTENDED = "extended"  # the first heartbeat of a delivery
-    IDLE = "idle"
+    HANDLED = "handled"  # a delivery has left the worker's hands, whatever became of it
     PLACED = "placed"  # an order is committed
     WANTED = "wanted"  # the producer asks for orders
     DONE = "done"  # the producer has placed all that it was given
@@ -69,6 +69,7 @@ class Report:
     role: Role | None = None
     slot: int = 0
     pid: int = 0
+    signal: int = 0  # what ended the process; 0: it ended by itself
     message_type: str = ""
     message_id: str = ""
     order: str = ""

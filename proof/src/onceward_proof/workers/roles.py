@@ -6,6 +6,7 @@ A role is the service's own code, with its edges watched; it ends only for a pro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
@@ -18,6 +19,7 @@ from onceward.relay_loop import relay
 from onceward.retry import Backoff
 from onceward_proof.ablation.layer_removal import report_handler
 from onceward_proof.prove.variants import MODULES
+from onceward_proof.workers.pool import ThreadSource, consume_in_threads
 from onceward_proof.workers.reports import Note, Report
 from onceward_proof.workers.setting import CONSUMED, Role
 from onceward_proof.workers.worker import Worker, profile
@@ -58,11 +60,19 @@ def _plain_producer(worker: Worker) -> None:
 
 
 def _plain_charge(worker: Worker) -> None:
-    _module(worker).consume_charges(worker.source("order.placed"), worker.connect(), worker.sink(), worker.card())
+    def consume(source: ThreadSource) -> None:
+        with worker.connect() as conn, closing(worker.sink()) as sink:
+            _module(worker).consume_charges(source, conn, sink, worker.card())
+
+    consume_in_threads(worker, CONSUMED["charge"], consume)
 
 
 def _plain_ledger(worker: Worker) -> None:
-    _module(worker).consume_bookings(worker.source("order.paid"), worker.connect())
+    def consume(source: ThreadSource) -> None:
+        with worker.connect() as conn:
+            _module(worker).consume_bookings(source, conn)
+
+    consume_in_threads(worker, CONSUMED["ledger"], consume)
 
 
 def _module(worker: Worker) -> ModuleType:
@@ -88,13 +98,14 @@ def _hardened_ledger(worker: Worker) -> None:
 
 
 def _consume(worker: Worker, role: Role, consumer: Consumer) -> None:
-    """Run the consumer on the role's queue, one delivery at a time: a kill hits one order."""
+    """Run the consumer on the role's queue."""
+    setting = worker.setting
     run(
         consumer,
-        source=lambda: worker.source(CONSUMED[role]),
-        database=worker.setting.database,
-        threads=1,
-        prefetch=0,
+        source=lambda: worker.loop_source(CONSUMED[role]),
+        database=setting.database,
+        threads=setting.threads,
+        prefetch=setting.prefetch,
         drain_seconds=1.0,
         listeners=[worker.watch],
     )

@@ -9,6 +9,7 @@ from typing import Final, Literal
 Role = Literal["producer", "charge", "ledger", "relay"]
 QUEUES: Final = {"order.placed": "charges", "order.paid": "bookings"}  # message type -> queue
 CONSUMED: Final[dict[Role, str]] = {"charge": "order.placed", "ledger": "order.paid"}  # consumer -> message type
+LEASE_SECONDS: Final = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,9 @@ class Setting:
     account: str = "sk_test_proof"
     queues: Mapping[str, str] = field(default_factory=lambda: QUEUES)
     visibility_seconds: int = 2  # pgmq counts whole seconds
-    lease_seconds: float = 1.5
+    lease_seconds: float = LEASE_SECONDS
+    threads: int = 1  # of each consumer process
+    prefetch: int = 0  # so many more deliveries wait in it
     is_demo: bool = False  # the card and every point of the library are reported too
     heartbeats: bool = True  # False: those to the queue are lost on the way
     lookup: bool = True  # False: the provider cannot be asked afterwards

@@ -81,11 +81,12 @@ class Supervisor:
 
     def _reap(self) -> None:
         while self._workers:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
+            pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
             self._workers.discard(pid)
-            self._report(Report(Note.EXITED, pid=pid))
+            ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+            self._report(Report(Note.EXITED, pid=pid, signal=ended_by))
 
     def _report(self, report: Report) -> None:
         self._line.sendall(report.encode())

@@ -19,21 +19,20 @@ from payments.card import Card
 
 
 class WatchedSource(pgmq.Source):
-    """A source whose deliveries are reported and whose acks pass a boundary, one by one."""
+    """A source whose deliveries are reported and whose acks pass a boundary, one by one.
+
+    It says what a consumer received, and not when the consumer is through with it: that is for `LoopSource` and
+    `pool.ThreadSource`.
+    """
 
     def __init__(self, queue: str, dsn: str, line: Line, *, visibility_seconds: int, heartbeats: bool) -> None:
         super().__init__(queue, dsn, visibility_seconds=visibility_seconds)
         self._line = line
         self._heartbeats = heartbeats
-        self._busy = False
         self._extended: set[str] = set()
 
     def receive(self, limit: int, wait_seconds: float) -> Received:
-        # A consumer that asks for more has finished what it had, even if its ack was lost.
-        if self._busy:
-            self._line.report(Report(Note.IDLE))
         received = super().receive(limit, wait_seconds)
-        self._busy = bool(received.deliveries)
         for delivery in received.deliveries:
             self._report(Note.RECEIVED, delivery)
         return received
@@ -62,12 +61,29 @@ class WatchedSource(pgmq.Source):
                 self._report(Note.EXTENDED, delivery)
         return super().extend(deliveries, seconds)
 
+    def handled(self, delivery: Delivery) -> None:
+        """The delivery has left the worker's hands, whatever became of it."""
+        self._report(Note.HANDLED, delivery)
+
     def _report(self, word: Word, delivery: Delivery) -> Answer:
         name = delivery.headers.get
         report = Report(
-            word, message_type=name("type", ""), message_id=name("id", ""), order=name("subject", ""), count=delivery.count
-        )
+            word, message_type=name("type", ""), message_id=name("id", ""), order=name("subject", ""), count=delivery.count,
+            delivery=delivery.id,
+        )  # fmt: skip
         return self._line.report(report)
+
+
+class LoopSource(WatchedSource):
+    """For the library's loop: what was settled, or could not be, is not in its hands any more."""
+
+    def settle(self, entries: Sequence[tuple[Delivery, Settlement]]) -> Sequence[Outcome]:
+        try:
+            return super().settle(entries)
+        finally:
+            # All of them: where the queue does not answer for one, the loop leaves the rest to redelivery, too.
+            for delivery, _ in entries:
+                self.handled(delivery)
 
 
 class WatchedSink(pgmq.Sink):
@@ -91,8 +107,11 @@ class WatchedSink(pgmq.Sink):
         ]
 
     def _confirmed(self, message: Message, error: BaseException | None) -> BaseException | None:
+        # What the queue refused has not passed: the fault that waits behind a publish waits for one that was stored.
+        if error is not None:
+            return error
         is_lost = self._report(Boundary.PUBLISH_AFTER, message) is Answer.LOSE
-        return TransportError("the confirmation was lost") if is_lost else error
+        return TransportError("the confirmation was lost") if is_lost else None
 
     def _report(self, word: Boundary, message: Message) -> Answer:
         report = Report(word, message_type=message.type, message_id=message.id, order=str(message.subject))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import psycopg
 import requests
@@ -19,9 +19,9 @@ from onceward.provider import ProviderProfile
 from onceward.statements import statements
 from onceward_proof.prove.variants import import_all
 from onceward_proof.workers.line import Line
-from onceward_proof.workers.reports import Point, Report
+from onceward_proof.workers.reports import Note, Point, Report
 from onceward_proof.workers.setting import Setting
-from onceward_proof.workers.watched import WatchedCard, WatchedSink, WatchedSource
+from onceward_proof.workers.watched import LoopSource, WatchedCard, WatchedSink, WatchedSource
 from payments.card import TIMEOUT_SECONDS, Card
 from payments.hardened import PROVIDER
 
@@ -29,6 +29,7 @@ POINTS: Final = {str(point): point for point in Point}
 # Of thousands of deliveries, only what the controller counts: each report is a system call of both ends.
 COUNTED: Final = frozenset({Point.CLAIMED, Point.TAKEN, Point.DUPLICATE, Point.PARKED, Point.IN_FLIGHT})
 FIELDS: Final = ("token", "reason", "delivery")
+SomeSource = TypeVar("SomeSource", bound=WatchedSource)
 
 
 class Worker:
@@ -44,8 +45,14 @@ class Worker:
         self.orders = orders
 
     def source(self, message_type: str) -> WatchedSource:
+        return self._source(WatchedSource, message_type)
+
+    def loop_source(self, message_type: str) -> LoopSource:
+        return self._source(LoopSource, message_type)
+
+    def _source(self, kind: type[SomeSource], message_type: str) -> SomeSource:
         setting = self.setting
-        return WatchedSource(
+        return kind(
             setting.queues[message_type], setting.queue_database, self.line,
             visibility_seconds=setting.visibility_seconds, heartbeats=setting.heartbeats,
         )  # fmt: skip
@@ -66,7 +73,10 @@ class Worker:
         point = POINTS.get(event.point)
         if point in COUNTED or (point is not None and self.setting.is_demo):
             fields = {name: event.fields[name] for name in FIELDS if name in event.fields}
-            self.line.report(Report(point, **fields))
+            self.line.report(Report(point, message_id=event.message_id, **fields))
+        # The source is told of every settlement but this one.
+        if event.point == "consumer.settling" and event.fields["action"] == "leave":
+            self.line.report(Report(Note.HANDLED, message_id=event.message_id))
 
 
 def make_card(

@@ -1,0 +1,55 @@
+"""What has struck, and the effect that it must be seen to have."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import psutil  # type: ignore[import-untyped]
+
+from onceward_proof.prove.faults import Answer, Boundary, Fault, Place
+
+
+@dataclass(slots=True)
+class Told:
+    """A fault that strikes by what a process is told to do at `place`, by an `Answer`."""
+
+    fault: Fault
+    place: Place
+    delivery: str = ""  # the queue's id of the delivery, where it is about one
+    passed_again_at: float = math.inf  # when (since the epoch) the same place was first passed, and nothing struck
+
+    def passed_again(self, at: float) -> None:
+        """Somebody passed the same place at this instant of the machine's monotonic clock, as a worker reported it."""
+        # Every process of a run is on one machine: both clocks are the same for all, and for the database.
+        self.passed_again_at = min(self.passed_again_at, at + time.time() - time.monotonic())
+
+
+@dataclass(frozen=True, slots=True)
+class Killing:
+    """A SIGKILL that was sent, and why; `place` None: at a random instant."""
+
+    fault: str
+    place: Place | None = None
+
+
+def to_the_dead(fault: Fault) -> Answer:
+    """What is answered where a kill strikes, or would have.
+
+    The one that asked is the target, and dead; or the provider, which must not answer a dead worker's call.
+    """
+    return Answer.CUT if fault.boundary is Boundary.RESPONSE else Answer.DROP
+
+
+def is_stopped(pid: int) -> bool:
+    """The process is in the state that SIGSTOP puts it into."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def runs(pid: int) -> bool:
+    """There is a process of this pid."""
+    return bool(psutil.pid_exists(pid))
