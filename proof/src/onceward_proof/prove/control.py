@@ -170,6 +170,9 @@ class Controller:
         name, outcome = (target.name, target.outcome) if target else ("?", None)
         self._add_moment(place.order, of_passage(self._seconds(), report, name, outcome))
         fault = None if place in self._passed else self._armed.get(place)
+        if fault is not None and isinstance(fault.action, Signal) and target is not None and self.is_spared(target):
+            # It passes unharmed, and the fault that waited here has missed its one chance.
+            fault = None
         if fault is not None and isinstance(fault.action, Signal) and not self._is_alive(target):
             # Another fault has killed its target: the next passage is the first that can be struck.
             fault = None
@@ -259,6 +262,7 @@ class Controller:
         await asyncio.sleep(entry.delay_ms / 1000)
         while True:
             alive = (w for w in self._workers.values() if w.writer and not w.frozen and not self._has_last_passage(w))
+            alive = (worker for worker in alive if not self.is_spared(worker))
             targets = sorted(alive, key=lambda worker: worker.name)
             if targets:
                 break
@@ -335,13 +339,17 @@ class Controller:
         self._add_moment(report.order, moment)
 
     def order_placed(self, producer: LiveWorker, order: str) -> None:
-        """The order is committed. This and the next three are hooks for the soak."""
+        """The order is committed. This and the next four are hooks for the soak."""
 
     def order_booked(self, order: str) -> None:
         """The order's last event was acknowledged for the first time."""
 
     def orders_wanted(self, producer: LiveWorker) -> None:
         """Of a schedule in a file, a producer knows its orders: it never asks."""
+
+    def is_spared(self, worker: LiveWorker) -> bool:  # noqa: ARG002 - none is
+        """No fault kills or freezes this worker."""
+        return False
 
     def producer_done(self, producer: LiveWorker) -> None:  # noqa: ARG002 - there is one
         """All orders are placed: the consumers start."""
