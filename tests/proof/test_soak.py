@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -10,8 +11,9 @@ import signal
 import subprocess
 import sys
 from argparse import ArgumentTypeError
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil  # type: ignore[import-untyped]
 import psycopg
@@ -21,8 +23,10 @@ from tests.proof.prove_run import ROOT, alive, family, prove, sabotaged, start
 from onceward.day_partitions import upkeep
 from onceward_proof.bundled import payments_folder
 from onceward_proof.commands.arguments import duration
-from onceward_proof.prove.faults import AIMED, Boundary, Place
+from onceward_proof.prove.control import LiveWorker
+from onceward_proof.prove.faults import AIMED, Boundary, Place, Signal
 from onceward_proof.prove.moments import Kind, Moment
+from onceward_proof.prove.schedule import Timed
 from onceward_proof.report.pages.soak import render
 from onceward_proof.soak.due_day import JUDGED_AFTER_SECONDS, DueDay, Kept
 from onceward_proof.soak.endless import BATCH, EndlessController, make_batch
@@ -39,6 +43,7 @@ from onceward_proof.soak.measure import (
     values_in_words,
 )
 from onceward_proof.soak.run import Soaked
+from onceward_proof.workers.reports import Report
 
 LEVEL = next(kind for kind in KINDS if kind.name == "nursery_bytes")
 
@@ -244,6 +249,48 @@ def test_the_page_says_held_of_the_soak_and_parked_of_an_order() -> None:
 
 def test_what_the_supervisor_is_stands_beside_its_name() -> None:
     assert LEVEL.title == "memory of the supervisor (starts the workers)"
+
+
+@pytest.fixture
+def victims() -> Iterator[tuple[EndlessController, LiveWorker, LiveWorker]]:
+    """A controller of two real processes: the first charge worker, which is spared, and the second."""
+    line = cast("asyncio.StreamWriter", object())
+    with subprocess.Popen(["sleep", "60"]) as first, subprocess.Popen(["sleep", "60"]) as second:
+        spared = LiveWorker(first.pid, "charge", 0, writer=line)
+        other = LiveWorker(second.pid, "charge", 1, writer=line)
+        controller = EndlessController(1, 10.0, {"charge": 2}, {})
+        controller._workers = {worker.pid: worker for worker in (spared, other)}
+        yield controller, spared, other
+        first.kill()
+        second.kill()
+
+
+def is_running(worker: LiveWorker) -> bool:
+    return bool(psutil.Process(worker.pid).status() != psutil.STATUS_ZOMBIE)
+
+
+def test_a_random_kill_never_strikes_a_spared_worker(
+    victims: tuple[EndlessController, LiveWorker, LiveWorker],
+) -> None:
+    controller, spared, other = victims
+    assert controller.spared == {"charge-0": spared.pid}
+    for slot in range(2):
+        asyncio.run(controller._kill_random(Timed("kill-random", 1, slot=slot, delay_ms=0.0)))
+    psutil.wait_procs([psutil.Process(other.pid)], timeout=5)
+    assert (is_running(spared), controller.counts.fired["kill-random"]) == (True, 2)
+
+
+def test_a_fault_that_would_kill_a_spared_worker_misses_and_the_passage_counts(
+    victims: tuple[EndlessController, LiveWorker, LiveWorker],
+) -> None:
+    controller, spared, _ = victims
+    controller.give(BATCH)
+    kills = [place for place, fault in controller._armed.items() if fault.action is Signal.KILL]
+    for place in kills:
+        passage = Report(place.boundary, message_type=place.message_type, order=place.order)
+        controller._pass_by(place, passage, spared, cast("asyncio.StreamWriter", object()))
+    assert kills
+    assert (is_running(spared), controller.counts.fired.total(), set(kills) <= controller._passed) == (True, 0, True)
 
 
 GOOD: dict[str, Any] = {"seed": 1, "asked_seconds": 60.0, "rate": 30.0, "finished": True, "seconds": 60.0}
