@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from tests.proof.prove_run import prove, start, write_schedule
@@ -16,8 +16,18 @@ from tests.support.browser import show_on_a_phone
 
 from onceward.errors import UsageError
 from onceward.statements import statements
+from onceward_proof.ablation.harms import HARMS, Harm
 from onceward_proof.ablation.layer_removal import LAYERS, STATEMENTS
-from onceward_proof.ablation.rows import BY_NAME, ROWS, Trial, choose_rows, make_ablation_schedule, trial_json
+from onceward_proof.ablation.rows import (
+    BY_NAME,
+    ROWS,
+    Trial,
+    ablation_summary,
+    ablation_table,
+    choose_rows,
+    make_ablation_schedule,
+    trial_json,
+)
 from onceward_proof.prove.control import Counts
 from onceward_proof.prove.moments import Kind, Moment
 from onceward_proof.prove.run import Result
@@ -29,36 +39,116 @@ from onceward_proof.report.pages.orders import outcomes
 SCHEDULE = make_ablation_schedule(make_orders(120, 1), 1, "pgmq")
 
 
-def a_trial(without: str, *, finished: bool = True, struck: bool = True, **harm: Any) -> Trial:
+PAID = 1_000
+# The sum that a harm of a row moves, as it does in a run: the good one has 1,000 of each.
+MOVED: dict[str, dict[str, int]] = {
+    "double_charged": {"charged": PAID + 500},
+    "lost_second_hop": {"booked": PAID - 500},
+    "doubled_writes": {"booked": PAID + 500},
+}
+
+
+def a_trial(
+    without: str,
+    *,
+    finished: bool = True,
+    struck: bool = True,
+    predicted: frozenset[str] = frozenset(),
+    charged: tuple[str, ...] = (),
+    money: dict[str, int] | None = None,
+    **harm: Any,
+) -> Trial:
+    """A row in which these orders came to harm, and the sums moved as they do with it, unless `money` says otherwise."""
     planned = SCHEDULE.planned()
     moments = {"O-0001": [Moment(1.0, Kind.FINISHED, "c", "order.placed"),
                           Moment(1.25, Kind.PUBLISHED, "relay-0", "order.paid")]}  # fmt: skip
+    moments |= {order: [Moment(1.0, Kind.CHARGED, "provider", "order.placed")] for order in charged}
+    sums = dict.fromkeys(("charged", "paid", "booked"), PAID)
+    for name in harm:
+        sums |= MOVED.get(name, {})
     result = Result(
-        variant=f"without-{without}", verdict=a_verdict(**harm), counts=Counts(fired=Counter(planned if struck else {})),
-        planned=planned, predicted_parked=frozenset(), finished=finished, wall_seconds=1.0, moments=moments,
+        variant=f"without-{without}", verdict=a_verdict(money=sums | (money or {}), **harm),
+        counts=Counts(fired=Counter(planned if struck else {})),
+        planned=planned, predicted_parked=predicted, finished=finished, wall_seconds=1.0, moments=moments,
     )  # fmt: skip
     return Trial(BY_NAME[without], result)
+
+
+SHOWING: dict[Harm, str] = {
+    "double_charged_orders": "double_charged", "lost_first_hop": "lost_first_hop", "lost_second_hop": "lost_second_hop",
+    "doubled_writes": "doubled_writes",
+}  # fmt: skip
+
+
+def as_expected(without: str, **changes: Any) -> Trial:
+    """A row that shows all that it must, and what `changes` adds."""
+    return a_trial(without, **{SHOWING[harm]: ("O-1",) for harm in BY_NAME[without].must_show} | changes)
 
 
 # ---- what is expected ------------------------------------------------------------------------------------------------
 
 
-def test_a_row_that_breaks_as_it_should_is_as_expected() -> None:
-    assert a_trial("fencing", doubled_writes=("O-1",)).problems() == []
-    assert a_trial("outbox", lost_first_hop=("O-1",)).problems() == []
-    assert a_trial("outbox", lost_second_hop=("O-1",)).problems() == []
+@pytest.mark.parametrize("without", BY_NAME)
+def test_a_row_that_shows_what_it_must_and_nothing_else_is_as_expected(without: str) -> None:
+    assert as_expected(without).problems() == []
 
 
-def test_a_row_that_should_break_and_holds_is_a_problem() -> None:
-    assert a_trial("fencing").problems() == ["without fencing: no doubled writes, but it should break"]
-    assert "no double charges" in a_trial("inbox-and-intent", doubled_writes=("O-1",)).problems()[0], "each that is named"
+@pytest.mark.parametrize(("without", "harm"), [(row.without, harm) for row in ROWS for harm in row.must_show], ids=str)
+def test_a_row_that_does_not_show_what_it_must_is_a_problem(without: str, harm: Harm) -> None:
+    shown: dict[str, Any] = {SHOWING[other]: ("O-1",) for other in BY_NAME[without].must_show if other != harm}
+    assert f"without {without}: no {HARMS[harm]}, but it should break" in a_trial(without, **shown).problems()
 
 
-@pytest.mark.parametrize("harm", ["double_charged", "lost_first_hop", "lost_second_hop", "doubled_writes", "phantom"])
-def test_a_row_that_should_hold_and_does_any_harm_is_a_problem(harm: str) -> None:
-    changed: dict[str, Any] = {harm: ("O-1",)}
-    assert a_trial("heartbeat").problems() == []
-    assert len(a_trial("heartbeat", **changed).problems()) == 1
+OTHER_HARMS: dict[str, Any] = {
+    "double_charged": ("O-9",), "phantom": ("ch_9",), "wrong_charge": ("O-9",), "lost_first_hop": ("O-9",),
+    "lost_second_hop": ("O-9",), "doubled_writes": ("O-9",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", OTHER_HARMS)
+@pytest.mark.parametrize("without", BY_NAME)
+def test_a_row_in_which_anything_else_breaks_is_not_as_expected(without: str, harm: str) -> None:
+    """Whatever the row's own harm is: with another beside it, the table would not say which layer holds what."""
+    if harm in {SHOWING[must] for must in BY_NAME[without].must_show}:
+        pytest.skip("this is what the row must show")
+    trial = as_expected(without, **{harm: OTHER_HARMS[harm]})
+    assert trial.problems()
+    assert trial_json(trial)["unexpected"]
+    assert not trial_json(trial)["ok"]
+
+
+@pytest.mark.parametrize("without", [row.without for row in ROWS if row.expected == "holds"])
+@pytest.mark.parametrize("sums", [{"charged": PAID - 1}, {"charged": PAID + 1}, {"booked": PAID - 1}, {"booked": PAID + 1}])
+def test_money_that_moves_without_a_harm_that_moves_it_is_not_as_expected(without: str, sums: dict[str, int]) -> None:
+    trial = as_expected(without, money=dict.fromkeys(("charged", "paid", "booked"), PAID) | sums)
+    assert trial.problems()
+
+
+@pytest.mark.parametrize("without", BY_NAME)
+def test_a_row_that_parked_one_order_too_many_is_not_as_expected(without: str) -> None:
+    """The predicted one is; the other is not, whatever the row may park for a reason of its own."""
+    parked: dict[str, Any] = {"parked": ("O-7", "O-8"), "predicted": frozenset({"O-7"})}
+    reasons = {"O-7": frozenset({"unknown"}), "O-8": frozenset({"poison"})}
+    trial = as_expected(without, park_reasons=reasons, **parked)
+    assert trial.problems()[-1].endswith("1 orders are parked that the schedule does not predict (O-8: poison)")
+    assert trial_json(trial)["unexpected"] == ["parked"]
+
+
+def test_a_row_may_park_for_its_own_reason_and_only_where_that_can_be() -> None:
+    unknown: dict[str, Any] = {"parked": ("O-8",), "park_reasons": {"O-8": frozenset({"unknown"})}}
+    assert as_expected("nothing-late", **unknown).problems() == []
+    assert as_expected("nothing-late", charged=("O-8",), **unknown).problems(), "the look-up would have found the charge"
+    assert as_expected("heartbeat", **unknown).problems()
+    both = {"O-1": frozenset({"two answers"})}
+    assert as_expected("intent", parked=("O-1",), park_reasons=both).problems() == []
+    assert as_expected("intent", parked=("O-5",), park_reasons={"O-5": both["O-1"]}).problems(), "it was charged once"
+    assert as_expected("fencing", parked=("O-1",), park_reasons=both).problems()
+
+
+def test_an_order_that_should_be_parked_and_is_not_is_a_problem_unless_its_retry_is_a_new_call() -> None:
+    missing: dict[str, Any] = {"predicted": frozenset({"O-7"})}
+    assert "should be parked and are not (O-7)" in as_expected("heartbeat", **missing).problems()[0]
+    assert as_expected("idempotency-key", **missing).problems() == []
 
 
 def test_a_row_whose_fault_never_struck_or_that_got_stuck_says_nothing() -> None:
@@ -80,6 +170,29 @@ def test_the_json_of_a_row() -> None:
     assert (found["double_charged_orders"], found["lost_events"], found["doubled_writes"]) == (2, 0, 0)
     assert (found["expected"], found["ok"], found["publish_wait_ms"]) == ("breaks", True, 250)
     assert found["why"]
+    assert (found["unexpected"], found["predicted_parked"]) == ([], 0)
+
+
+def test_every_harm_that_is_counted_is_in_the_json_and_has_a_name() -> None:
+    trial = a_trial("nothing")
+    assert set(trial.counted) == set(HARMS) == set(get_args(Harm))
+    assert {*HARMS, "lost_events", "parked", "park_reasons"} <= set(trial_json(trial))
+
+
+def test_the_terminal_shows_what_is_parked_beside_what_is_predicted() -> None:
+    trials = [as_expected("fencing", parked=("O-7",), predicted=frozenset({"O-7", "O-8"}))]
+    for wide in (True, False):
+        head, [row] = ablation_table([trial_json(trial) for trial in trials], wide=wide)
+        cells = dict(zip(head[1:], (cell.text for cell in row.cells), strict=True))
+        assert cells["parked (predicted)"] == "1 (2)"
+
+
+def test_a_green_verdict_says_why_its_rows_break() -> None:
+    good, bad = [as_expected("fencing"), as_expected("heartbeat")], [a_trial("fencing")]
+    assert ablation_summary(good) == (
+        "Each row shows what its missing layer prevents, and nothing else. Rows that should break: 1; that should hold: 1."
+    )
+    assert ablation_summary(bad).startswith("Not every row")
 
 
 # ---- the schedule ----------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from onceward_proof.explorer.passages import (
     RETIRED,
     RETIRED_TRANSACTIONAL,
     TRANSACTIONAL,
+    Bound,
     Passage,
     passage,
 )
@@ -193,7 +194,9 @@ def test_the_evidence_says_how_much_was_tried_and_within_which_bound(tmp_path: P
     assert document["states"] > 1000
     assert document["exhausted"] is True
     assert document["violations"] == []
-    assert document["bound"] == {"workers": 2, "messages": 2, "faults": 1, "redrives": 1, "lanes": 2}
+    bounds = [passage["bound"] for passage in document["passages"]]
+    assert bounds == [passage.bound._asdict() for passage in SMALL[3:5]]
+    assert document["bound"] == {name: min(bound[name] for bound in bounds) for name in Bound._fields}
     assert "exhaustive within these bounds; no violation" in lines[-2]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -10,19 +11,39 @@ import signal
 import subprocess
 import sys
 from argparse import ArgumentTypeError
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import psutil  # type: ignore[import-untyped]
+import psycopg
 import pytest
 from tests.proof.prove_run import ROOT, alive, family, prove, sabotaged, start
 
+from onceward.day_partitions import upkeep
+from onceward_proof.bundled import payments_folder
 from onceward_proof.commands.arguments import duration
-from onceward_proof.prove.faults import AIMED, Boundary, Place
+from onceward_proof.prove.control import LiveWorker
+from onceward_proof.prove.faults import AIMED, Boundary, Place, Signal
 from onceward_proof.prove.moments import Kind, Moment
+from onceward_proof.prove.schedule import Timed
 from onceward_proof.report.pages.soak import render
+from onceward_proof.soak.due_day import JUDGED_AFTER_SECONDS, DueDay, Kept
 from onceward_proof.soak.endless import BATCH, EndlessController, make_batch
-from onceward_proof.soak.measure import KINDS, SLOPE_BYTES_MIN, SLOPE_FACTOR_MAX, WAL_BYTES_MAX, Sample, judge, level, slope
+from onceward_proof.soak.measure import (
+    KINDS,
+    SLOPE_BYTES_MIN,
+    SLOPE_FACTOR_MAX,
+    WAL_BYTES_MAX,
+    Finding,
+    Sample,
+    judge,
+    level,
+    slope,
+    values_in_words,
+)
 from onceward_proof.soak.run import Soaked
+from onceward_proof.workers.reports import Report
 
 LEVEL = next(kind for kind in KINDS if kind.name == "nursery_bytes")
 
@@ -31,7 +52,7 @@ LEVEL = next(kind for kind in KINDS if kind.name == "nursery_bytes")
 
 
 def test_a_short_soak_holds_and_says_what_it_measured(tmp_path: Path) -> None:
-    proof = prove(tmp_path / "r.json", "--for", "20s", "--rate", "25", "--seed", "3", "--html", str(tmp_path / "r.html"))
+    proof = prove(tmp_path / "r.json", "--for", "35s", "--rate", "6", "--seed", "3", "--html", str(tmp_path / "r.html"))
     assert proof.code == 0, proof.out
     soak = proof.document["soak"]
     assert (soak["doubled"], soak["lost"]) == (0, 0)
@@ -42,10 +63,28 @@ def test_a_short_soak_holds_and_says_what_it_measured(tmp_path: Path) -> None:
     assert len(set(soak["money"].values())) == 1
     assert set(soak["samples"][0]) == {"seconds", "orders", *(kind.name for kind in KINDS)}
     assert not any(finding["drifts"] for finding in soak["drift"])
-    assert "HELD 0 doubled, 0 lost" in proof.out
+    assert all(finding["last"] <= finding["limit"] for finding in soak["drift"]), "what HELD means can be read off"
+    assert "HELD 0 doubled, 0 lost; nothing grew beyond its limit" in proof.out
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "<svg" in page
     assert "HELD" in page
+    assert_spared_workers_lived(soak)
+    assert_due_day_was_dropped_alone(soak)
+
+
+def assert_spared_workers_lived(soak: dict[str, Any]) -> None:
+    """One of each role, in one process from beginning to end, though hundreds of faults struck around them."""
+    assert {worker["name"] for worker in soak["spared_workers"]} == {"charge-0", "ledger-0", "relay-0"}
+    for worker in soak["spared_workers"]:
+        assert worker["lifetime_seconds"] > 0.8 * soak["seconds"]
+        assert min(worker["first_bytes"], worker["last_bytes"]) > 1_000_000
+
+
+def assert_due_day_was_dropped_alone(soak: dict[str, Any]) -> None:
+    assert soak["partitions_dropped"] == 2, "inbox and intents of the day that was due"
+    assert [each["consumer"] for each in soak["inbox_rows"]] == ["payments.charge", "ledger"]
+    for each in soak["inbox_rows"]:
+        assert each["rows"] == each["messages"] > 100, "no row of the days at hand went with it"
 
 
 def test_ctrl_c_ends_a_soak_with_its_report_and_leaves_nothing(tmp_path: Path) -> None:
@@ -210,6 +249,92 @@ def test_the_page_says_held_of_the_soak_and_parked_of_an_order() -> None:
 
 def test_what_the_supervisor_is_stands_beside_its_name() -> None:
     assert LEVEL.title == "memory of the supervisor (starts the workers)"
+
+
+@pytest.fixture
+def victims() -> Iterator[tuple[EndlessController, LiveWorker, LiveWorker]]:
+    """A controller of two real processes: the first charge worker, which is spared, and the second."""
+    line = cast("asyncio.StreamWriter", object())
+    with subprocess.Popen(["sleep", "60"]) as first, subprocess.Popen(["sleep", "60"]) as second:
+        spared = LiveWorker(first.pid, "charge", 0, writer=line)
+        other = LiveWorker(second.pid, "charge", 1, writer=line)
+        controller = EndlessController(1, 10.0, {"charge": 2}, {})
+        controller._workers = {worker.pid: worker for worker in (spared, other)}
+        yield controller, spared, other
+        first.kill()
+        second.kill()
+
+
+def is_running(worker: LiveWorker) -> bool:
+    return bool(psutil.Process(worker.pid).status() != psutil.STATUS_ZOMBIE)
+
+
+def test_a_random_kill_never_strikes_a_spared_worker(
+    victims: tuple[EndlessController, LiveWorker, LiveWorker],
+) -> None:
+    controller, spared, other = victims
+    assert controller.spared == {"charge-0": spared.pid}
+    for slot in range(2):
+        asyncio.run(controller._kill_random(Timed("kill-random", 1, slot=slot, delay_ms=0.0)))
+    psutil.wait_procs([psutil.Process(other.pid)], timeout=5)
+    assert (is_running(spared), controller.counts.fired["kill-random"]) == (True, 2)
+
+
+def test_a_fault_that_would_kill_a_spared_worker_misses_and_the_passage_counts(
+    victims: tuple[EndlessController, LiveWorker, LiveWorker],
+) -> None:
+    controller, spared, _ = victims
+    controller.give(BATCH)
+    kills = [place for place, fault in controller._armed.items() if fault.action is Signal.KILL]
+    for place in kills:
+        passage = Report(place.boundary, message_type=place.message_type, order=place.order)
+        controller._pass_by(place, passage, spared, cast("asyncio.StreamWriter", object()))
+    assert kills
+    assert (is_running(spared), controller.counts.fired.total(), set(kills) <= controller._passed) == (True, 0, True)
+
+
+GOOD: dict[str, Any] = {"seed": 1, "asked_seconds": 60.0, "rate": 30.0, "finished": True, "seconds": 60.0}
+
+
+def test_a_soak_that_kept_everything_has_no_reason_to_fail() -> None:
+    kept = [Kept("ledger", 7, 7)]
+    assert Soaked(**GOOD, kept=kept).why_failed() == []
+
+
+def test_a_row_of_the_days_at_hand_that_is_gone_fails_a_soak() -> None:
+    soaked = Soaked(**GOOD, kept=[Kept("payments.charge", 9, 9), Kept("ledger", 6, 7)])
+    assert soaked.why_failed() == ["ledger has 6 inbox rows for 7 messages of the days at hand"]
+    assert not soaked.to_json()["ok"]
+
+
+def test_a_day_that_is_due_and_stays_fails_a_soak_that_was_long_enough() -> None:
+    long = GOOD | {"seconds": JUDGED_AFTER_SECONDS + 1}
+    assert Soaked(**long).why_failed() == ["a day that was due was not dropped in 101 s of work"]
+    assert Soaked(**long, dropped_after_seconds=20.0, partitions_dropped=2).why_failed() == []
+
+
+def test_a_figure_beyond_its_limit_says_so_with_the_limit() -> None:
+    finding = level(LEVEL, [(float(second), (50.0 + second) * 1e6) for second in range(60)])
+    assert finding is not None
+    assert finding.limit is not None
+    assert finding.last > finding.limit
+    assert Soaked(**GOOD, findings=[finding]).why_failed()[0].endswith(f"(limit {finding.limit / 1e6:,.1f} MB)")
+
+
+def test_evidence_of_before_there_were_limits_is_still_shown() -> None:
+    old = Finding("nursery_bytes", per_order=False, first=1e6, last=2e6, drifts=False)
+    assert values_in_words(old) == "1.0 MB, then 2.0 MB"
+
+
+def test_the_due_day_is_made_and_its_rows_are_not_those_of_the_days_at_hand(dsn: str, db: psycopg.Connection[Any]) -> None:
+    db.execute((payments_folder() / "payments" / "schema.sql").read_bytes())
+    due = DueDay(dsn)
+    assert (due.dropped(), due.look(1.0)) == (0, False)
+    assert due.kept() == [Kept("payments.charge", 0, 0), Kept("ledger", 0, 0)]
+    assert len(upkeep(db).dropped) == 2
+    assert (due.look(2.0), due.look(3.0), due.dropped_after_seconds, due.dropped()) == (True, True, 2.0, 2)
+    db.execute("INSERT INTO orders (id, amount) VALUES ('O-1', 5)")
+    assert due.kept()[0] == Kept("payments.charge", 0, 1), "a message without its row is seen"
 
 
 def test_a_slope_is_bytes_per_order() -> None:

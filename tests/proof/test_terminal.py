@@ -26,17 +26,6 @@ LONG = "UPDATE inbox SET state = 'done' ... WHERE state = 'pending' AND token = 
 COMMANDS: tuple[str, ...] = ("", "prove", "demo", "dev", "provider", "bench", "bench local", "explore", "docs")
 COMMANDS += ("migrate", "upkeep", "queue", "queue create", "queue list", "run", "relay", "parked", "parked list")
 COMMANDS += ("parked show", "parked redrive", "parked settle", "parked discard", "parked decisions")
-    "upkeep",
-    "queue",
-    "queue create",
-    "queue list",
-    "run",
-    "relay",
-    "parked",
-    "parked list",
-    "parked show",
-)
-COMMANDS += ("parked redrive", "parked settle", "parked discard", "parked decisions")
 COMMANDS += ("outbox", "outbox list", "outbox show", "outbox retry", "outbox discard", "status")
 
 

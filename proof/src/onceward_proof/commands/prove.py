@@ -35,7 +35,7 @@ exit codes: 0 proven; 1 hardened broke; 2 usage or environment;
 naive did not break, or naive was left out: nothing was proven);
 130 interrupted.
 --ablate: 0 every row as expected, else 1.
---every-syscall: 0 held, 1 doubled or lost, 3 not every call was reached.
+--every-syscall: 0 held, 1 doubled or lost, 3 incomplete: a call was missed.
 --for: 0 held, 1 doubled, lost or grown, 3 nothing was killed.
 """
 
@@ -61,7 +61,8 @@ def add_commands(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--every-syscall", action="store_true",
-        help="one delivery and one relay pass, killed at each of its system calls (needs strace)",
+        help="the thread of one delivery, and of one relay pass, killed at each call by which it writes, sends, receives or"
+        " syncs (needs strace)",
     )  # fmt: skip
     parser.add_argument(
         "--for", type=duration, dest="soak_seconds", metavar="TIME", help="soak: orders and faults without end, for 30m"

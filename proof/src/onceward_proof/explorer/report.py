@@ -61,7 +61,7 @@ def _write(say: Say, file: Path | None, document: Any) -> None:
 
 
 def as_json(results: list[PassageResult], seconds: float, *, complete: bool) -> dict[str, Any]:
-    """The evidence, for programs. No passage goes as far as `bound`: it is the largest that any passage had, by name."""
+    """The evidence, for programs. Every passage goes at least as far as `bound`, and each as far as its own says."""
     bounds = [result.passage.bound for result in results]
     return {
         "states": sum(result.search.states for result in results),
@@ -72,7 +72,8 @@ def as_json(results: list[PassageResult], seconds: float, *, complete: bool) -> 
             for result in results
             if result.search.broken
         ],
-        "bound": {name: max((getattr(bound, name) for bound in bounds), default=0) for name in Bound._fields},
+        # The smallest of each: the largest would be a world that no passage has been to.
+        "bound": {name: min((getattr(bound, name) for bound in bounds), default=0) for name in Bound._fields},
         "assumed": list(ASSUMED),
         "passages": [
             {

@@ -27,6 +27,7 @@ class Evidence:
     placed: Mapping[str, tuple[int, str, str | None]]  # order id -> (amount, status, charge id) in the database
     balances: Mapping[str, int]  # order id -> balance in the database
     parked: frozenset[str]  # orders of parked messages, by name
+    park_reasons: Mapping[str, frozenset[str]] = field(default_factory=dict)  # of those orders, as the database has them
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Verdict:
     wrong_charge: tuple[str, ...]  # paid by a charge that the ledger does not have, or of another amount
     parked: tuple[str, ...]
     money: Mapping[str, int] = field(default_factory=dict)
+    park_reasons: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def lost(self) -> tuple[str, ...]:
@@ -66,8 +68,8 @@ def gather(ordered: Mapping[str, int], ledger: Path, database: str) -> Evidence:
             row[0]: (row[1], row[2], row[3]) for row in conn.execute("SELECT id, amount, status, charge_id FROM orders")
         }
         balances = {row[0]: row[1] for row in conn.execute("SELECT order_id, balance FROM accounts")}
-        parked = frozenset(_parked(conn))
-    return Evidence(ordered, tuple(_charges(ledger)), placed, balances, parked)
+        reasons = _park_reasons(conn)
+    return Evidence(ordered, tuple(_charges(ledger)), placed, balances, frozenset(reasons), reasons)
 
 
 def _charges(ledger: Path) -> Iterable[tuple[str, str, int]]:
@@ -81,12 +83,16 @@ def _charges(ledger: Path) -> Iterable[tuple[str, str, int]]:
             yield str(charge_id), str(order_id), int(amount)
 
 
-def _parked(conn: psycopg.Connection[Any]) -> Iterable[str]:
+def _park_reasons(conn: psycopg.Connection[Any]) -> dict[str, frozenset[str]]:
+    """Of each order that is parked, every reason for which one of its messages is."""
     # The variants without Onceward have no such table, and park nothing.
     row = conn.execute("SELECT to_regclass('onceward.parked') IS NOT NULL").fetchone()
-    if row and row[0]:
-        for (subject,) in conn.execute("SELECT headers->>'subject' FROM onceward.parked"):
-            yield str(subject)
+    if not row or not row[0]:
+        return {}
+    reasons: dict[str, frozenset[str]] = {}
+    for subject, reason in conn.execute("SELECT headers->>'subject', reason FROM onceward.parked"):
+        reasons[str(subject)] = reasons.get(str(subject), frozenset()) | {str(reason)}
+    return reasons
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -117,6 +123,7 @@ def judge(evidence: Evidence) -> Verdict:
             "paid": sum(amount for amount, status, _ in e.placed.values() if status == "paid"),
             "booked": sum(e.balances.values()),
         },
+        park_reasons=e.park_reasons,
     )
 
 

@@ -250,6 +250,9 @@ class Controller:
     def _answer(self, place: Place, report: Report, target: LiveWorker | None) -> Answer:
         """What the one that passes is to do; what strikes it has struck."""
         fault = self._fault_at(place)
+        if fault is not None and isinstance(fault.action, Signal) and target is not None and self.is_spared(target):
+            # It passes unharmed, and the fault that waited here has missed its one chance.
+            fault = None
         if fault is None:
             if place in self.told:
                 self.told[place].passed_again(report.at)
@@ -374,6 +377,7 @@ class Controller:
     def _targets(self, *, any_worker: bool) -> list[LiveWorker]:
         """Whom a random kill may strike, by name: what holds deliveries by its role must hold one."""
         alive = (w for w in self._workers.values() if w.writer and self._is_alive(w) and not w.frozen and not w.acking)
+        alive = (w for w in alive if not self.is_spared(w))
         targets = (w for w in alive if any_worker or w.role not in CONSUMED or w.hands.holds_unsettled)
         return sorted(targets, key=lambda worker: worker.name)
 
@@ -453,13 +457,17 @@ class Controller:
         self._add_moment(report.order, moment)
 
     def order_placed(self, producer: LiveWorker, order: str) -> None:
-        """The order is committed. This and the next three are hooks for the soak."""
+        """The order is committed. This and the next four are hooks for the soak."""
 
     def order_booked(self, order: str) -> None:
         """The order's last event was acknowledged for the first time."""
 
     def orders_wanted(self, producer: LiveWorker) -> None:
         """Of a schedule in a file, a producer knows its orders: it never asks."""
+
+    def is_spared(self, worker: LiveWorker) -> bool:  # noqa: ARG002 - none is
+        """No fault kills or freezes this worker."""
+        return False
 
     def producer_done(self, producer: LiveWorker) -> None:  # noqa: ARG002 - there is one
         """All orders are placed: the consumers start."""

@@ -85,18 +85,34 @@ def judge(results: Sequence[Result]) -> tuple[Verdict, list[str]]:
 
 
 def summary(verdict: Verdict, schedule: Schedule, results: Sequence[Result]) -> str:
-    """The verdict in a sentence; where it is not proven, the reasons follow."""
+    """The verdict in a sentence, which begins with what was counted; where it is not proven, the reasons follow.
+
+    A run under faults that were drawn at random is evidence of those faults, and of nothing else.
+    """
+    by_name = {result.variant: result for result in results}
+    hardened, naive = by_name.get("hardened"), by_name.get("naive")
+    under = _faults_in_words(hardened or next(iter(results), None), schedule)
     match verdict:
         case "inconclusive":
-            return "This run proves nothing, either way:"
+            return f"{under} struck. This run proves nothing, either way:"
         case "broken":
-            return "The hardened consumer broke its guarantee:"
+            return f"{under} struck. The hardened consumer broke its guarantee:"
         case "proven":
-            parked = next(len(result.verdict.parked) for result in results if result.variant == "hardened")
+            doubled, lost = (len(naive.verdict.double_charged), len(naive.verdict.lost)) if naive else (0, 0)
+            parked = len(hardened.verdict.parked) if hardened else 0
             waiting = f" Orders that wait for a decision, as the schedule predicts: {parked:,}." if parked else ""
-            begin = f"Under the same {sum(schedule.planned().values()):,} faults"
-            return f"{begin}, the naive service charged twice and lost orders; the hardened one did neither.{waiting}"
+            return (
+                f"No double charge, no lost event in {under}. Under the same schedule, the naive service charged "
+                f"{count_of(doubled, 'order')} twice and lost {count_of(lost, 'order')}.{waiting}"
+            )
     assert_never(verdict)
+
+
+def _faults_in_words(result: Result | None, schedule: Schedule) -> str:
+    """How many faults struck this variant, of how many kinds, and how many of them were SIGKILLs; without one, planned."""
+    fired = {name: fault["fired"] for name, fault in result.faults().items()} if result else schedule.planned()
+    kinds = sum(1 for count in fired.values() if count)
+    return f"{count_of(sum(fired.values()), 'fault')} of {count_of(kinds, 'kind')} ({count_of(kills(fired), 'SIGKILL')})"
 
 
 def why_broken(result: Result) -> list[str]:

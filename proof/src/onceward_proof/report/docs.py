@@ -87,9 +87,11 @@ def syscalls_table(document: Document) -> str:
         for shape, each in document["ambiguous"].items()
         for cut, d in each.items()
     ]
-    table = to_markdown(["process", "system calls", "SIGKILLs", "doubled", "lost"], swept)
+    table = to_markdown(["one thread of", "system calls", "SIGKILLs", "doubled", "lost"], swept)
     table += "\n" + to_markdown(["connection cut", "committed", "the redelivery was", "doubled", "lost"], cuts)
-    return _with_command(table, f"`onceward prove --every-syscall`: {'held' if document['ok'] else 'broken'}.")
+    return _with_command(
+        table, f"`onceward prove --every-syscall`: {document.get('verdict', 'held' if document['ok'] else 'broken')}."
+    )
 
 
 def soak_table(document: Document) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from onceward_proof.ablation.rows import Trial, ablation_table, trial_json, why_not_as_expected
+from onceward_proof.ablation.rows import Trial, ablation_summary, ablation_table, trial_json, why_not_as_expected
 from onceward_proof.prove.control import Controller, Counts
 from onceward_proof.prove.faults import kills
 from onceward_proof.prove.options import ProveOptions
@@ -89,9 +89,8 @@ def print_ablation(console: Console, trials: Sequence[Trial]) -> None:
     head, rows = ablation_table([trial_json(trial) for trial in trials], wide=console.width >= WIDE)
     console.print(to_terminal("Hardened, less one layer", head, rows))
     problems = why_not_as_expected(trials)
-    breaks = sum(trial.row.expected == "breaks" for trial in trials)
     word, style = ("NOT AS EXPECTED", "red") if problems else ("AS EXPECTED", "green")
-    print_verdict(console, word, style, f"rows that break: {breaks}; that hold: {len(trials) - breaks}.", problems)
+    print_verdict(console, word, style, ablation_summary(trials), problems)
 
 
 def print_plan(console: Console, schedule: Schedule, path: str) -> None:

@@ -3,5 +3,6 @@
 run.py       the command, its rolling evidence and its verdict
 endless.py   the schedule that goes on
 watch.py     the checker, while it runs
+due_day.py   a day that the consumers' upkeep must drop meanwhile
 measure.py   memory, connections, tables, WAL; and whether any of it grows without bound
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final
 
@@ -29,10 +29,28 @@ FIGURES: Final[tuple[Figure[Soak], ...]] = (
     Figure("lost", itemgetter("lost"), is_harm=True),
     Figure("parked, as predicted", lambda soak: f"{soak['parked']:,} of {soak['predicted_parked']:,}"),
 )
+# What evidence of an earlier version does not have.
+NEWER: Final[tuple[Figure[Soak], ...]] = (
+    Figure("partitions of a day that was due, dropped", itemgetter("partitions_dropped")),
+    Figure("inbox rows of the days at hand", lambda soak: _rows_kept(soak["inbox_rows"])),
+    Figure("workers that no fault strikes", lambda soak: _lives(soak["spared_workers"])),
+)
+
+
+def _rows_kept(inbox_rows: Sequence[Mapping[str, Any]]) -> str:
+    return f"{sum(each['rows'] for each in inbox_rows):,} of {sum(each['messages'] for each in inbox_rows):,}"
+
+
+def _lives(spared: Sequence[Mapping[str, Any]]) -> str:
+    """How many there are, and how long the shortest-lived of them was watched."""
+    if not spared:
+        return "none was seen"
+    return f"{len(spared)}, each for {min(each['lifetime_seconds'] for each in spared):,.0f} s or more"
 
 
 def figure_rows(soak: Soak) -> list[Row]:
-    return [figure.row([figure.read(soak)]) for figure in FIGURES]
+    figures = [*FIGURES, *(NEWER if "spared_workers" in soak else ())]
+    return [figure.row([figure.read(soak)]) for figure in figures]
 
 
 def finding_rows(soak: Soak) -> list[Row]:

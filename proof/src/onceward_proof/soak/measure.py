@@ -7,11 +7,11 @@ duplicate can come back to it): there, growth per order is judged. Everything el
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import psutil  # type: ignore[import-untyped]
 import psycopg
@@ -61,7 +61,8 @@ class Kind:
 
 KINDS: Final = (
     Kind("nursery_bytes", "memory of the supervisor (starts the workers)", 10 * MEGABYTE),
-    Kind("worker_bytes", "memory of a worker, on average", 15 * MEGABYTE),
+    Kind("spared_bytes", "memory of a spared worker, on average", 15 * MEGABYTE),
+    Kind("worker_bytes", "memory of any worker, on average", 15 * MEGABYTE),
     Kind("provider_bytes", "memory of the provider", 20 * MEGABYTE),
     Kind("connections", "connections to both servers", 12, unit=""),
     Kind("waiting_bytes", "outbox and queues on disk", 40 * MEGABYTE, share=1.0),
@@ -82,6 +83,24 @@ class Sample:
         return {"seconds": round(self.seconds, 1), "orders": self.orders, **self.values}
 
 
+@dataclass(frozen=True, slots=True)
+class SparedWorker:
+    """One worker that no fault strikes: its process, from the first look at it to the last."""
+
+    name: str
+    pid: int
+    first_seen: float
+    last_seen: float
+    first_bytes: int
+    last_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name, "lifetime_seconds": round(self.last_seen - self.first_seen, 1),
+            "first_bytes": self.first_bytes, "last_bytes": self.last_bytes,
+        }  # fmt: skip
+
+
 class Meter:
     """Measures a running soak. One thread."""
 
@@ -90,13 +109,17 @@ class Meter:
         self._supervisor = supervisor
         self._provider = provider
         self._started = time.monotonic()
+        self.spared: dict[str, SparedWorker] = {}
 
-    def measure(self, orders: int, workers: Iterable[int]) -> Sample | None:
-        """One sample; None while a server is down."""
-        memory = [resident for resident in map(_memory, workers) if resident]
-        values = {
+    def measure(self, orders: int, workers: Iterable[int], spared: Mapping[str, int]) -> Sample | None:
+        """One sample; None while a server is down. `spared`: name and pid of the workers that no fault strikes."""
+        seconds = time.monotonic() - self._started
+        for name, pid in spared.items():
+            self._note_spared(name, pid, seconds)
+        values: dict[str, float] = {
             "nursery_bytes": _memory(self._supervisor),
-            "worker_bytes": round(sum(memory) / len(memory)) if memory else 0,
+            "spared_bytes": _average(spared.values()),
+            "worker_bytes": _average(workers),
             "provider_bytes": _memory(self._provider),
         }
         try:
@@ -106,7 +129,24 @@ class Meter:
                         values[name] = values.get(name, 0) + int(value)
         except psycopg.Error:
             return None
-        return Sample(time.monotonic() - self._started, orders, dict(values))
+        return Sample(seconds, orders, values)
+
+    def _note_spared(self, name: str, pid: int, seconds: float) -> None:
+        """Its memory now, beside that at the first look; a process that has ended by itself begins again."""
+        memory = _memory(pid)
+        if not memory:
+            return
+        known = self.spared.get(name)
+        if known is None or known.pid != pid:
+            self.spared[name] = SparedWorker(name, pid, seconds, seconds, memory, memory)
+        else:
+            self.spared[name] = replace(known, last_seen=seconds, last_bytes=memory)
+
+
+def _average(pids: Iterable[int]) -> int:
+    """Resident bytes of a process, over those that are there; 0 when none is."""
+    memory = [resident for resident in map(_memory, pids) if resident]
+    return round(sum(memory) / len(memory)) if memory else 0
 
 
 def _memory(pid: int) -> int:
@@ -136,13 +176,17 @@ _QUEUE: Final = _SIZES.format(tables="false", waiting="n.nspname = 'pgmq'").enco
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The judgement of one kind: first and last level (or bytes per order), and whether it drifts."""
+    """The judgement of one kind: first and last level (or bytes per order), and whether it drifts.
+
+    `limit`: what the last one may come to; None in evidence of before it was kept.
+    """
 
     name: str  # of the kind
     per_order: bool
     first: float
     last: float
     drifts: bool
+    limit: float | None = None
 
     @property
     def kind(self) -> Kind:
@@ -160,7 +204,7 @@ def _judge(kind: Kind, samples: Sequence[Sample]) -> Finding | None:
     if kind.per_order:
         return _slopes(kind, [(sample.orders, value) for sample, value in zip(samples, values, strict=True)])
     if kind.name == "wal_bytes":
-        return _finding(kind, values[0], max(values), drifts=max(values) > WAL_BYTES_MAX) if values else None
+        return _finding(kind, values[0], max(values), WAL_BYTES_MAX, rises=True) if values else None
     return level(kind, [(sample.seconds, value) for sample, value in zip(samples, values, strict=True)])
 
 
@@ -179,9 +223,8 @@ def level(kind: Kind, points: Sequence[tuple[float, float]]) -> Finding | None:
     third = len(values) // 3
     levels = [median(values[:third]), median(values[third : 2 * third]), median(values[2 * third :])]
     rises = all(after > before for before, after in pairwise(levels))
-    growth = levels[2] - levels[0]
-    drifts = rises and growth > max(kind.allowed, kind.share * levels[0])
-    return _finding(kind, levels[0], levels[2], drifts=drifts)
+    limit = levels[0] + max(kind.allowed, kind.share * levels[0])
+    return _finding(kind, levels[0], levels[2], limit, rises=rises)
 
 
 def _slopes(kind: Kind, points: Sequence[tuple[float, float]]) -> Finding | None:
@@ -193,11 +236,12 @@ def _slopes(kind: Kind, points: Sequence[tuple[float, float]]) -> Finding | None
         return None
     half = len(points) // 2
     first, last = slope(points[:half]), slope(points[half:])
-    return _finding(kind, first, last, drifts=last > SLOPE_FACTOR_MAX * max(first, 0) + SLOPE_BYTES_MIN)
+    return _finding(kind, first, last, SLOPE_FACTOR_MAX * max(first, 0) + SLOPE_BYTES_MIN, rises=True)
 
 
-def _finding(kind: Kind, first: float, last: float, *, drifts: bool) -> Finding:
-    return Finding(kind.name, kind.per_order, round(first, 1), round(last, 1), drifts)
+def _finding(kind: Kind, first: float, last: float, limit: float, *, rises: bool) -> Finding:
+    """It drifts where it rises beyond its limit. `rises`: each third of a level lies above the one before."""
+    return Finding(kind.name, kind.per_order, round(first, 1), round(last, 1), rises and last > limit, round(limit, 1))
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
@@ -209,7 +253,9 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
 
 
 def values_in_words(finding: Finding) -> str:
-    if finding.kind.per_order:
-        return f"{finding.first:,.0f} bytes per order, then {finding.last:,.0f}"
-    show = finding.kind.show
-    return f"{show(finding.first)}, {'at most' if finding.kind.name == 'wal_bytes' else 'then'} {show(finding.last)}"
+    """First and last, and what the last may come to."""
+    kind, limit = finding.kind, finding.limit
+    show = (lambda value: f"{value:,.0f}") if kind.per_order else kind.show
+    first = show(finding.first) + (" bytes per order" if kind.per_order else "")
+    values = f"{first}, {'at most' if kind.name == 'wal_bytes' else 'then'} {show(finding.last)}"
+    return values if limit is None else f"{values} (limit {show(limit)})"

@@ -1,7 +1,9 @@
 """`onceward prove --for 30m`: hardened under a schedule without end, with rolling evidence.
 
-It fails on any order that is doubled or lost, on any that is held without having been predicted, and on memory,
-connections, tables or WAL that grow without bound. Ctrl-C ends it early, with its report; a second one, without.
+It fails on any order that is doubled or lost, on any that is parked without having been predicted, on a day that is due
+and not dropped, or takes other rows with it, and on memory, connections, tables or WAL that grow without bound. A few
+workers are spared, so that memory is watched in processes that live on. Ctrl-C ends it early, with its report; a second
+one, without.
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ from onceward_proof.report.lines import print_beside, print_verdict, some_of
 from onceward_proof.report.tables import to_terminal
 from onceward_proof.report.terminal import write_files
 from onceward_proof.soak import measure
+from onceward_proof.soak.due_day import JUDGED_AFTER_SECONDS, DueDay, Kept
 from onceward_proof.soak.endless import EndlessController
 from onceward_proof.soak.figures import figure_rows, finding_rows
 from onceward_proof.soak.watch import OLD_SECONDS, Look, look
 
 EVIDENCE_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 10.0
+DUE_DAY_SECONDS: Final = 1.0
 # A look reads everything, and there is more and more of it: the next one waits for so many times its own time.
 LOOK_SHARE: Final = 20
 SAMPLES: Final = 600  # at most, in a soak of the length that was asked for
@@ -63,6 +67,10 @@ class Soaked:
     planned: dict[str, int] = field(default_factory=dict)
     samples: list[measure.Sample] = field(default_factory=list)
     findings: list[measure.Finding] = field(default_factory=list)
+    spared: list[measure.SparedWorker] = field(default_factory=list)
+    partitions_dropped: int = 0
+    dropped_after_seconds: float | None = None
+    kept: list[Kept] = field(default_factory=list)  # empty: not every message was taken, so nothing can be said
 
     def why_failed(self) -> list[str]:
         """Every reason, in a sentence; none when it held."""
@@ -78,6 +86,13 @@ class Soaked:
             reasons.append(f"the sums differ: {dict(self.verdict.money)}")
         if not self.finished:
             reasons.append(f"no progress for {STALLED_SECONDS:.0f} s at the end")
+        reasons += [
+            f"{each.consumer} has {each.rows:,} inbox rows for {each.messages:,} messages of the days at hand"
+            for each in self.kept
+            if each.rows != each.messages
+        ]
+        if self.dropped_after_seconds is None and self.seconds > JUDGED_AFTER_SECONDS:
+            reasons.append(f"a day that was due was not dropped in {self.seconds:.0f} s of work")
         reasons += [f"grows without bound: {f.kind.title}: {measure.values_in_words(f)}" for f in self.findings if f.drifts]
         return reasons
 
@@ -97,6 +112,9 @@ class Soaked:
                 "faults": {name: {"planned": self.planned.get(name, 0), "fired": fired}
                            for name, fired in sorted(self.counts.fired.items())},
                 "money": dict(verdict.money),
+                "partitions_dropped": self.partitions_dropped, "dropped_after_seconds": self.dropped_after_seconds,
+                "inbox_rows": [each._asdict() for each in self.kept],
+                "spared_workers": [worker.to_json() for worker in self.spared],
                 "drift": [asdict(finding) for finding in self.findings],
                 "samples": [sample.to_json() for sample in self.samples],
             },
@@ -131,6 +149,8 @@ class _Soak:
         self._soaked = Soaked(seed, seconds, rate)
         self._controller = EndlessController(seed, rate, PROCESS_COUNTS["hardened"], clusters.servers())
         self._processes = Processes(clusters, self._controller, Subject(name="hardened", variant="hardened"))
+        self._due_day = DueDay(self._processes.database)
+        self._meter: measure.Meter | None = None
         self._stop = asyncio.Event()
         self._missing: frozenset[str] = frozenset()
         self._look: Look | None = None
@@ -158,7 +178,10 @@ class _Soak:
         """Orders for as long as was asked for, then until every worker is quiet."""
         controller, started = self._controller, time.monotonic()
         controller.start_roles("charge", "ledger")
-        clocks = [asyncio.create_task(clock) for clock in (self._print_evidence(), self._measure(), self._keep_looking())]
+        clocks = [
+            asyncio.create_task(clock)
+            for clock in (self._print_evidence(), self._measure(), self._keep_looking(), self._watch_due_day(started))
+        ]
         stopped = asyncio.create_task(self._stop.wait())
         ended, _ = await asyncio.wait(
             {stopped, *clocks}, timeout=self._soaked.asked_seconds, return_when=asyncio.FIRST_COMPLETED
@@ -202,13 +225,21 @@ class _Soak:
         )
 
     async def _measure(self) -> None:
-        meter = measure.Meter(self._processes.database, self._processes.queue_database, *self._processes.pids)
+        meter = self._meter = measure.Meter(self._processes.database, self._processes.queue_database, *self._processes.pids)
         pause = max(SAMPLE_SECONDS_MIN, self._soaked.asked_seconds / SAMPLES)
         while True:
             await asyncio.sleep(pause)
-            sample = meter.measure(len(self._controller.ordered), self._controller.workers)
+            sample = meter.measure(len(self._controller.ordered), self._controller.workers, self._controller.spared)
             if sample is not None:
                 self._soaked.samples.append(sample)
+
+    async def _watch_due_day(self, started: float) -> None:
+        """Until the day is gone, and then until the soak ends: a clock that ends has failed."""
+        while True:
+            await asyncio.sleep(DUE_DAY_SECONDS)
+            with suppress(psycopg.Error):
+                if await asyncio.to_thread(self._due_day.look, time.monotonic() - started):
+                    await self._stop.wait()
 
     async def _keep_looking(self) -> None:
         pause = LOOK_SECONDS
@@ -242,6 +273,10 @@ class _Soak:
         soaked.doubled |= {*verdict.double_charged, *verdict.doubled_writes, *verdict.phantom}
         soaked.lost |= {*verdict.lost, *verdict.wrong_charge}
         soaked.findings = measure.judge(soaked.samples)
+        soaked.spared = sorted(self._meter.spared.values(), key=lambda worker: worker.name) if self._meter else []
+        soaked.partitions_dropped = self._due_day.dropped()
+        soaked.dropped_after_seconds = self._due_day.dropped_after_seconds
+        soaked.kept = self._due_day.kept() if soaked.finished else []
 
 
 def _print(console: Console, soaked: Soaked) -> None:
@@ -249,4 +284,5 @@ def _print(console: Console, soaked: Soaked) -> None:
     console.print(to_terminal("", ["", f"{soaked.seconds:,.0f} s"], [*figure_rows(soak), *finding_rows(soak)]))
     word, style = ("BROKEN", "red") if reasons else ("HELD", "green")
     early = "; ended early" if soaked.interrupted else ""
-    print_verdict(console, word, style, f"{soak['doubled']} doubled, {soak['lost']} lost{early}", reasons)
+    levels = "" if reasons else "; nothing grew beyond its limit"
+    print_verdict(console, word, style, f"{soak['doubled']} doubled, {soak['lost']} lost{levels}{early}", reasons)

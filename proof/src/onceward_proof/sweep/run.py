@@ -1,7 +1,8 @@
 """`onceward prove --every-syscall`: one delivery and one relay pass, killed at the 1st, 2nd, ... n-th system call.
 
-Random kills test the instants that they happen to hit. Here every instant is hit at which the process had acted on the
-outside, or was about to: before each call that sends, stores or receives. The server's state changes at no other.
+Random kills test the instants that they happen to hit. Here every instant is hit at which the thread that does the work had
+acted on the outside, or was about to: before each call that writes, sends, receives or syncs. The server's state changes at
+no other. Of the other threads (heartbeat, nudge) nothing is counted: they decide nothing.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ from onceward_proof.report.lines import count_of, print_beside, print_verdict
 from onceward_proof.report.terminal import write_files
 from onceward_proof.sweep.ambiguous import AmbiguousCommit, ambiguous_commits
 from onceward_proof.sweep.payments_at_rest import Payments, deliver_one, start_payments
-from onceward_proof.sweep.trace import Gate, TracedRun, check_strace, killed_at, run_child
+from onceward_proof.sweep.trace import CALLS_IN_WORDS, Gate, TracedRun, check_strace, killed_at, run_child
 from onceward_proof.workers.setting import Role
 
 CALLS_MAX: Final = 2000
-TRIES_MAX: Final = 6  # at one call: a run may make one or two fewer than another
+TRIES_MAX: Final = 20  # at one call: a run may make one or two fewer than another
 Subject = Literal["consumer", "ledger", "relay"]
+Verdict = Literal["held", "broken", "incomplete"]
+# The word that everybody reads, the exit code and the JSON come from one verdict.
+EXIT_CODES: Final[dict[Verdict, int]] = {"held": 0, "broken": 1, "incomplete": 3}
+COLOURS: Final[dict[Verdict, str]] = {"held": "green", "broken": "red", "incomplete": "yellow"}
 ROLES: Final[dict[Subject, Role]] = {"consumer": "charge", "ledger": "ledger", "relay": "relay"}
 SUBJECTS: Final[dict[Subject, str]] = {
     "consumer": "one delivery of the charge consumer: receive, claim, intent, charge, record, finish, ack",
@@ -76,8 +81,19 @@ class Sweep:
     ambiguous: list[AmbiguousCommit]
 
     @property
+    def verdict(self) -> Verdict:
+        """Harm is a fact, however much was tried; that nothing came to harm says something only of the calls reached."""
+        if not all(each.ok for each in self.swept) or not all(commit.ok for commit in self.ambiguous):
+            return "broken"
+        return "incomplete" if self.unreached else "held"
+
+    @property
     def ok(self) -> bool:
-        return all(each.ok for each in self.swept) and all(commit.ok for commit in self.ambiguous)
+        return self.verdict == "held"
+
+    @property
+    def unreached(self) -> int:
+        return sum(each.unreached for each in self.swept)
 
     def to_json(self) -> dict[str, Any]:
         shapes: dict[str, dict[str, Any]] = {}
@@ -86,16 +102,19 @@ class Sweep:
         return {
             "syscalls": {each.subject: each.to_json() for each in self.swept},
             "ambiguous": shapes,
+            "unreached": self.unreached,
+            "verdict": self.verdict,
             "ok": self.ok,
         }
 
 
 def prove_syscalls(options: ProveOptions) -> int:
-    """Run it; returns 0 nothing doubled or lost, 1 something was, 3 not every call was reached. Raises `NoTrace`."""
+    """Run it; returns 0 held, 1 doubled or lost, 3 incomplete: not every call was reached. Raises `NoTrace`."""
     console = Console()
     for name in ("onceward", "psycopg.pool"):
         logging.getLogger(name).setLevel(logging.ERROR)
     strace = check_strace()
+    console.print(f"killed before each call that {CALLS_IN_WORDS}, of the one thread that does the work:", highlight=False)
     with start_payments() as payments:
         sweeper = _Sweeper(payments, strace)
         swept: list[SubjectSweep] = []
@@ -104,11 +123,9 @@ def prove_syscalls(options: ProveOptions) -> int:
             swept.append(sweeper.sweep(subject))
         sweeper.judge(swept)
         sweep = Sweep(swept, ambiguous_commits(payments))
-    _print(console, sweep)
+    print_sweep(console, sweep)
     write_files(options, console, sweep.to_json())
-    if not sweep.ok:
-        return 1
-    return 3 if any(each.unreached for each in sweep.swept) else 0
+    return EXIT_CODES[sweep.verdict]
 
 
 class _Sweeper:
@@ -217,13 +234,15 @@ class _Sweeper:
             raise ProofError(f"the checker is not content, and names no order: {verdict}")
 
 
-def _print(console: Console, sweep: Sweep) -> None:
-    table = Table(title="Killed at every system call", title_justify="left")
-    for name in ("", "calls", "SIGKILLs", "doubled", "lost", "sent twice under one id"):
+def print_sweep(console: Console, sweep: Sweep) -> None:
+    """Two tables, and the verdict with each harm below it."""
+    table = Table(title=f"One thread, killed at each call that {CALLS_IN_WORDS}", title_justify="left")
+    for name in ("", "calls", "SIGKILLs", "unreached", "doubled", "lost", "sent twice under one id"):
         table.add_column(name, justify="left" if not name else "right")
     for each in sweep.swept:
         harm = [Text(str(len(names)), style="bold red" if names else "bold green") for names in (each.doubled, each.lost)]
-        table.add_row(each.subject, str(each.calls), str(len(each.kills)), *harm, str(each.sent_again))
+        unreached = Text(str(each.unreached), style="yellow" if each.unreached else "")
+        table.add_row(each.subject, str(each.calls), str(len(each.kills)), unreached, *harm, str(each.sent_again))
     console.print(table)
     cuts = Table(title="The connection cut at COMMIT", title_justify="left")
     for name in ("", "the server", "settled", "redelivery", "doubled", "lost"):
@@ -233,13 +252,13 @@ def _print(console: Console, sweep: Sweep) -> None:
         counts = (str(commit.doubled), str(commit.lost))
         cuts.add_row(commit.shape, server, commit.settlement, commit.redelivery, *counts)
     console.print(cuts)
-    for each in sweep.swept:
-        if each.unreached:
-            console.print(f"{each.subject}: {each.unreached} calls were not reached: run it again", highlight=False)
-    kills = sum(len(each.kills) for each in sweep.swept)
-    word, style = ("HELD", "green") if sweep.ok else ("BROKEN", "red")
-    summary = f"{count_of(kills, 'kill')}, each at a call of its own; {count_of(len(sweep.ambiguous), 'ambiguous commit')}."
-    print_verdict(console, word, style, summary)
+    by_kind = Counter(run.calls[-1] for each in sweep.swept for run in each.kills.values())
+    kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(by_kind.items()))
+    commits = count_of(len(sweep.ambiguous), "ambiguous commit")
+    summary = f"{count_of(by_kind.total(), 'kill')}, each at a call of its own ({kinds}); {commits}."
+    if sweep.verdict == "incomplete":
+        summary += f" {count_of(sweep.unreached, 'call')} could not be reached again: run it again."
+    print_verdict(console, sweep.verdict.upper(), COLOURS[sweep.verdict], summary)
     for each in sweep.swept:
         for harm_name, names in (("doubled", each.doubled), ("lost", each.lost)):
             for order in names[:10]:

@@ -30,6 +30,11 @@ from onceward_proof.workers.fork import end_of, fork
 CALLS: Final = (
     "write", "writev", "pwrite64", "sendto", "sendmsg", "sendmmsg", "fsync", "fdatasync", "recvfrom", "recvmsg",
 )  # fmt: skip
+CALLS_IN_WORDS: Final = "writes, sends, receives or syncs"
+# Where a thread waits for an answer. An answer that is sent in two parts is received in one call or in two, as it happens,
+# and then the n-th call of one run is another than that of the next. With this pause both parts are there.
+WAITS: Final = ("poll", "ppoll", "select", "pselect6", "epoll_wait", "epoll_pwait")
+PAUSE_MICROSECONDS: Final = 2_000
 NAME_BYTES: Final = 64
 BEFORE_THE_FIRST: Final = "receiving"  # the step of a kill before the first named point
 PR_SET_PTRACER: Final = 0x59616D61
@@ -110,7 +115,10 @@ def _trace(strace: str, injection: list[str], pid: int, line: socket.socket, log
         os.waitpid(pid, 0)
         raise OncewardError(f"the traced process ended before it was ready:\n{end_of(log)}")
     out = log.with_suffix(".strace")
-    command = [strace, "-p", thread, "-o", str(out), "-s", "0", "-e", f"trace={','.join(CALLS)}", *injection]
+    # strace pauses only at calls that it traces.
+    pause = f"inject={','.join(WAITS)}:delay_exit={PAUSE_MICROSECONDS}"
+    traced = f"trace={','.join((*CALLS, *WAITS))}"
+    command = [strace, "-p", thread, "-o", str(out), "-s", "0", "-e", traced, "-e", pause, *injection]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
         first_line = tracer.stderr.readline() if tracer.stderr else ""
         if "attached" not in first_line:
@@ -128,7 +136,7 @@ def _traced_run(status: int, out: Path, log: Path, step: str) -> TracedRun:
     if code not in (0, -signal.SIGKILL):
         raise OncewardError(f"the traced process failed ({code}):\n{end_of(log)}")
     names = re.findall(r"^(\w+)\(", out.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-    return TracedRun(code != 0, tuple(names), step)
+    return TracedRun(code != 0, tuple(name for name in names if name in CALLS), step)
 
 
 def run_child(work: Callable[[], None], log: Path) -> None:

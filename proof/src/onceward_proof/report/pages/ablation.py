@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from onceward_proof.ablation.rows import FIGURES, LEG, ROWS, Trial, trial_json, why_not_as_expected
+from onceward_proof.ablation.rows import FIGURES, LEG, ROWS, Trial, ablation_summary, trial_json, why_not_as_expected
 from onceward_proof.prove.schedule import Schedule
 from onceward_proof.report.pages.orders import NAMES, alone, outcomes
 from onceward_proof.report.pages.page import render_template
@@ -23,6 +23,7 @@ def render(schedule: Schedule, trials: Sequence[Trial]) -> str:
         trials=trials,
         has_all_rows=len(trials) == len(ROWS),
         reasons=why_not_as_expected(trials),
+        summary=ablation_summary(trials),
         figures=SHOWN,
         rows=[(trial.row, trial_json(trial), max(trial.result.verdict.orders, 1)) for trial in trials],
         outcomes=[
