@@ -23,7 +23,7 @@ examples:
                                         delivery and one relay pass
   onceward prove --for 30m              orders and faults without end; Ctrl-C
                                         ends it with a report
-  onceward prove --variants naive,hardened,textbook,no-key
+  onceward prove --variants naive,resend,hardened,textbook,no-key
   onceward prove --ablate --orders 300  hardened less one layer at a time:
                                         which layer holds what
 
@@ -49,7 +49,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="N", help="makes the schedule (default: a fresh one)")
     parser.add_argument(
         "--variants", type=_names, metavar="A,B",
-        help="of naive,hardened,ack-first,select-then-act,textbook,no-key (default: naive,hardened)",
+        help="of naive,resend,hardened,ack-first,select-then-act,textbook,no-key (default: naive,hardened)",
     )  # fmt: skip
     parser.add_argument(
         "--ablate", type=_names, nargs="?", const=(), metavar="A,B",

@@ -4,7 +4,7 @@ What is run
     workload.py       the orders
     faults.py         what can go wrong, as data
     schedule.py       which fault strikes which order; kept.py: where the schedule of a run is kept
-    variants.py       who runs it, naive or hardened
+    variants.py       who runs it: naive, hardened, or a known recipe
 Running it
     command.py        the command, with its options.py
     run.py            one variant
@@ -14,5 +14,6 @@ Running it
     provider_hook.py  the provider's end of that line
 Judging it
     checker.py        counts; imports nothing of Onceward
+    harm.py           what each fault did to the orders that it alone struck
     outcome.py        the figures, the verdict, the JSON
 """

@@ -48,6 +48,7 @@ class LiveWorker:
     frozen: bool = False
     order: str = ""  # whose message it has in hand
     outcome: Point | None = None  # what its consumer made of that message
+    cut: bool = False  # a server was killed under its connections, and it has received nothing since
 
     @property
     def name(self) -> str:
@@ -77,6 +78,7 @@ class Controller:
         self.schedule = schedule
         self.counts = Counts()
         self.moments: defaultdict[str, list[Moment]] = defaultdict(list)
+        self.also_struck: set[str] = set()  # orders that a fault met which was not aimed at them
         self.last_progress = time.monotonic()
         self.all_placed = False
         self.unfired_timed: list[Timed] = list(schedule.timed)
@@ -202,6 +204,9 @@ class Controller:
         who = target.name if target else "?"
         self._add_moment(order, Moment(self._seconds(), Kind.STRUCK, who, fault=fault.name))
         match fault.action:
+            case Signal.KILL if fault.delay_ms:
+                self.spawn_task(self._kill_later(target, fault.delay_ms / 1000))
+                return Answer.GO_TO_THE_END
             case Signal.KILL:
                 self._kill(target)
                 # The one that asked is the target, and dead; or the provider, which must not answer a dead worker's call.
@@ -223,6 +228,10 @@ class Controller:
         self.counts.kills += 1
         with suppress(ProcessLookupError):
             os.kill(target.pid, signal.SIGKILL)
+
+    async def _kill_later(self, target: LiveWorker | None, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        self._kill(target)
 
     def _freeze(self, target: LiveWorker | None, order: str) -> None:
         if target is None or not self._is_alive(target):
@@ -265,6 +274,7 @@ class Controller:
             await asyncio.sleep(0.005)
         target = targets[entry.slot % len(targets)]
         self.counts.fired[KILL_RANDOM] += 1
+        self.also_struck.add(target.order)
         self._add_moment(target.order, Moment(self._seconds(), Kind.STRUCK, target.name, fault=KILL_RANDOM))
         self._kill(target)
 
@@ -279,7 +289,9 @@ class Controller:
             await asyncio.sleep(0.005)
         self.counts.fired[fault] += 1
         for worker in self._workers.values():
+            worker.cut = True
             if worker.busy:
+                self.also_struck.add(worker.order)
                 self._add_moment(worker.order, Moment(self._seconds(), Kind.STRUCK, worker.name, fault=fault))
         # On this thread, on purpose: a server that is started from another would outlive a killed prove.
         self._servers[fault].kill()
@@ -327,6 +339,10 @@ class Controller:
 
     def _count_delivery(self, report: Report, worker: LiveWorker) -> None:
         self.counts.deliveries += 1
+        if worker.cut:
+            # Whoever does not look finds its connection dead in the middle of the next order: after the charge, say.
+            self.also_struck.add(report.order)
+            worker.cut = False
         delivered = (report.message_type, report.message_id, report.order)
         again = delivered in self._seen
         self._seen.add(delivered)
@@ -359,6 +375,7 @@ class Controller:
         forgotten = set(orders)
         for order in forgotten:
             self.moments.pop(order, None)
+        self.also_struck -= forgotten
         self._passed = {place for place in self._passed if place.order not in forgotten}
         self._seen = {delivered for delivered in self._seen if delivered[2] not in forgotten}
         self._armed = {place: fault for place, fault in self._armed.items() if place.order not in forgotten}

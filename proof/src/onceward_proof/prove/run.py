@@ -13,6 +13,7 @@ from onceward.errors import OncewardError
 from onceward_proof.prove import checker
 from onceward_proof.prove.clusters import Clusters
 from onceward_proof.prove.control import Controller, Counts
+from onceward_proof.prove.harm import struck_alone
 from onceward_proof.prove.moments import Moment
 from onceward_proof.prove.processes import Processes, Subject
 from onceward_proof.prove.schedule import Schedule
@@ -38,6 +39,7 @@ class Result:
     wall_seconds: float
     moments: dict[str, list[Moment]] = field(default_factory=dict)
     why_stalled: str = ""
+    alone: dict[str, frozenset[str]] = field(default_factory=dict)  # per fault, the orders that nothing else struck
 
     def faults(self) -> dict[str, dict[str, int]]:
         """Per fault: how often it was planned, how often it fired, and how often it never came to that."""
@@ -72,6 +74,7 @@ def run_subject(
         wall_seconds=time.monotonic() - started,
         moments=dict(controller.moments),
         why_stalled="" if finished else processes.why_not_quiet(),
+        alone=struck_alone(schedule, controller.also_struck),
     )
 
 
