@@ -21,7 +21,7 @@ from onceward_proof.prove.workload import make_orders
 from onceward_proof.report.docs import faults_table
 
 PER_FAULT = 2
-VARIANTS = ("naive", "resend", "ack-first", "textbook", "hardened")
+VARIANTS = ("naive", "resend", "ack-first", "hardened")
 CALM = replace(check(Evidence({}, (), {}, {}, frozenset())), orders=3)
 HARMED = replace(CALM, double_charged=("A",), lost_first_hop=("B",))
 

@@ -13,6 +13,7 @@ from operator import itemgetter
 from typing import Any, Final, Literal
 
 from onceward.errors import UsageError
+from onceward_proof.prove.faults import AIMED
 from onceward_proof.prove.moments import FAULTS, Kind
 from onceward_proof.prove.outcome import BY_KEY, document
 from onceward_proof.prove.processes import Subject
@@ -161,8 +162,8 @@ def make_ablation_schedule(orders: Sequence[Order], seed: int, queue: str) -> Sc
 
 def _orders_min(kinds: int) -> int:
     """So many orders that the rows' own faults find enough that are free of others."""
-    # Most schedules leave more than half of the orders free; the smallest of all strike one order per kind of fault (21).
-    return 10 * -(-(kinds * FAULTS_MIN + 21) // 10)
+    # Most schedules leave more than half of the orders free; the smallest of all strike one order per kind of fault.
+    return 10 * -(-(kinds * FAULTS_MIN + len(AIMED)) // 10)
 
 
 def why_not_as_expected(trials: Sequence[Trial]) -> list[str]:

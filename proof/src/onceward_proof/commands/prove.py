@@ -26,11 +26,13 @@ examples:
   onceward prove --variants naive,resend,hardened,textbook,no-key
   onceward prove --ablate --orders 300  hardened less one layer at a time:
                                         which layer holds what
+  onceward prove --queue-settings       naive and hardened under other leases
+                                        of the queue, with its archive, ...
 
 exit codes: 0 proven; 1 hardened broke; 2 usage or environment;
 3 inconclusive (a planned fault did not fire, naive did not break, or naive
 was left out: nothing was proven); 130 interrupted.
---ablate: 0 every row as expected, else 1.
+--ablate, --queue-settings: 0 every row as expected, else 1.
 --every-syscall: 0 held, 1 doubled or lost, 3 not every call was reached.
 --for: 0 held, 1 doubled, lost or grown, 3 nothing was killed.
 """
@@ -54,6 +56,10 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--ablate", type=_names, nargs="?", const=(), metavar="A,B",
         help="hardened less one layer at a time: all of them, or these",
+    )  # fmt: skip
+    parser.add_argument(
+        "--queue-settings", action="store_true",
+        help="naive and hardened under each setting of the queue (default: 100 orders; about five minutes)",
     )  # fmt: skip
     parser.add_argument(
         "--every-syscall", action="store_true",
@@ -93,10 +99,16 @@ def prove(arguments: Any) -> int:
     from onceward_proof.prove.command import run_proof  # noqa: PLC0415 - only when it runs, as all below
     from onceward_proof.prove.options import ProveOptions  # noqa: PLC0415
 
+    if arguments.queue_settings:
+        from onceward_proof.queue_settings.command import ORDERS, prove_queue_settings  # noqa: PLC0415
+
+        arguments.orders = arguments.orders or ORDERS
     names = {option.name for option in fields(ProveOptions)}
     options = ProveOptions(
         **{name: value for name, value in vars(arguments).items() if name in names and value is not None}
     )
+    if arguments.queue_settings:
+        return prove_queue_settings(options)
     if arguments.every_syscall:
         from onceward_proof.sweep.run import prove_syscalls  # noqa: PLC0415
 
@@ -110,6 +122,14 @@ def prove(arguments: Any) -> int:
 
 def _check_modes(arguments: Any) -> None:
     """Raises `UsageError` for what the chosen mode would silently not do."""
+    if arguments.queue_settings:
+        refused = {
+            "--variants": arguments.variants, "--ablate": arguments.ablate, "--for": arguments.soak_seconds,
+            "--every-syscall": arguments.every_syscall or None, "--keep": arguments.keep or None,
+        }  # fmt: skip
+        named = [name for name, value in refused.items() if value is not None]
+        if named:
+            raise UsageError(f"--queue-settings runs naive and hardened: leave out {', '.join(named)}")
     others = {
         "--orders": arguments.orders, "--orders-from": arguments.orders_from, "--variants": arguments.variants,
         "--ablate": arguments.ablate, "--schedule": arguments.schedule, "--keep": arguments.keep or None,

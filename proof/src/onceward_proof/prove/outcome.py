@@ -119,7 +119,7 @@ def why_broken(result: Result) -> list[str]:
         sums = ", ".join(f"{name} {amount}" for name, amount in money.items())
         reasons.append(f"{result.variant}: the sums differ: {sums}")
     if not result.finished:
-        reasons.append(f"{result.variant}: no progress for 20 s ({result.why_stalled})")
+        reasons.append(f"{result.variant}: no progress for {result.stalled_seconds:g} s ({result.why_stalled})")
     return reasons
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +20,7 @@ import psycopg
 from onceward_proof.prove.clusters import Clusters, on_its_way, prepare_databases
 from onceward_proof.prove.control import Controller
 from onceward_proof.provider.server import ProviderProcess
-from onceward_proof.workers.setting import Setting
+from onceward_proof.workers.setting import QueueSetting, Setting
 
 POLL_SECONDS: Final = 0.15
 QUIET_POLLS: Final = 3  # in a row, so that what was just about to start has started
@@ -35,6 +35,7 @@ class Subject:
     is_ablation: bool = False
     without: tuple[str, ...] = ()  # the layers that are removed
     window_seconds: float | None = None  # the scaled window of the provider's keys; None: the real one
+    queue: QueueSetting = field(default_factory=QueueSetting)
 
 
 class Processes:
@@ -100,6 +101,9 @@ class Processes:
             is_ablation=subject.is_ablation,
             without=subject.without,
             window_seconds=subject.window_seconds,
+            visibility_seconds=subject.queue.lease_seconds,
+            archive=subject.queue.archive,
+            double_settle=subject.queue.double_settle,
         )
 
     @asynccontextmanager

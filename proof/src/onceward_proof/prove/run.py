@@ -20,6 +20,8 @@ from onceward_proof.prove.schedule import Schedule
 from onceward_proof.prove.variants import PROCESS_COUNTS
 
 STALLED_SECONDS: Final = 20.0
+# Nothing may have to progress until a killed worker's delivery has lapsed, and the worker that gets it may be killed, too.
+STALLED_LEASES: Final = 2
 
 
 class ProofError(OncewardError):
@@ -35,10 +37,11 @@ class Result:
     counts: Counts
     planned: dict[str, int]
     predicted_parked: frozenset[str]
-    finished: bool  # went quiet by itself; False: no progress for STALLED_SECONDS
+    finished: bool  # went quiet by itself; False: no progress for `stalled_seconds`
     wall_seconds: float
     moments: dict[str, list[Moment]] = field(default_factory=dict)
     why_stalled: str = ""
+    stalled_seconds: float = STALLED_SECONDS
     alone: dict[str, frozenset[str]] = field(default_factory=dict)  # per fault, the orders that nothing else struck
 
     def faults(self) -> dict[str, dict[str, int]]:
@@ -62,7 +65,8 @@ def run_subject(
     started = time.monotonic()
     controller = Controller(schedule, PROCESS_COUNTS[subject.variant], clusters.servers())
     processes = Processes(clusters, controller, subject, schedule_file)
-    finished = asyncio.run(_work(processes, lambda: progress(subject.name, controller)))
+    stalled_seconds = max(STALLED_SECONDS, STALLED_LEASES * subject.queue.lease_seconds)
+    finished = asyncio.run(_work(processes, stalled_seconds, lambda: progress(subject.name, controller)))
     evidence = checker.gather({order.id: order.amount for order in schedule.orders}, processes.ledger, processes.database)
     return Result(
         variant=subject.name,
@@ -74,10 +78,11 @@ def run_subject(
         wall_seconds=time.monotonic() - started,
         moments=dict(controller.moments),
         why_stalled="" if finished else processes.why_not_quiet(),
+        stalled_seconds=stalled_seconds,
         alone=struck_alone(schedule, controller.also_struck),
     )
 
 
-async def _work(processes: Processes, polled: Callable[[], None]) -> bool:
+async def _work(processes: Processes, stalled_seconds: float, polled: Callable[[], None]) -> bool:
     async with processes.at_work():
-        return await processes.until_quiet(STALLED_SECONDS, polled)
+        return await processes.until_quiet(stalled_seconds, polled)

@@ -88,13 +88,16 @@ class Schedule:
         return {name: frozenset(of_fault) for name, of_fault in orders.items() if of_fault}
 
 
-def make_schedule(orders: Sequence[Order], seed: int, queue: str) -> Schedule:
+def make_schedule(orders: Sequence[Order], seed: int, queue: str, more_share: float = MORE_SHARE) -> Schedule:
     """The schedule of this seed: almost half of the orders bear a fault, every kind at least once where there is room."""
     rng = random.Random(f"schedule {seed}")
-    return Schedule(seed, queue, tuple(orders), tuple(aim(orders, rng)), tuple(_time(len(orders), rng)))
+    aimed = aim(orders, rng, more_share=more_share)
+    return Schedule(seed, queue, tuple(orders), tuple(aimed), tuple(_time(len(orders), rng)))
 
 
-def aim(orders: Sequence[Order], rng: random.Random, share: float = AIMED_SHARE) -> list[Aimed]:
+def aim(
+    orders: Sequence[Order], rng: random.Random, share: float = AIMED_SHARE, more_share: float = MORE_SHARE
+) -> list[Aimed]:
     """Chains of faults for this share of the orders; every kind once alone, where there is room."""
     shuffled = list(orders)
     rng.shuffle(shuffled)
@@ -104,7 +107,7 @@ def aim(orders: Sequence[Order], rng: random.Random, share: float = AIMED_SHARE)
     entries: list[Aimed] = []
     for number, (order, fault) in enumerate(zip(shuffled, first, strict=False)):
         # What became of an order can be laid at a fault only where it bore no other: also a short run has one per kind.
-        chain = [fault] if number < len(AIMED) else _chain(fault, rng)
+        chain = [fault] if number < len(AIMED) else _chain(fault, rng, more_share)
         entries += [Aimed(each.name, order.id, _delay_ms(each, rng)) for each in chain]
     return entries
 
@@ -120,10 +123,10 @@ def _spread(count: int, rng: random.Random) -> list[Fault]:
     return (kinds + more)[:count]
 
 
-def _chain(first: Fault, rng: random.Random) -> list[Fault]:
+def _chain(first: Fault, rng: random.Random, more_share: float) -> list[Fault]:
     """The faults of one order, in the order in which it meets them: at most three kills, and nothing after a last one."""
     chain = [first]
-    while len(chain) < KILLS_PER_ORDER_MAX and rng.random() < MORE_SHARE and not chain[-1].last:
+    while len(chain) < KILLS_PER_ORDER_MAX and rng.random() < more_share and not chain[-1].last:
         later = [fault for fault in AIMED.values() if _may_follow(fault, chain)]
         if not later:
             break

@@ -16,6 +16,7 @@ from onceward.errors import UsageError
 from onceward_proof.ablation.rows import ablation_table
 from onceward_proof.prove.faults import AIMED, GLOBAL, KILL_RANDOM, LEG_OF, kills, struck
 from onceward_proof.prove.outcome import FIGURES
+from onceward_proof.queue_settings.rows import settings_table
 from onceward_proof.report.tables import row_of, to_markdown
 from onceward_proof.soak.figures import figure_rows, finding_rows
 
@@ -103,6 +104,12 @@ def layers_table(document: Document) -> str:
     return _with_command(to_markdown(*ablation_table(document["ablation"])), command)
 
 
+def queue_settings_table(document: Document) -> str:
+    orders, seed = document["orders"], document["seed"]
+    command = f"`onceward prove --queue-settings --orders {orders} --seed {seed}`: {document['verdict']}."
+    return _with_command(to_markdown(*settings_table(document["settings"])), command)
+
+
 def explore_table(document: Document) -> str:
     """Each passage is exhaustive within its own bound; together they have none."""
     rows = [
@@ -147,6 +154,7 @@ TABLES: Final[dict[str, tuple[str, Callable[[Document], str]]]] = {
     "prove": ("prove", prove_table),
     "faults": ("prove", faults_table),
     "ablation": ("ablation", layers_table),
+    "queue-settings": ("queue-settings", queue_settings_table),
     "explore": ("explore", explore_table),
     "syscalls": ("syscalls", syscalls_table),
     "soak": ("soak", soak_table),

@@ -15,16 +15,18 @@ from onceward.transports import pgmq
 from onceward_proof.prove.faults import Answer, Boundary
 from onceward_proof.workers.line import Line
 from onceward_proof.workers.reports import Note, Report, Word
+from onceward_proof.workers.setting import Setting
 from payments.card import Card
 
 
 class WatchedSource(pgmq.Source):
     """A source whose deliveries are reported and whose acks pass a boundary, one by one."""
 
-    def __init__(self, queue: str, dsn: str, line: Line, *, visibility_seconds: int, heartbeats: bool) -> None:
-        super().__init__(queue, dsn, visibility_seconds=visibility_seconds)
+    def __init__(self, queue: str, dsn: str, line: Line, setting: Setting) -> None:
+        super().__init__(queue, dsn, visibility_seconds=setting.visibility_seconds, archive=setting.archive)
         self._line = line
-        self._heartbeats = heartbeats
+        self._heartbeats = setting.heartbeats
+        self._double_settle = setting.double_settle
         self._busy = False
         self._extended: set[str] = set()
 
@@ -48,6 +50,8 @@ class WatchedSource(pgmq.Source):
         if answer is Answer.LOSE:
             return Outcome.LOST
         outcome = super().settle([(delivery, settlement)])[0]
+        if is_ack and self._double_settle:
+            super().settle([(delivery, settlement)])
         if is_ack:
             self._report(Boundary.ACK_AFTER, delivery)
         return outcome

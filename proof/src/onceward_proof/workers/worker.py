@@ -45,10 +45,7 @@ class Worker:
 
     def source(self, message_type: str) -> WatchedSource:
         setting = self.setting
-        return WatchedSource(
-            setting.queues[message_type], setting.queue_database, self.line,
-            visibility_seconds=setting.visibility_seconds, heartbeats=setting.heartbeats,
-        )  # fmt: skip
+        return WatchedSource(setting.queues[message_type], setting.queue_database, self.line, setting)
 
     def sink(self) -> WatchedSink:
         return WatchedSink(self.setting.queues, self.setting.queue_database, self.line)
