@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ from onceward_proof.prove.schedule import Schedule, read_schedule
 from onceward_proof.prove.workload import make_orders, read_orders
 from onceward_proof.queue_settings.rows import (
     SETTINGS,
+    TOGETHER,
     Compared,
     Trial,
     make_settings_schedule,
@@ -29,7 +30,7 @@ from onceward_proof.queue_settings.rows import (
 )
 from onceward_proof.report.lines import print_verdict
 from onceward_proof.report.tables import to_terminal
-from onceward_proof.report.terminal import Live, print_plan, write_files
+from onceward_proof.report.terminal import WIDE, Live, print_plan, write_files
 
 ORDERS: Final = 100
 
@@ -49,19 +50,24 @@ def prove_queue_settings(options: ProveOptions) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"onceward: interrupted; the same faults again: --schedule {schedule_file}\n")
         raise
-    head, rows = settings_table([trial_json(trial) for trial in trials])
-    console.print(to_terminal("The same faults under each setting of the queue", head, rows))
-    problems = why_not_as_expected(trials)
-    word, style = ("NOT AS EXPECTED", "red") if problems else ("AS EXPECTED", "green")
-    sentence = f"settings under which naive doubles and loses, and hardened holds: {_as_expected(trials)} of {len(trials)}."
-    print_verdict(console, word, style, sentence, problems)
+    print_trials(console, trials)
     document = settings_json(schedule, str(schedule_file), trials)
     write_files(options, console, document, "queue_settings", schedule, trials)
-    return 1 if problems else 0
+    return 1 if document["reasons"] else 0
 
 
-def _as_expected(trials: list[Trial]) -> int:
-    return sum(not trial.problems() for trial in trials)
+def print_trials(console: Console, trials: Sequence[Trial]) -> None:
+    """The table of settings, and whether each is as expected."""
+    wide = console.width >= WIDE
+    head, rows = settings_table([trial_json(trial) for trial in trials], wide=wide)
+    console.print(to_terminal("The same faults under each setting of the queue", head, rows))
+    if not wide:
+        console.print(f"naive and hardened: {TOGETHER}", highlight=False)
+    problems = why_not_as_expected(trials)
+    word, style = ("NOT AS EXPECTED", "red") if problems else ("AS EXPECTED", "green")
+    held = sum(not trial.problems() for trial in trials)
+    sentence = f"settings under which naive doubles and loses, and hardened holds: {held} of {len(trials)}."
+    print_verdict(console, word, style, sentence, problems)
 
 
 def _run(schedule: Schedule, schedule_file: Path, console: Console) -> list[Trial]:
