@@ -10,7 +10,7 @@ from tests.proof.prove_run import Proof, prove, write_schedule
 
 from onceward_proof.prove.checker import Evidence, Verdict
 from onceward_proof.prove.checker import judge as check
-from onceward_proof.prove.control import Counts
+from onceward_proof.prove.control import Controller, Counts, LiveWorker
 from onceward_proof.prove.faults import AIMED, GLOBAL, KILL_RANDOM, Boundary, struck
 from onceward_proof.prove.harm import RESENT, became, struck_alone
 from onceward_proof.prove.outcome import judge, variant_json
@@ -19,6 +19,7 @@ from onceward_proof.prove.schedule import Aimed, Schedule, make_schedule
 from onceward_proof.prove.variants import PROCESS_COUNTS
 from onceward_proof.prove.workload import make_orders
 from onceward_proof.report.docs import faults_table
+from onceward_proof.workers.reports import Note, Report
 
 PER_FAULT = 2
 VARIANTS = ("naive", "resend", "ack-first", "hardened")
@@ -34,6 +35,15 @@ def test_an_order_that_bore_a_second_fault_or_met_a_random_one_is_laid_at_none()
     aimed = (Aimed("slow-charge", "A"), Aimed("slow-charge", "B"), Aimed("kill-after-charge", "C"))
     schedule = Schedule(1, "pgmq", (), (*aimed, Aimed("lose-ack-charge", "C")), ())
     assert struck_alone(schedule, {"B"}) == {"slow-charge": {"A"}}
+
+
+def test_the_first_order_on_a_connection_that_a_servers_end_has_cut_is_not_laid_at_its_own_fault() -> None:
+    """An idle worker has nothing in hand then; it finds out in the middle of its next order."""
+    controller = Controller(Schedule(1, "pgmq", (), (), ()), {}, {})
+    worker = LiveWorker(7, "charge", 0, cut=True)
+    for order in ("A", "B"):
+        controller._note(Report(Note.RECEIVED, message_type="order.placed", order=order), worker)
+    assert controller.also_struck == {"A"}
 
 
 def test_an_order_counts_as_its_worst_harm() -> None:

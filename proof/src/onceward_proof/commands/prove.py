@@ -59,7 +59,7 @@ def add_commands(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--queue-settings", action="store_true",
-        help="naive and hardened under each setting of the queue (default: 100 orders; about five minutes)",
+        help="naive and hardened under each setting of the queue (default: 100 orders; about eight minutes)",
     )  # fmt: skip
     parser.add_argument(
         "--every-syscall", action="store_true",

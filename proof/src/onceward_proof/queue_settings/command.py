@@ -43,7 +43,7 @@ def prove_queue_settings(options: ProveOptions) -> int:
     schedule_file = options.schedule or keep_schedule(schedule)
     print_plan(console, schedule, str(schedule_file))
     longest = max(setting.lease_seconds for setting in SETTINGS.values())
-    told = f"{len(SETTINGS)} settings of the queue, about five minutes: a redelivery takes up to {longest} s"
+    told = f"{len(SETTINGS)} settings of the queue, about eight minutes: a redelivery takes up to {longest} s"
     console.print(told, highlight=False)
     try:
         trials = _run(schedule, schedule_file.resolve(), console)
