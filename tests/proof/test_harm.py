@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tests.proof.prove_run import Proof, prove, write_schedule
@@ -98,6 +99,16 @@ def test_the_table_of_faults_shows_what_was_harmed_per_variant() -> None:
     assert lines["`lose-publish-ack-placed`"] == row
     assert lines["`kill-random`"].endswith("| - |"), "it is aimed at no order"
     assert {name.strip("`") for name in lines} > {*AIMED, *GLOBAL, KILL_RANDOM}
+
+
+def test_a_producer_whose_kill_is_on_its_way_begins_no_other_order(tmp_path: Path) -> None:
+    """Long after it could have placed all of them: it has stayed with the order that the kill is meant for."""
+    orders = make_orders(3, 1)
+    aimed = (Aimed("kill-while-placing", orders[0].id, delay_ms=500.0),)
+    write_schedule(Schedule(1, "pgmq", tuple(orders), aimed, ()), tmp_path / "schedule.json")
+    proof = prove(tmp_path / "r.json", "--schedule", str(tmp_path / "schedule.json"), "--variants", "naive")
+    assert "naive: over after" in proof.out
+    assert "3/3 booked, 1 kill," in proof.out, "a process that had ended cannot be killed"
 
 
 @pytest.fixture(scope="module")

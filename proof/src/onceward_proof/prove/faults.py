@@ -24,7 +24,7 @@ TimedFault = ServerFault | Literal["kill-random"]
 SLOW_SECONDS: Final = 3.0  # longer than the visibility timeout (2 s)
 FREEZE_SECONDS: Final = 3.0  # longer than the lease (1.5 s) and the visibility timeout
 FREEZE_SECONDS_MAX: Final = 8.0  # where no other worker took the message over
-# An order is placed in 3 to 10 ms, publish included: the producer dies before, in or after each of its steps.
+# Placing an order takes a few ms, publish included: the producer dies before, in or after each of its steps.
 PLACING_MS_MAX: Final = 8.0
 
 
