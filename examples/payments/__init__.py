@@ -3,6 +3,6 @@
     place an order ──order.placed──▶ charge the card, mark it paid ──order.paid──▶ book it: balance = balance + amount
 
 `naive.py` is what one writes first. `hardened.py` is the same service on Onceward. `card.py` is what both call. Between
-them stand four repairs that people make, each with what it still gets wrong: `ack_first.py`, `select_then_act.py`,
-`textbook.py`, `no_key.py`.
+them stand five repairs that people make, each with what it still gets wrong: `resend.py`, `ack_first.py`,
+`select_then_act.py`, `textbook.py`, `no_key.py`.
 """

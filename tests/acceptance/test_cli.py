@@ -148,6 +148,7 @@ WRITING: tuple[str, ...] = (
     "prove --for 1h --json",
     "prove --every-syscall --json",
     "prove --ablate --html",
+    "prove --queue-settings --html",
 )
 WRITING += ("bench local --json", "explore --json", "explore --planted all --json")
 

@@ -28,7 +28,7 @@ from onceward_proof.ablation.rows import (
     make_ablation_schedule,
     trial_json,
 )
-from onceward_proof.prove.control import Counts
+from onceward_proof.prove.live import Counts
 from onceward_proof.prove.moments import Kind, Moment
 from onceward_proof.prove.run import Result
 from onceward_proof.prove.schedule import Aimed, Schedule, make_schedule

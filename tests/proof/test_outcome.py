@@ -13,7 +13,7 @@ from tests.proof.test_page import SCHEDULE, a_verdict, hardened, naive
 from tests.support.planted import with_bug
 
 from onceward_proof.prove import outcome
-from onceward_proof.prove.control import Counts
+from onceward_proof.prove.live import Counts
 from onceward_proof.prove.run import Result
 
 Change = Callable[[], list[Result]]

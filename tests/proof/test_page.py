@@ -20,8 +20,8 @@ from tests.support.browser import show_on_a_phone
 from onceward_proof.ablation.rows import publish_wait_ms
 from onceward_proof.prove import moments
 from onceward_proof.prove.checker import Verdict
-from onceward_proof.prove.control import Counts
 from onceward_proof.prove.faults import LEG_OF
+from onceward_proof.prove.live import Counts
 from onceward_proof.prove.moments import Kind, Moment
 from onceward_proof.prove.run import Result
 from onceward_proof.prove.schedule import Aimed, Schedule, Timed, make_schedule

@@ -10,8 +10,9 @@ from signal import SIGKILL
 import pytest
 from tests.proof.prove_run import SHIPPED, prove, sabotaged, write_schedule
 
-from onceward_proof.prove.control import Controller, LiveWorker
+from onceward_proof.prove.control import Controller
 from onceward_proof.prove.faults import BY_NAME, Boundary, Place
+from onceward_proof.prove.live import LiveWorker
 from onceward_proof.prove.schedule import Aimed, Schedule, Timed
 from onceward_proof.prove.strikes import Killing, Told
 from onceward_proof.prove.witness import Witnessed

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tests.proof.prove_run import write_schedule
 
 from onceward.errors import UsageError
-from onceward_proof.prove.faults import AIMED, GLOBAL, PASSAGES, kills
-from onceward_proof.prove.schedule import Schedule, make_schedule, read_schedule
+from onceward_proof.prove.faults import AIMED, GLOBAL, PASSAGES, PLACING_MS_MAX, kills
+from onceward_proof.prove.schedule import Aimed, Schedule, make_schedule, read_schedule
 from onceward_proof.prove.workload import make_orders, read_orders
 
 ONE_ORDER = """{"version": 1, "seed": 1, "queue": "pgmq", "orders": [{"id": "A", "amount": 1}],
@@ -101,3 +101,20 @@ def test_orders_are_read_from_a_csv_with_other_columns_and_a_byte_order_mark(tmp
 def test_a_missing_orders_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read"):
         read_orders(tmp_path / "none.csv")
+
+
+def test_a_schedule_of_version_1_is_read_as_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(ONE_ORDER % ("kill-at-request", "A"), encoding="utf-8")
+    assert read_schedule(tmp_path / "s.json").aimed == (Aimed("kill-at-request", "A"),)
+
+
+def test_a_fault_at_a_random_instant_keeps_that_instant(tmp_path: Path) -> None:
+    """Drawn with the schedule, and not while it runs: a replay strikes at the same one."""
+    schedule = schedule_of(200, 7)
+    delays = [entry.delay_ms for entry in schedule.aimed if entry.fault == "kill-while-placing"]
+    assert len(set(delays)) == len(delays) > 1
+    assert all(0 <= delay <= PLACING_MS_MAX for delay in delays)
+    assert {entry.delay_ms for entry in schedule.aimed if entry.fault != "kill-while-placing"} == {0.0}
+    write_schedule(schedule, tmp_path / "s.json")
+    armed = read_schedule(tmp_path / "s.json").armed().values()
+    assert sorted(fault.delay_ms for fault in armed if fault.delay_ms) == sorted(delays)

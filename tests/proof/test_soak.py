@@ -23,8 +23,8 @@ from tests.proof.prove_run import ROOT, alive, family, prove, sabotaged, start
 from onceward.day_partitions import upkeep
 from onceward_proof.bundled import payments_folder
 from onceward_proof.commands.arguments import duration
-from onceward_proof.prove.control import LiveWorker
 from onceward_proof.prove.faults import AIMED, Boundary, Place, Signal
+from onceward_proof.prove.live import LiveWorker
 from onceward_proof.prove.moments import Kind, Moment
 from onceward_proof.prove.schedule import Timed
 from onceward_proof.report.pages.soak import render

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, NamedTuple
 from onceward.errors import UsageError
 from onceward.protocol.reasons import ParkReason
 from onceward_proof.ablation.harms import HARMS, Harm, count_harms, with_sums
+from onceward_proof.prove.faults import AIMED
 from onceward_proof.prove.moments import FAULTS, Kind
 from onceward_proof.prove.outcome import document
 from onceward_proof.prove.processes import Subject
@@ -218,8 +219,8 @@ def make_ablation_schedule(orders: Sequence[Order], seed: int, queue: str) -> Sc
 
 def _orders_min(kinds: int) -> int:
     """So many orders that the rows' own faults find enough that are free of others."""
-    # Most schedules leave more than half of the orders free; the smallest of all strike one order per kind of fault (21).
-    return 10 * -(-(kinds * FAULTS_MIN + 21) // 10)
+    # Most schedules leave more than half of the orders free; the smallest of all strike one order per kind of fault.
+    return 10 * -(-(kinds * FAULTS_MIN + len(AIMED)) // 10)
 
 
 def why_not_as_expected(trials: Sequence[Trial]) -> list[str]:

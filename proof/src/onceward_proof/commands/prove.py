@@ -23,18 +23,20 @@ examples:
                                         delivery and one relay pass
   onceward prove --for 30m              orders and faults without end; Ctrl-C
                                         ends it with a report
-  onceward prove --variants naive,hardened,textbook,no-key
+  onceward prove --variants naive,resend,hardened,textbook,no-key
   onceward prove --threads 8 --prefetch 8
                                         as `onceward run` does by default: one
                                         SIGKILL hits several deliveries
   onceward prove --ablate --orders 300  hardened less one layer at a time:
                                         which layer holds what
+  onceward prove --queue-settings       naive and hardened under other leases
+                                        of the queue, with its archive, ...
 
 exit codes: 0 proven; 1 hardened broke; 2 usage or environment;
 3 inconclusive (a planned fault did not fire or had no effect that was seen,
 naive did not break, or naive was left out: nothing was proven);
 130 interrupted.
---ablate: 0 every row as expected, else 1.
+--ablate, --queue-settings: 0 every row as expected, else 1.
 --every-syscall: 0 held, 1 doubled or lost, 3 incomplete: a call was missed.
 --for: 0 held, 1 doubled, lost or grown, 3 nothing was killed.
 """
@@ -53,11 +55,15 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="N", help="makes the schedule (default: a fresh one)")
     parser.add_argument(
         "--variants", type=_names, metavar="A,B",
-        help="of naive,hardened,ack-first,select-then-act,textbook,no-key (default: naive,hardened)",
+        help="of naive,resend,hardened,ack-first,select-then-act,textbook,no-key (default: naive,hardened)",
     )  # fmt: skip
     parser.add_argument(
         "--ablate", type=_names, nargs="?", const=(), metavar="A,B",
         help="hardened less one layer at a time: all of them, or these",
+    )  # fmt: skip
+    parser.add_argument(
+        "--queue-settings", action="store_true",
+        help="naive and hardened under each setting of the queue (default: 100 orders; about eight minutes)",
     )  # fmt: skip
     parser.add_argument(
         "--every-syscall", action="store_true",
@@ -104,10 +110,16 @@ def prove(arguments: Any) -> int:
     from onceward_proof.prove.command import run_proof  # noqa: PLC0415 - only when it runs, as all below
     from onceward_proof.prove.options import ProveOptions  # noqa: PLC0415
 
+    if arguments.queue_settings:
+        from onceward_proof.queue_settings.command import ORDERS, prove_queue_settings  # noqa: PLC0415
+
+        arguments.orders = arguments.orders or ORDERS
     names = {option.name for option in fields(ProveOptions)}
     options = ProveOptions(
         **{name: value for name, value in vars(arguments).items() if name in names and value is not None}
     )
+    if arguments.queue_settings:
+        return prove_queue_settings(options)
     if arguments.every_syscall:
         from onceward_proof.sweep.run import prove_syscalls  # noqa: PLC0415
 
@@ -121,6 +133,15 @@ def prove(arguments: Any) -> int:
 
 def _check_modes(arguments: Any) -> None:
     """Raises `UsageError` for what the chosen mode would silently not do."""
+    if arguments.queue_settings:
+        refused = {
+            "--variants": arguments.variants, "--ablate": arguments.ablate, "--for": arguments.soak_seconds,
+            "--every-syscall": arguments.every_syscall or None, "--keep": arguments.keep or None,
+            "--threads": arguments.threads, "--prefetch": arguments.prefetch,
+        }  # fmt: skip
+        named = [name for name, value in refused.items() if value is not None]
+        if named:
+            raise UsageError(f"--queue-settings runs naive and hardened: leave out {', '.join(named)}")
     others = {
         "--orders": arguments.orders, "--orders-from": arguments.orders_from, "--variants": arguments.variants,
         "--ablate": arguments.ablate, "--schedule": arguments.schedule, "--keep": arguments.keep or None,

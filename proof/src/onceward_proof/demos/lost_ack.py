@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from onceward_proof.demos.demonstration import ORDER, Evidence, Side
-from onceward_proof.demos.roles import resending_producer
 from onceward_proof.demos.worker_process import WorkerProcess
 from onceward_proof.prove.faults import Answer, Boundary
 from onceward_proof.workers.reports import Note, Point
@@ -15,7 +14,7 @@ def naive(side: Side) -> Evidence:
         "The producer does retry. But the id is made per attempt, as a queue's own ids are.",
         "The consumer is the hardened one, on both sides: it cannot help here.",
     )
-    producer = side.start(resending_producer, "producer", Boundary.PUBLISH_AFTER, orders=[ORDER])
+    producer = side.start("producer", "producer", Boundary.PUBLISH_AFTER, variant="resend", orders=[ORDER])
     ids = _send_twice(side, producer, "sends again, as {it.message}; confirmed")
     producer.finish()
     _consume(side)

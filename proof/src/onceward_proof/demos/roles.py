@@ -6,7 +6,6 @@ import json
 
 from psycopg import Connection
 
-from onceward.message import Message
 from onceward.transport import ACK
 from onceward_proof.workers.worker import Worker
 from payments import naive
@@ -23,15 +22,6 @@ def blind_charge(worker: Worker) -> None:
             conn.execute("UPDATE orders SET status = 'paid', charge_id = %s WHERE id = %s", (charge["id"], order["id"]))
             naive.announce(sink, "order.paid", order)
             source.settle([(delivery, ACK)])
-
-
-def resending_producer(worker: Worker) -> None:
-    """Sends again until the queue confirms, each time a new message: the id is made per attempt."""
-    conn, sink = worker.connect(), worker.sink()
-    for order in worker.orders:
-        store(conn, order)
-        while sink.publish([Message(type="order.placed", subject=order["id"], data=order)])[0] is not None:
-            pass
 
 
 def store(conn: Connection, order: Order) -> None:

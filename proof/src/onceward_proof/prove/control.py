@@ -14,10 +14,9 @@ import json
 import os
 import signal
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 
 from onceward.testing.postgres import Cluster
@@ -32,7 +31,7 @@ from onceward_proof.prove.faults import (
     ServerFault,
     Signal,
 )
-from onceward_proof.prove.held import Hands
+from onceward_proof.prove.live import Counts, LiveWorker
 from onceward_proof.prove.moments import FOUND, Kind, Moment, of_passage
 from onceward_proof.prove.schedule import Schedule, Timed
 from onceward_proof.prove.strikes import Killing, Told, is_stopped, runs, to_the_dead
@@ -44,42 +43,6 @@ LOOK_SECONDS: Final = 0.005
 IDLE_SECONDS_MAX: Final = 2.0  # after so long without anybody who holds anything, a random kill strikes an idle worker
 
 
-@dataclass(slots=True)
-class LiveWorker:
-    """One live worker process."""
-
-    pid: int
-    role: Role
-    slot: int
-    writer: asyncio.StreamWriter | None = None  # its line; None: it has not been heard of yet
-    frozen: bool = False
-    hands: Hands = field(default_factory=Hands)
-    acking: Place | None = None  # an ack is under way, and a fault waits just behind it
-    killing: Killing | None = None  # it is killed, and its end was not seen yet
-    ended_by: int | None = None  # the signal, once its end is seen; 0: it ended by itself
-    line_has_ended: bool = False  # all that it reported has been heard
-
-    @property
-    def name(self) -> str:
-        return f"{self.role}-{self.slot}"
-
-
-@dataclass(slots=True)
-class Counts:
-    """What the controller counts while a variant runs."""
-
-    fired: Counter[str] = field(default_factory=Counter)
-    unseen: Counter[str] = field(default_factory=Counter)  # what struck, and had no effect that anybody saw
-    deliveries: int = 0
-    redeliveries: int = 0
-    dedup_checks: int = 0
-    dedup_hits: int = 0
-    kills: int = 0  # SIGKILLs that ended a worker
-    kills_holding: int = 0  # of them: the worker held a delivery, received and not settled
-    placed: int = 0
-    acked: int = 0  # orders whose last event was acknowledged for the first time
-
-
 class Controller:
     """Fires one schedule against one variant's processes."""
 
@@ -89,6 +52,7 @@ class Controller:
         self.schedule = schedule
         self.counts = Counts()
         self.moments: defaultdict[str, list[Moment]] = defaultdict(list)
+        self.also_struck: set[str] = set()  # orders that a fault met which was not aimed at them
         self.last_progress = time.monotonic()
         self.all_placed = False
         self.unfired_timed: list[Timed] = list(schedule.timed)
@@ -294,6 +258,9 @@ class Controller:
         who = target.name if target else "?"
         self._add_moment(place.order, Moment(self._seconds(), Kind.STRUCK, who, fault=fault.name))
         match fault.action:
+            case Signal.KILL if fault.delay_ms:
+                self.spawn_task(self._kill_later(target, fault, place))
+                return Answer.GO_TO_THE_END
             case Signal.KILL:
                 if target is not None:
                     self._kill(target, Killing(fault.name, place))
@@ -319,9 +286,15 @@ class Controller:
         struck = killing.place.order if killing.place else ""
         for order in target.hands.orders:
             if order != struck:
+                self.also_struck.add(order)
                 self._add_moment(order, Moment(self._seconds(), Kind.STRUCK_ALONG, target.name, fault=killing.fault))
         with suppress(ProcessLookupError):
             os.kill(target.pid, signal.SIGKILL)
+
+    async def _kill_later(self, target: LiveWorker | None, fault: Fault, place: Place) -> None:
+        await asyncio.sleep(fault.delay_ms / 1000)
+        if target is not None and self._is_alive(target):
+            self._kill(target, Killing(fault.name, place))
 
     def _freeze(self, target: LiveWorker, fault: Fault, order: str) -> None:
         # While it is stopped it is not quiet: the run does not end before it has been woken.
@@ -387,7 +360,9 @@ class Controller:
         while any(worker.acking for worker in self._workers.values()):  # noqa: ASYNC110 - short
             await asyncio.sleep(LOOK_SECONDS)
         for worker in self._workers.values():
+            worker.cut = True
             for order in worker.hands.orders:
+                self.also_struck.add(order)
                 self._add_moment(order, Moment(self._seconds(), Kind.STRUCK, worker.name, fault=fault))
         server = self._servers[fault]
         pid = server.pid
@@ -449,6 +424,10 @@ class Controller:
 
     def _count_delivery(self, report: Report, worker: LiveWorker) -> None:
         self.counts.deliveries += 1
+        if worker.cut:
+            # Whoever does not look finds its connection dead in the middle of the next order: after the charge, say.
+            self.also_struck.add(report.order)
+            worker.cut = False
         delivered = (report.message_type, report.message_id, report.order)
         again = delivered in self._seen
         self._seen.add(delivered)
@@ -485,6 +464,7 @@ class Controller:
         forgotten = set(orders)
         for order in forgotten:
             self.moments.pop(order, None)
+        self.also_struck -= forgotten
         self._passed = {place for place in self._passed if place.order not in forgotten}
         self._seen = {delivered for delivered in self._seen if delivered[2] not in forgotten}
         self._armed = {place: fault for place, fault in self._armed.items() if place.order not in forgotten}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final, Literal, assert_never
 
 from onceward_proof.prove.faults import LEG_OF, STORIES, kills
+from onceward_proof.prove.harm import RESENT, became
 from onceward_proof.prove.run import Result
 from onceward_proof.prove.schedule import Schedule
 from onceward_proof.report.lines import count_of, some_of
@@ -80,6 +81,8 @@ def judge(results: Sequence[Result]) -> tuple[Verdict, list[str]]:
         reasons.append("the naive variant was not run: that hardened held proves nothing unless something else breaks")
     else:
         reasons += _why_naive_proves_nothing(naive)
+    resend = by_name.get("resend")
+    reasons += _why_resend_proves_nothing(resend) if resend is not None else []
     reasons += [reason for result in (naive, hardened) if result is not None for reason in _why_not_all_fired(result)]
     return ("inconclusive", reasons) if reasons else ("proven", [])
 
@@ -134,7 +137,7 @@ def why_broken(result: Result) -> list[str]:
         sums = ", ".join(f"{name} {amount}" for name, amount in money.items())
         reasons.append(f"{result.variant}: the sums differ: {sums}")
     if not result.finished:
-        reasons.append(f"{result.variant}: no progress for 20 s ({result.why_stalled})")
+        reasons.append(f"{result.variant}: no progress for {result.stalled_seconds:g} s ({result.why_stalled})")
     return reasons
 
 
@@ -147,6 +150,13 @@ def _why_naive_proves_nothing(naive: Result) -> list[str]:
     if not naive.finished:
         reasons.append(f"naive: no progress for 20 s ({naive.why_stalled})")
     return reasons
+
+
+def _why_resend_proves_nothing(resend: Result) -> list[str]:
+    """It was run for leg 1: none of that leg's faults harms naive, which gives up where it should send again."""
+    if any(became(resend.verdict, resend.alone.get(fault, ()))[harm] for fault, harm in RESENT.items()):
+        return []
+    return ["resend: no order was doubled by a lost confirmation, so the faults of leg 1 prove nothing"]
 
 
 def _why_not_all_fired(result: Result) -> list[str]:
@@ -194,6 +204,13 @@ def variant_json(result: Result) -> dict[str, Any]:
         "name": result.variant,
         **{figure.key: figure.read(result) for figure in FIGURES if figure.key},
         "faults": result.faults(),
+        "alone": {fault: _alone_json(result, orders) for fault, orders in result.alone.items()},
         "wall_seconds": round(result.wall_seconds, 2),
         "money": dict(result.verdict.money),
     }
+
+
+def _alone_json(result: Result, orders: Collection[str]) -> dict[str, int]:
+    """What became of the orders that nothing struck but this fault."""
+    harms = {name.replace(" ", "_"): count for name, count in became(result.verdict, orders).items()}
+    return {"orders": len(orders), **harms}

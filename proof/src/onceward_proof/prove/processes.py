@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +20,7 @@ import psycopg
 from onceward_proof.prove.clusters import Clusters, on_its_way, prepare_databases
 from onceward_proof.prove.control import Controller
 from onceward_proof.provider.server import ProviderProcess
-from onceward_proof.workers.setting import Setting
+from onceward_proof.workers.setting import QueueSetting, Setting
 
 POLL_SECONDS: Final = 0.15
 QUIET_POLLS: Final = 3  # in a row, so that what was just about to start has started
@@ -37,6 +37,7 @@ class Subject:
     window_seconds: float | None = None  # the scaled window of the provider's keys; None: the real one
     threads: int = 1  # of each consumer process
     prefetch: int = 0  # so many more deliveries wait in it
+    queue: QueueSetting = field(default_factory=QueueSetting)
 
 
 class Processes:
@@ -104,6 +105,9 @@ class Processes:
             window_seconds=subject.window_seconds,
             threads=subject.threads,
             prefetch=subject.prefetch,
+            visibility_seconds=subject.queue.lease_seconds,
+            archive=subject.queue.archive,
+            double_settle=subject.queue.double_settle,
         )
 
     @asynccontextmanager

@@ -12,13 +12,17 @@ from typing import Final
 from onceward.errors import OncewardError
 from onceward_proof.prove import checker, witness
 from onceward_proof.prove.clusters import Clusters
-from onceward_proof.prove.control import Controller, Counts
+from onceward_proof.prove.control import Controller
+from onceward_proof.prove.harm import struck_alone
+from onceward_proof.prove.live import Counts
 from onceward_proof.prove.moments import Moment
 from onceward_proof.prove.processes import Processes, Subject
 from onceward_proof.prove.schedule import Schedule
 from onceward_proof.prove.variants import PROCESS_COUNTS
 
 STALLED_SECONDS: Final = 20.0
+# Nothing may have to progress until a killed worker's delivery has lapsed, and the worker that gets it may be killed, too.
+STALLED_LEASES: Final = 2
 
 
 class ProofError(OncewardError):
@@ -34,12 +38,14 @@ class Result:
     counts: Counts
     planned: dict[str, int]
     predicted_parked: frozenset[str]
-    finished: bool  # went quiet by itself; False: no progress for STALLED_SECONDS
+    finished: bool  # went quiet by itself; False: no progress for `stalled_seconds`
     wall_seconds: float
     moments: dict[str, list[Moment]] = field(default_factory=dict)
     why_stalled: str = ""
     threads: int = 1
     prefetch: int = 0
+    stalled_seconds: float = STALLED_SECONDS
+    alone: dict[str, frozenset[str]] = field(default_factory=dict)  # per fault, the orders that nothing else struck
 
     def faults(self) -> dict[str, dict[str, int]]:
         """Per fault: how often it was planned, fired, struck without an effect that was seen, and never came to that."""
@@ -65,7 +71,8 @@ def run_subject(
     controller = Controller(schedule, PROCESS_COUNTS[subject.variant], clusters.servers())
     processes = Processes(clusters, controller, subject, schedule_file)
     witness.install(processes.queue_database)
-    finished = asyncio.run(_work(processes, lambda: progress(subject.name, controller)))
+    stalled_seconds = max(STALLED_SECONDS, STALLED_LEASES * subject.queue.lease_seconds)
+    finished = asyncio.run(_work(processes, stalled_seconds, lambda: progress(subject.name, controller)))
     unseen = witness.unseen(controller.told.values(), witness.hear(processes.queue_database, processes.ledger))
     controller.counts.fired -= unseen
     controller.counts.unseen += unseen
@@ -82,9 +89,11 @@ def run_subject(
         why_stalled="" if finished else processes.why_not_quiet(),
         threads=subject.threads,
         prefetch=subject.prefetch,
+        stalled_seconds=stalled_seconds,
+        alone=struck_alone(schedule, controller.also_struck),
     )
 
 
-async def _work(processes: Processes, polled: Callable[[], None]) -> bool:
+async def _work(processes: Processes, stalled_seconds: float, polled: Callable[[], None]) -> bool:
     async with processes.at_work():
-        return await processes.until_quiet(STALLED_SECONDS, polled)
+        return await processes.until_quiet(stalled_seconds, polled)

@@ -10,7 +10,7 @@ import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,8 @@ from onceward.errors import UsageError
 from onceward_proof.prove.faults import AIMED, BY_NAME, GLOBAL, KILL_RANDOM, PASSAGES, STORIES, Fault, Place, TimedFault
 from onceward_proof.prove.workload import Order
 
-VERSION: Final = 1
+VERSION: Final = 2
+READ_VERSIONS: Final = (1, VERSION)  # in 1, no fault has a delay
 AIMED_SHARE: Final = 0.42  # of the orders bear at least one aimed fault
 MORE_SHARE: Final = 0.25  # of those bear a second; of those again, a third
 RANDOM_SHARE: Final = 0.07  # random kills per order
@@ -27,10 +28,11 @@ KILLS_PER_ORDER_MAX: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Aimed:
-    """`fault` strikes at this order's first passage of its boundary."""
+    """`fault` strikes at this order's first passage of its boundary, or `delay_ms` later."""
 
     fault: str
     order: str
+    delay_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Schedule:
 
     def armed(self) -> dict[Place, Fault]:
         """Where aimed faults wait."""
-        faults = ((BY_NAME[entry.fault], entry.order) for entry in self.aimed)
+        faults = ((replace(BY_NAME[entry.fault], delay_ms=entry.delay_ms), entry.order) for entry in self.aimed)
         return {Place(fault.boundary, fault.message_type, order): fault for fault, order in faults}
 
     def planned(self) -> dict[str, int]:
@@ -77,24 +79,41 @@ class Schedule:
             faults[entry.order] += (entry.fault,)
         return dict(faults)
 
+    def alone(self) -> dict[str, frozenset[str]]:
+        """Per fault, the orders that bear it and no other aimed fault; only faults that have such an order."""
+        orders: dict[str, set[str]] = {name: set() for name in self.planned()}
+        for order, faults in self.faults_by_order().items():
+            if len(faults) == 1:
+                orders[faults[0]].add(order)
+        return {name: frozenset(of_fault) for name, of_fault in orders.items() if of_fault}
 
-def make_schedule(orders: Sequence[Order], seed: int, queue: str) -> Schedule:
-    """The schedule of this seed: about half of the orders bear a fault, every kind at least once where there is room."""
+
+def make_schedule(orders: Sequence[Order], seed: int, queue: str, more_share: float = MORE_SHARE) -> Schedule:
+    """The schedule of this seed: almost half of the orders bear a fault, every kind at least once where there is room."""
     rng = random.Random(f"schedule {seed}")
-    return Schedule(seed, queue, tuple(orders), tuple(aim(orders, rng)), tuple(_time(len(orders), rng)))
+    aimed = aim(orders, rng, more_share=more_share)
+    return Schedule(seed, queue, tuple(orders), tuple(aimed), tuple(_time(len(orders), rng)))
 
 
-def aim(orders: Sequence[Order], rng: random.Random, share: float = AIMED_SHARE) -> list[Aimed]:
-    """Chains of faults for this share of the orders, every kind at least once where there is room."""
+def aim(
+    orders: Sequence[Order], rng: random.Random, share: float = AIMED_SHARE, more_share: float = MORE_SHARE
+) -> list[Aimed]:
+    """Chains of faults for this share of the orders; every kind once alone, where there is room."""
     shuffled = list(orders)
     rng.shuffle(shuffled)
     # Also a short run meets every kind once, if it has the orders for it.
     count = max(min(len(orders), len(AIMED)), round(len(orders) * share))
     first = _spread(count, rng)
     entries: list[Aimed] = []
-    for order, fault in zip(shuffled, first, strict=False):
-        entries += [Aimed(each.name, order.id) for each in _chain(fault, rng)]
+    for number, (order, fault) in enumerate(zip(shuffled, first, strict=False)):
+        # What became of an order can be laid at a fault only where it bore no other: also a short run has one per kind.
+        chain = [fault] if number < len(AIMED) else _chain(fault, rng, more_share)
+        entries += [Aimed(each.name, order.id, _delay_ms(each, rng)) for each in chain]
     return entries
+
+
+def _delay_ms(fault: Fault, rng: random.Random) -> float:
+    return round(rng.uniform(0, fault.delay_ms_max), 2) if fault.delay_ms_max else 0.0
 
 
 def _spread(count: int, rng: random.Random) -> list[Fault]:
@@ -104,10 +123,10 @@ def _spread(count: int, rng: random.Random) -> list[Fault]:
     return (kinds + more)[:count]
 
 
-def _chain(first: Fault, rng: random.Random) -> list[Fault]:
+def _chain(first: Fault, rng: random.Random, more_share: float) -> list[Fault]:
     """The faults of one order, in the order in which it meets them: at most three kills, and nothing after a last one."""
     chain = [first]
-    while len(chain) < KILLS_PER_ORDER_MAX and rng.random() < MORE_SHARE and not chain[-1].last:
+    while len(chain) < KILLS_PER_ORDER_MAX and rng.random() < more_share and not chain[-1].last:
         later = [fault for fault in AIMED.values() if _may_follow(fault, chain)]
         if not later:
             break
@@ -140,7 +159,7 @@ def schedule_text(schedule: Schedule) -> str:
     head = {"version": VERSION, "seed": schedule.seed, "queue": schedule.queue}
     lists = {
         "orders": [order._asdict() for order in schedule.orders],
-        "aimed": [asdict(entry) for entry in schedule.aimed],
+        "aimed": [_aimed_form(entry) for entry in schedule.aimed],
         "timed": [_timed_form(entry) for entry in schedule.timed],
     }
     parts = [f'"{name}": {json.dumps(value)}' for name, value in head.items()]
@@ -148,6 +167,10 @@ def schedule_text(schedule: Schedule) -> str:
         lines = ",\n".join(f"    {json.dumps(entry)}" for entry in entries)
         parts.append(f'"{name}": [\n{lines}\n  ]')
     return "{\n  " + ",\n  ".join(parts) + "\n}\n"
+
+
+def _aimed_form(entry: Aimed) -> dict[str, Any]:
+    return {name: value for name, value in asdict(entry).items() if value}
 
 
 def _timed_form(entry: Timed) -> dict[str, Any]:
@@ -163,9 +186,10 @@ def read_schedule(path: Path) -> Schedule:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"{path} is not a schedule: {error}") from error
-    if not isinstance(document, dict) or document.get("version") != VERSION:
-        version = document.get("version") if isinstance(document, dict) else None
-        raise UsageError(f"{path} is a schedule of version {version}; this code reads version {VERSION}")
+    version = document.get("version") if isinstance(document, dict) else None
+    if version not in READ_VERSIONS:
+        read = " and ".join(map(str, READ_VERSIONS))
+        raise UsageError(f"{path} is a schedule of version {version}; this code reads versions {read}")
     try:
         return _read(document)
     except (KeyError, TypeError, ValueError) as error:
@@ -175,7 +199,7 @@ def read_schedule(path: Path) -> Schedule:
 def _read(document: dict[str, Any]) -> Schedule:
     orders = tuple(Order(str(entry["id"]), int(entry["amount"])) for entry in document["orders"])
     known = {order.id for order in orders}
-    aimed = tuple(Aimed(entry["fault"], entry["order"]) for entry in document["aimed"])
+    aimed = tuple(Aimed(entry["fault"], entry["order"], float(entry.get("delay_ms", 0))) for entry in document["aimed"])
     timed = tuple(Timed(**entry) for entry in document["timed"])
     for entry in aimed:
         if entry.fault not in BY_NAME:

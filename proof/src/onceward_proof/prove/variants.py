@@ -10,6 +10,7 @@ from onceward_proof.workers.setting import Role
 # Every variant but `hardened` is one module of the service, of the same shape as `naive`.
 MODULES: Final = {
     "naive": "payments.naive",
+    "resend": "payments.resend",
     "ack-first": "payments.ack_first",
     "select-then-act": "payments.select_then_act",
     "textbook": "payments.textbook",

@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from onceward.errors import UsageError
 from onceward_proof.ablation.rows import ablation_table
-from onceward_proof.prove.faults import kills
+from onceward_proof.prove.faults import AIMED, GLOBAL, KILL_RANDOM, LEG_OF, kills, struck
 from onceward_proof.prove.outcome import FIGURES
+from onceward_proof.queue_settings.rows import settings_table
 from onceward_proof.report.tables import row_of, to_markdown
 from onceward_proof.soak.figures import figure_rows, finding_rows
 
@@ -40,12 +41,12 @@ def refresh(text: str, evidence: Path) -> str:
 
 
 def _table(name: str, evidence: Path) -> str:
-    file = evidence / f"{name}.json"
+    run, write = TABLES[name]
+    file = evidence / f"{run}.json"
     if not file.exists():
-        return f"*(no run is kept in {evidence.name}/{name}.json yet)*\n"
+        return f"*(no run is kept in {evidence.name}/{run}.json yet)*\n"
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        return TABLES[name](document)
+        return write(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is not what the tool writes: {type(error).__name__}: {error}") from error
 
@@ -56,14 +57,60 @@ def prove_table(document: Document) -> str:
     if "kills" not in variants[0]:  # evidence from before the JSON had them
         fired = [{name: fault["fired"] for name, fault in variant["faults"].items()} for variant in variants]
         rows.append(row_of("SIGKILLs", *map(kills, fired)))
+    return _with_command(to_markdown(["", *(variant["name"] for variant in variants)], rows), _prove_command(document))
+
+
+def _prove_command(document: Document) -> str:
+    names = ",".join(variant["name"] for variant in document["variants"])
+    variants = "" if names == "naive,hardened" else f" --variants {names}"
     at_once = "".join(f" --{name} {document[name]}" for name in ("threads", "prefetch") if name in document)
-    command = f"`onceward prove --orders {document['orders']} --seed {document['seed']}{at_once}`: {document['verdict']}."
-    return _with_command(to_markdown(["", *(variant["name"] for variant in variants)], rows), command)
+    command = f"onceward prove --orders {document['orders']} --seed {document['seed']}{at_once}{variants}"
+    return f"`{command}`: {document['verdict']}."
+
+
+def faults_table(document: Document) -> str:
+    """Per fault: whom it strikes, what is expected of it, and what became of the orders that it alone struck."""
+    variants = document["variants"]
+    head = ["fault", "leg", "strikes, naive and resend", "strikes, hardened", "expected to harm"]
+    rows = [
+        row_of(f"`{name}`", LEG_OF[name], *struck(name), _expected(name), *(_harmed(name, v) for v in variants))
+        for name in (*AIMED, KILL_RANDOM, *GLOBAL)
+    ]
+    return _with_command(to_markdown([*head, *(variant["name"] for variant in variants)], rows), _prove_command(document))
+
+
+def _expected(name: str) -> str:
+    fault = AIMED.get(name)
+    if fault is None:
+        return "whatever work it meets"
+    by_harm: dict[str, list[str]] = {}
+    for variant, harm in fault.harms.items():
+        by_harm.setdefault(harm, []).append(variant)
+    harms = [f"{', '.join(variants)}: {harm}" for harm, variants in by_harm.items()]
+    if not fault.is_control:
+        return "; ".join(harms)
+    return "; ".join(["**control group** here", *harms, fault.why])
+
+
+def _harmed(name: str, variant: Document) -> str:
+    """How many of the orders that this fault alone struck were harmed; a hyphen where the run does not say."""
+    found = variant.get("alone", {}).get(name)
+    if not found:
+        return "-"
+    harmed = sum(found[harm] for harm in ("charged_twice", "lost", "booked_twice"))
+    held = f", {found['held']} held" if found["held"] else ""
+    return f"{harmed} of {found['orders']}{held}"
 
 
 def layers_table(document: Document) -> str:
     command = f"`onceward prove --ablate --orders {document['orders']} --seed {document['seed']}`: {document['verdict']}."
     return _with_command(to_markdown(*ablation_table(document["ablation"])), command)
+
+
+def queue_settings_table(document: Document) -> str:
+    orders, seed = document["orders"], document["seed"]
+    command = f"`onceward prove --queue-settings --orders {orders} --seed {seed}`: {document['verdict']}."
+    return _with_command(to_markdown(*settings_table(document["settings"])), command)
 
 
 def explore_table(document: Document) -> str:
@@ -107,10 +154,13 @@ def _with_command(table: str, command: str) -> str:
 
 
 _MARKED: Final = re.compile(r"<!-- begin: (?P<name>[\w-]+) -->\n.*?<!-- end: (?P=name) -->", re.DOTALL)
-TABLES: Final[dict[str, Callable[[Document], str]]] = {
-    "prove": prove_table,
-    "ablation": layers_table,
-    "explore": explore_table,
-    "syscalls": syscalls_table,
-    "soak": soak_table,
+# Marker -> the run that is kept in a file of this name, and how its table is written.
+TABLES: Final[dict[str, tuple[str, Callable[[Document], str]]]] = {
+    "prove": ("prove", prove_table),
+    "faults": ("prove", faults_table),
+    "ablation": ("ablation", layers_table),
+    "queue-settings": ("queue-settings", queue_settings_table),
+    "explore": ("explore", explore_table),
+    "syscalls": ("syscalls", syscalls_table),
+    "soak": ("soak", soak_table),
 }

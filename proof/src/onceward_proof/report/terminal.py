@@ -14,8 +14,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column
 
 from onceward_proof.ablation.rows import Trial, ablation_summary, ablation_table, trial_json, why_not_as_expected
-from onceward_proof.prove.control import Controller, Counts
+from onceward_proof.prove.control import Controller
 from onceward_proof.prove.faults import kills
+from onceward_proof.prove.live import Counts
 from onceward_proof.prove.options import ProveOptions
 from onceward_proof.prove.outcome import Verdict, counted, faults, judge, summary
 from onceward_proof.prove.run import Result

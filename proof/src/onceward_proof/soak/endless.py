@@ -14,8 +14,9 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 from onceward.testing.postgres import Cluster
-from onceward_proof.prove.control import Controller, LiveWorker
+from onceward_proof.prove.control import Controller
 from onceward_proof.prove.faults import BY_NAME, ServerFault
+from onceward_proof.prove.live import LiveWorker
 from onceward_proof.prove.schedule import Schedule, Timed, aim, random_kill
 from onceward_proof.prove.workload import Order
 from onceward_proof.workers.reports import Reply

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from onceward_proof.prove import checker
 from onceward_proof.prove.clusters import Clusters, start_clusters
-from onceward_proof.prove.control import Counts
+from onceward_proof.prove.live import Counts
 from onceward_proof.prove.options import ProveOptions
 from onceward_proof.prove.processes import Processes, Subject
 from onceward_proof.prove.variants import PROCESS_COUNTS

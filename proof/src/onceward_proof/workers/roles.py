@@ -5,6 +5,7 @@ A role is the service's own code, with its edges watched; it ends only for a pro
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from importlib import import_module
@@ -18,6 +19,7 @@ from onceward.consumer_loop import run
 from onceward.relay_loop import relay
 from onceward.retry import Backoff
 from onceward_proof.ablation.layer_removal import report_handler
+from onceward_proof.prove.faults import Answer, Boundary
 from onceward_proof.prove.variants import MODULES
 from onceward_proof.workers.pool import ThreadSource, consume_in_threads
 from onceward_proof.workers.reports import Note, Report
@@ -49,14 +51,19 @@ def _place_missing(worker: Worker, conn: psycopg.Connection, place: PlaceOrder, 
     placed = {row[0] for row in conn.execute("SELECT id FROM orders WHERE id = ANY(%s)", [ids])}
     for order in orders:
         is_placed = order["id"] in placed
+        answer = Answer.GO
         if not is_placed:
+            answer = worker.line.report(Report(Boundary.PLACING, message_type="order.placed", order=order["id"]))
             place(conn, order)
         worker.line.report(Report(Note.PLACED, order=order["id"], replayed=is_placed))
+        if answer is Answer.GO_TO_THE_END:
+            signal.pause()  # the kill is this order's: a producer that went on would let it hit another
 
 
 def _plain_producer(worker: Worker) -> None:
-    sink = worker.sink()
-    _produce(worker, lambda conn, order: naive.place(conn, sink, order))
+    # Most variants repair only the consumer: their orders are placed as in naive.
+    sink, place = worker.sink(), getattr(_module(worker), "place", naive.place)
+    _produce(worker, lambda conn, order: place(conn, sink, order))
 
 
 def _plain_charge(worker: Worker) -> None:

@@ -7,9 +7,19 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 Role = Literal["producer", "charge", "ledger", "relay"]
+QUEUE_LEASE_SECONDS: Final = 2  # of a delivery; pgmq counts whole seconds, and calls it visibility
 QUEUES: Final = {"order.placed": "charges", "order.paid": "bookings"}  # message type -> queue
 CONSUMED: Final[dict[Role, str]] = {"charge": "order.placed", "ledger": "order.paid"}  # consumer -> message type
 LEASE_SECONDS: Final = 1.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueSetting:
+    """How the queue is set up, as far as an operator may choose."""
+
+    lease_seconds: int = QUEUE_LEASE_SECONDS
+    archive: bool = False  # what is acknowledged is kept in the queue's archive
+    double_settle: bool = False  # each ack is sent twice, and confirmed twice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +42,9 @@ class Setting:
     window_seconds: float | None = None  # the scaled window of the provider's keys; None: the real one, a day
     account: str = "sk_test_proof"
     queues: Mapping[str, str] = field(default_factory=lambda: QUEUES)
-    visibility_seconds: int = 2  # pgmq counts whole seconds
+    visibility_seconds: int = QUEUE_LEASE_SECONDS
+    archive: bool = False
+    double_settle: bool = False
     lease_seconds: float = LEASE_SECONDS
     threads: int = 1  # of each consumer process
     prefetch: int = 0  # so many more deliveries wait in it

@@ -15,6 +15,7 @@ from onceward.transports import pgmq
 from onceward_proof.prove.faults import Answer, Boundary
 from onceward_proof.workers.line import Line
 from onceward_proof.workers.reports import Note, Report, Word
+from onceward_proof.workers.setting import Setting
 from payments.card import Card
 
 
@@ -25,10 +26,11 @@ class WatchedSource(pgmq.Source):
     `pool.ThreadSource`.
     """
 
-    def __init__(self, queue: str, dsn: str, line: Line, *, visibility_seconds: int, heartbeats: bool) -> None:
-        super().__init__(queue, dsn, visibility_seconds=visibility_seconds)
+    def __init__(self, queue: str, dsn: str, line: Line, setting: Setting) -> None:
+        super().__init__(queue, dsn, visibility_seconds=setting.visibility_seconds, archive=setting.archive)
         self._line = line
-        self._heartbeats = heartbeats
+        self._heartbeats = setting.heartbeats
+        self._double_settle = setting.double_settle
         self._extended: set[str] = set()
 
     def receive(self, limit: int, wait_seconds: float) -> Received:
@@ -47,6 +49,8 @@ class WatchedSource(pgmq.Source):
         if answer is Answer.LOSE:
             return Outcome.LOST
         outcome = super().settle([(delivery, settlement)])[0]
+        if is_ack and self._double_settle:
+            super().settle([(delivery, settlement)])
         if is_ack:
             self._report(Boundary.ACK_AFTER, delivery)
         return outcome

@@ -52,10 +52,7 @@ class Worker:
 
     def _source(self, kind: type[SomeSource], message_type: str) -> SomeSource:
         setting = self.setting
-        return kind(
-            setting.queues[message_type], setting.queue_database, self.line,
-            visibility_seconds=setting.visibility_seconds, heartbeats=setting.heartbeats,
-        )  # fmt: skip
+        return kind(setting.queues[message_type], setting.queue_database, self.line, setting)
 
     def sink(self) -> WatchedSink:
         return WatchedSink(self.setting.queues, self.setting.queue_database, self.line)

@@ -1,6 +1,6 @@
 """What people look at afterwards: HTML pages that stand alone, their pictures, and the legs of the write-up.
 
-proof.py, ablation.py, soak.py   one report each: what is in it
+proof.py, ablation.py, soak.py, queue_settings.py   one report each: what is in it
 page.py, templates/              what all of them are
 legs.py, sequence.py             docs/guarantees.md, leg by leg, with its diagrams drawn
 story.py, lanes.py               one order's way: which, step by step, and as a picture

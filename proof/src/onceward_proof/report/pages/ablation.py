@@ -7,7 +7,7 @@ from typing import Final
 
 from onceward_proof.ablation.rows import FIGURES, LEG, ROWS, Trial, ablation_summary, trial_json, why_not_as_expected
 from onceward_proof.prove.schedule import Schedule
-from onceward_proof.report.pages.orders import NAMES, alone, outcomes
+from onceward_proof.report.pages.orders import NAMES, outcomes
 from onceward_proof.report.pages.page import render_template
 
 SHOWN: Final = [figure for figure in FIGURES if figure is not LEG]  # the leg stands below each row, and leads to its text
@@ -16,7 +16,7 @@ SHOWN: Final = [figure for figure in FIGURES if figure is not LEG]  # the leg st
 def render(schedule: Schedule, trials: Sequence[Trial]) -> str:
     """The page's text."""
     aimed = {fault for trial in trials for fault in trial.row.faults}
-    orders = {fault: of_fault for fault, of_fault in alone(schedule).items() if fault in aimed}
+    orders = {fault: of_fault for fault, of_fault in schedule.alone().items() if fault in aimed}
     return render_template(
         "ablation.html",
         schedule=schedule,

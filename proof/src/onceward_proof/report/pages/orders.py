@@ -1,38 +1,20 @@
-"""What became of the orders that bore a fault: per fault, per leg, per layer that was removed."""
+"""What became of the orders that bore a fault, with a colour for each outcome."""
 
 from __future__ import annotations
 
-from operator import attrgetter
+from collections.abc import Collection
 from typing import Final
 
+from onceward_proof.prove.harm import READ, Became, became
 from onceward_proof.prove.run import Result
-from onceward_proof.prove.schedule import Schedule
 
-# What can become of an order, its colour in the stylesheet, and where the checker names such orders. The worst comes first:
-# an order counts as that.
-HARMS: Final = (
-    ("charged twice", "bad", attrgetter("double_charged")),
-    ("lost", "ink", attrgetter("lost")),
-    ("booked twice", "warn", attrgetter("doubled_writes")),
-    ("held", "held", attrgetter("parked")),
-)
+_COLOURS: Final[dict[Became, str]] = {"charged twice": "bad", "lost": "ink", "booked twice": "warn", "held": "held"}
+# What can become of an order, its colour in the stylesheet, and where the checker names such orders; the worst comes first.
+HARMS: Final = tuple((name, _COLOURS[name], read) for name, read in READ.items())
 NAMES: Final = (*((name, colour) for name, colour, _ in HARMS), ("paid once", "good"))
 
 
-def alone(schedule: Schedule) -> dict[str, set[str]]:
-    """Per fault, the orders that bore it and no other aimed fault."""
-    orders: dict[str, set[str]] = {name: set() for name in schedule.planned()}
-    for order, faults in schedule.faults_by_order().items():
-        if len(faults) == 1:
-            orders[faults[0]].add(order)
-    return {name: of_fault for name, of_fault in orders.items() if of_fault}
-
-
-def outcomes(result: Result, orders: set[str]) -> tuple[int, ...]:
+def outcomes(result: Result, orders: Collection[str]) -> tuple[int, ...]:
     """How many of these orders had each outcome of NAMES; each order counts as its worst."""
-    unharmed, counts = set(orders), []
-    for _, _, read in HARMS:
-        hit = unharmed & set(read(result.verdict))
-        counts.append(len(hit))
-        unharmed -= hit
-    return (*counts, len(unharmed))
+    harmed = tuple(became(result.verdict, orders).values())
+    return (*harmed, len(orders) - sum(harmed))

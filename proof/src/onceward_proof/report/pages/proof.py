@@ -5,7 +5,7 @@ Every number is the checker's or the controller's; the page only adds and format
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from importlib import import_module
 
 from onceward_proof.prove.faults import LEG_OF, kills
@@ -16,7 +16,7 @@ from onceward_proof.prove.variants import MODULES
 from onceward_proof.prove.workload import make_orders
 from onceward_proof.report.pages.lanes import lanes_of
 from onceward_proof.report.pages.legs import HEADINGS
-from onceward_proof.report.pages.orders import HARMS, NAMES, alone, outcomes
+from onceward_proof.report.pages.orders import HARMS, NAMES, outcomes
 from onceward_proof.report.pages.page import render_template
 from onceward_proof.report.pages.story import choose_story
 from onceward_proof.report.tables import Cell, Mood, Row
@@ -44,7 +44,7 @@ def render(schedule: Schedule, results: Sequence[Result]) -> str:
         lanes=lanes_of(story) if story else [],
         by_leg=leg_rows(schedule, results),
         by_fault=heat_rows(schedule, results),
-        outcomes=[(name, [outcomes(result, orders) for result in results]) for name, orders in alone(schedule).items()],
+        outcomes=[(name, [outcomes(result, orders) for result in results]) for name, orders in schedule.alone().items()],
         kinds=NAMES,
         heads=[list(_kinds(result)) for result in results],
         faults=faults(results),
@@ -68,24 +68,25 @@ def _kinds(result: Result) -> dict[str, frozenset[str]]:
 def heat_rows(schedule: Schedule, results: Sequence[Result]) -> list[Row]:
     """What became of the orders that bore exactly one aimed fault; last, of those with none."""
     struck = schedule.faults_by_order()
-    groups = alone(schedule) | {"no aimed fault": {order.id for order in schedule.orders if order.id not in struck}}
+    groups = schedule.alone()
+    groups["no aimed fault"] = frozenset(order.id for order in schedule.orders if order.id not in struck)
     return [_heat(name, LEG_OF.get(name, ""), orders, results) for name, orders in groups.items() if orders]
 
 
 def leg_rows(schedule: Schedule, results: Sequence[Result]) -> list[Row]:
     """The same per leg: every leg whose faults are aimed at orders."""
     groups: dict[str, set[str]] = {leg: set() for leg in HEADINGS}
-    for name, orders in alone(schedule).items():
+    for name, orders in schedule.alone().items():
         groups[LEG_OF[name]] |= orders
     return [_heat(leg, leg, orders, results) for leg, orders in groups.items() if orders]
 
 
-def _heat(name: str, leg: str, orders: set[str], results: Sequence[Result]) -> Row:
+def _heat(name: str, leg: str, orders: Set[str], results: Sequence[Result]) -> Row:
     cells = tuple(_hot(orders, kind, hit) for result in results for kind, hit in _kinds(result).items())
     return Row(name, cells, leg=leg, total=len(orders))
 
 
-def _hot(orders: set[str], kind: str, hit: frozenset[str]) -> Cell:
+def _hot(orders: Set[str], kind: str, hit: frozenset[str]) -> Cell:
     count = len(orders & hit)
     mood: Mood = "" if not count else "held" if kind == "held" else "bad"
     return Cell(f"{count:,}", mood, round(100 * count / len(orders)))

@@ -1,0 +1,149 @@
+"""The settings of the queue: what counts as expected, their schedule and table, and one of them for real."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.proof.prove_run import start
+from tests.proof.test_page import a_verdict
+from tests.proof.test_terminal import assert_whole, lines_of
+from tests.support.browser import show_on_a_phone
+
+from onceward_proof.prove.live import Counts
+from onceward_proof.prove.run import Result
+from onceward_proof.prove.schedule import make_schedule
+from onceward_proof.prove.workload import make_orders
+from onceward_proof.queue_settings.command import print_trials
+from onceward_proof.queue_settings.rows import (
+    SETTINGS,
+    Compared,
+    Trial,
+    make_settings_schedule,
+    settings_json,
+    settings_table,
+    subject_of,
+)
+from onceward_proof.report.docs import queue_settings_table
+from onceward_proof.report.pages.queue_settings import render
+
+SCHEDULE = make_settings_schedule(make_orders(60, 1), 1, "pgmq")
+PLANNED = SCHEDULE.planned()
+HARM = {"double_charged": ("O-1",), "lost_first_hop": ("O-2",)}
+
+
+def a_result(name: str, variant: Compared, **changed: Any) -> Result:
+    return Result(
+        variant=subject_of(name, variant).name, verdict=a_verdict(**changed), counts=Counts(fired=Counter(PLANNED)),
+        planned=dict(PLANNED), predicted_parked=frozenset(), finished=True, wall_seconds=1.0,
+    )  # fmt: skip
+
+
+def a_trial(name: str = "lease-12") -> Trial:
+    return Trial(name, SETTINGS[name], naive=a_result(name, "naive", **HARM), hardened=a_result(name, "hardened"))
+
+
+# ---- what is expected ------------------------------------------------------------------------------------------------
+
+
+def test_naive_that_doubles_and_loses_beside_hardened_that_holds_is_as_expected() -> None:
+    assert a_trial().problems() == []
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_setting_that_heals_naive_is_a_problem(harm: str) -> None:
+    """It would be a setting of the queue after all."""
+    trial = a_trial()
+    others = {name: orders for name, orders in HARM.items() if name != harm}
+    trial = replace(trial, naive=a_result("lease-12", "naive", **others))
+    assert len(trial.problems()) == 1
+    assert trial.problems()[0].startswith("naive-lease-12: no ")
+
+
+@pytest.mark.parametrize("harm", ["double_charged", "lost_first_hop", "lost_second_hop", "doubled_writes", "parked"])
+def test_a_setting_under_which_hardened_breaks_is_a_problem(harm: str) -> None:
+    trial = replace(a_trial(), hardened=a_result("lease-12", "hardened", **{harm: ("O-1",)}))
+    assert len(trial.problems()) == 1
+    assert trial.problems()[0].startswith("hardened-lease-12: ")
+
+
+def test_a_fault_that_never_struck_and_a_run_that_got_stuck_are_problems() -> None:
+    trial = a_trial()
+    trial.hardened.counts.fired["slow-charge"] = 0
+    assert trial.problems() == [f"hardened-lease-12: {PLANNED['slow-charge']} of slow-charge never struck"]
+    stuck = replace(a_trial(), naive=replace(a_trial().naive, finished=False, stalled_seconds=24.0))
+    assert "no progress for 24 s" in stuck.problems()[0]
+
+
+def test_the_first_setting_is_that_of_every_other_proof_and_each_differs() -> None:
+    assert next(iter(SETTINGS)) == "lease-2"
+    assert len(set(SETTINGS.values())) == len(SETTINGS)
+    assert {setting.lease_seconds for setting in SETTINGS.values()} == {2, 12, 60}
+    assert any(setting.archive for setting in SETTINGS.values())
+    assert any(setting.double_settle for setting in SETTINGS.values())
+
+
+def test_no_order_bears_two_aimed_faults() -> None:
+    assert max(Counter(entry.order for entry in SCHEDULE.aimed).values()) == 1
+    chained = make_schedule(make_orders(200, 1), 1, "pgmq")
+    assert max(Counter(entry.order for entry in chained.aimed).values()) > 1
+
+
+# ---- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def test_the_json_names_the_setting_and_what_came_of_both() -> None:
+    document = settings_json(SCHEDULE, "s.json", [a_trial("archive")])
+    row = document["settings"][0]
+    assert (document["verdict"], row["name"], row["lease_seconds"], row["archive"]) == ("as expected", "archive", 2, True)
+    assert (row["double_settle"], row["as_expected"]) == (False, True)
+    assert (row["naive"]["double_charged_orders"], row["naive"]["lost_events"]) == (1, 1)
+    assert (row["hardened"]["double_charged_orders"], row["hardened"]["parked"]) == (0, 0)
+
+
+def test_the_table_in_the_documentation_has_a_row_per_setting() -> None:
+    text = queue_settings_table(settings_json(SCHEDULE, "s.json", [a_trial(name) for name in SETTINGS]))
+    assert text.count("| yes |") == len(SETTINGS)
+    assert "| lease 60 s | 1 | 1 | 0 | 0 | 0 | 0 | 0 | 0 | yes |" in text
+    assert "| lease 2 s, each ack sent twice |" in text
+    head, rows = settings_table([])
+    assert len(head) == 10
+    assert rows == []
+
+
+@pytest.mark.parametrize("width", [80, 61, 160])
+def test_the_terminal_shows_both_variants_and_cuts_no_word(width: int) -> None:
+    broken = replace(a_trial("double-settle"), hardened=a_result("double-settle", "hardened", parked=("O-1",)))
+    trials = [a_trial(), broken]
+    lines = lines_of(lambda console: print_trials(console, trials), width)
+    assert_whole(lines, width, "NOT AS EXPECTED", "1 of 2", *broken.problems())
+
+
+def test_the_page_says_what_is_not_as_expected(tmp_path: Path) -> None:
+    broken = replace(a_trial(), hardened=a_result("lease-12", "hardened", double_charged=("O-1",)))
+    page = render(SCHEDULE, [broken])
+    assert "NOT AS EXPECTED" in page
+    assert "hardened-lease-12: 1 orders were charged more than once" in page
+    show_on_a_phone(render(SCHEDULE, [a_trial(name) for name in SETTINGS]), tmp_path).assert_sound()
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--variants", "naive"], "leave out --variants"),
+        (["--ablate"], "leave out --ablate"),
+        (["--for", "1m"], "leave out --for"),
+        (["--every-syscall"], "leave out --every-syscall"),
+        (["--rate", "3"], "--rate is for a soak"),
+    ],
+)
+def test_what_it_would_silently_not_do_is_refused(arguments: list[str], says: str) -> None:
+    out, _ = (process := start("--queue-settings", *arguments)).communicate(timeout=30)
+    assert process.returncode == 2, out
+    assert says in out
