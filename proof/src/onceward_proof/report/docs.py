@@ -1,7 +1,8 @@
 """The tables of docs/guarantees.md, written from the evidence that is kept beside the text.
 
-The evidence is JSON that the tools wrote. `onceward docs refresh` puts each table between its markers; `--check` only says
-whether the tables match. The figures are those of the runs in docs/evidence, not of this machine at this moment.
+The evidence is JSON that the tools wrote. `onceward docs refresh` puts each table between its markers, and below it what
+its run was made with; `--check` only says whether the tables match, and whether the core is still the one that ran. The
+figures are those of the runs in docs/evidence, not of this machine at this moment.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from onceward.errors import UsageError
 from onceward_proof.ablation.rows import ablation_table
 from onceward_proof.prove.faults import kills
 from onceward_proof.prove.outcome import FIGURES
+from onceward_proof.report.made import core_checksum, to_sentence
 from onceward_proof.report.tables import row_of, to_markdown
 from onceward_proof.soak.figures import figure_rows, finding_rows
 
 Document = Mapping[str, Any]
 CUTS: Final = {"before": "before the server had COMMIT", "after": "after it, before the answer"}
+NO_PROVENANCE: Final = "The commit and the machine of this run were not recorded."
 BOUNDS: Final = ("workers", "messages", "faults", "redrives", "lanes")
 
 
@@ -39,13 +42,36 @@ def refresh(text: str, evidence: Path) -> str:
     return _MARKED.sub(write, text)
 
 
+def outdated(evidence: Path) -> list[str]:
+    """Which kept runs are of another core than this one, and the command that makes each again."""
+    now = core_checksum()
+    found = []
+    for name in TABLES:
+        facts = _read(name, evidence).get("made")
+        if facts is not None and facts["core"] != now:
+            again = f"{facts['command']} --json {evidence / f'{name}.json'}"
+            found.append(f"{name}.json is of core {facts['core']}, the core is now {now}: `{again}`")
+    return found
+
+
+def without_provenance(evidence: Path) -> set[str]:
+    """The kept runs that do not say what they were made with."""
+    return {name for name in TABLES if "made" not in _read(name, evidence)}
+
+
+def _read(name: str, evidence: Path) -> Document:
+    file = evidence / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
 def _table(name: str, evidence: Path) -> str:
     file = evidence / f"{name}.json"
     if not file.exists():
         return f"*(no run is kept in {evidence.name}/{name}.json yet)*\n"
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        return TABLES[name](document)
+        document = _read(name, evidence)
+        source = to_sentence(document["made"]) if "made" in document else NO_PROVENANCE
+        return f"{TABLES[name](document)}\n{source}\n"
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is not what the tool writes: {type(error).__name__}: {error}") from error
 
