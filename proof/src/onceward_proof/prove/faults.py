@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Literal, NamedTuple, get_args
 
+# The three legs of a message's way, and the four gaps between and behind them.
 Leg = Literal["dual write", "leg 1", "leg 2", "leg 3", "timeout", "outside effect", "past the window"]
 ServerFault = Literal["kill-postgres-app", "kill-postgres-queue"]
 TimedFault = ServerFault | Literal["kill-random"]
