@@ -22,7 +22,7 @@ from tests.conftest import in_memory
 from tests.proof.prove_run import ROOT, sabotaged
 from tests.proof.test_prove_can_fail import ALWAYS_TAKEN, FENCE, FINISH, TAKE
 
-from onceward_proof.demos import DEMOS
+from onceward_proof.demos import DEMOS, FORMER_NAMES
 
 SECONDS_MAX = 60
 POSTPONE = "UPDATE {schema}.outbox\n   SET attempts = attempts + 1, error = %(error)s,\n"
@@ -33,7 +33,7 @@ SABOTAGES = {
     "double-charge": (("sql/inbox.sql", TAKE, ALWAYS_TAKEN), "turned away before any code"),
     "crash-after-commit": (("sql/inbox.sql", TAKE, ALWAYS_TAKEN), "every account is booked once"),
     "dropped-publish": (("sql/outbox.sql", POSTPONE, "DELETE FROM {schema}.outbox\n"), "both orders were charged"),
-    "lost-ack": (("outbox.py", '        id=row["id"],\n', ""), "the card charged once"),
+    "lost-confirmation": (("outbox.py", '        id=row["id"],\n', ""), "the card charged once"),
     "select-then-act": (("sql/inbox.sql", TAKE, ALWAYS_TAKEN), "of the two, one took the message"),
     "textbook": (("inbox.py", 'if row.state != "pending":', "if True:"), "resumed: charged once, paid"),
     "zombie": (("sql/inbox.sql", FINISH + FENCE, FINISH), "refused at the domain write"),
@@ -104,6 +104,8 @@ def _parameters(item: pytest.Function) -> dict[str, Any]:
 def _check_double_charge(shown: Shown) -> None:
     assert shown.evidence("naive", "cents_charged") == 10_000
     assert len(shown.evidence("naive", "charge_ids")) == 2
+    told = [step["who"] for step in shown.document["steps"]]
+    assert told[:7] == ["worker-1", "worker-1", "worker-1", "queue", "worker-2", "worker-2", "worker-1"]
     assert shown.evidence("hardened", "cents_charged") == shown.evidence("hardened", "cents_ordered") == 5000
 
 
@@ -119,7 +121,7 @@ def _check_dropped_publish(shown: Shown) -> None:
     assert [shown.evidence("hardened", f"outbox_rows_{when}") for when in ("at_the_worst", "left")] == [2, 0]
 
 
-def _check_lost_ack(shown: Shown) -> None:
+def _check_lost_confirmation(shown: Shown) -> None:
     counts = ("messages", "message_ids")
     assert [shown.evidence("naive", name) for name in counts] == [2, 2]
     assert [shown.evidence("hardened", name) for name in counts] == [2, 1]
@@ -151,7 +153,7 @@ CHECKS = {
     "double-charge": _check_double_charge,
     "crash-after-commit": _check_crash_after_commit,
     "dropped-publish": _check_dropped_publish,
-    "lost-ack": _check_lost_ack,
+    "lost-confirmation": _check_lost_confirmation,
     "select-then-act": _check_select_then_act,
     "textbook": _check_textbook,
     "zombie": _check_zombie,
@@ -170,6 +172,8 @@ def test_a_demo_shows_what_it_claims(demo: str, runs: dict[str, Future[Shown]]) 
     assert (shown.document["demo"], shown.document["ok"], shown.broken()) == (demo, True, [])
     assert shown.warned == ""
     assert all(step["what"] and step["who"] and step["seconds"] >= 0 for step in shown.document["steps"])
+    seconds = [step["seconds"] for step in shown.document["steps"]]
+    assert seconds == sorted(seconds), "its steps are not told in the order in which they happened"
     CHECKS[demo](shown)
 
 
@@ -188,6 +192,12 @@ def test_an_unknown_demo_is_answered_with_the_list() -> None:
         done = onceward("demo", *arguments)
         assert done.returncode == 2
         assert all(name in done.stderr for name in DEMOS)
+
+
+@pytest.mark.parametrize(("former", "name"), FORMER_NAMES.items())
+def test_a_demo_still_answers_to_its_former_name(former: str, name: str) -> None:
+    shown = show(former)
+    assert (shown.code, shown.document["demo"]) == (0, name)
 
 
 def test_the_list_names_every_demo() -> None:

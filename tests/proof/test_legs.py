@@ -37,6 +37,14 @@ def test_every_leg_has_its_section_with_a_diagram(sections: list[Section]) -> No
         assert "mermaid" not in section.text
 
 
+def test_the_write_up_lists_three_legs_and_four_gaps_by_the_names_of_the_reports() -> None:
+    text = find_bundled("docs/guarantees.md").read_text(encoding="utf-8")
+    legs = re.findall(r"^\| (leg \d): ", text, re.MULTILINE)
+    gaps = re.findall(r"^\| gap: ([a-z ]+) \|", text, re.MULTILINE)
+    assert {*legs, *gaps} == set(get_args(Leg))
+    assert (len(legs), len(gaps)) == (3, 4)
+
+
 def test_a_section_names_the_faults_of_its_own_leg_and_no_others(sections: list[Section]) -> None:
     for section in sections:
         named = re.findall(r"<code>((?:kill|drop|lose|slow|freeze|error|cut)-[a-z-]+\*?)</code>", section.text)
@@ -58,6 +66,12 @@ def test_html_in_the_write_up_is_text(tmp_path: Path) -> None:
     hostile = text.replace("### Dual write\n", "### Dual write\n\n<script>alert(1)</script>\n")
     (tmp_path / "guarantees.md").write_text(hostile, encoding="utf-8")
     assert "<script" not in read_sections(tmp_path / "guarantees.md")[0].text
+
+
+def test_a_link_is_text(sections: list[Section]) -> None:
+    """The file names its sources; a report leads nowhere outside."""
+    assert any("https://" in part for part in find_bundled("docs/guarantees.md").read_text(encoding="utf-8").split("### "))
+    assert [section.leg for section in sections if "<a" in section.text or "https:" in section.text] == []
 
 
 def test_an_anchor_is_the_one_that_a_code_forge_gives() -> None:

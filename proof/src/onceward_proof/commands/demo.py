@@ -37,13 +37,14 @@ def add_commands(commands: Any) -> None:
 
 
 def demo(arguments: Any) -> int:
-    from onceward_proof.demos import DEMOS  # noqa: PLC0415
+    from onceward_proof.demos import DEMOS, FORMER_NAMES  # noqa: PLC0415
 
     if arguments.list:
         shown = [{"name": name, "shows": title} for name, (_, title) in DEMOS.items()]
         say(json.dumps(shown, indent=2) if arguments.json else _as_lines(DEMOS, get_terminal_size().columns))
         return 0
-    if arguments.name not in DEMOS:
+    name = FORMER_NAMES.get(arguments.name, arguments.name)
+    if name not in DEMOS:
         warn(f"there is no demo {arguments.name!r}; there are:" if arguments.name else "which one? There are:")
         for line in _as_lines(DEMOS, get_terminal_size().columns - len("onceward: ")).splitlines():
             warn(line)
@@ -51,7 +52,7 @@ def demo(arguments: Any) -> int:
     need("prove", "psutil", "pgmq", "rich", "starlette", "uvicorn", "stripe")
     from onceward_proof.demos.command import run_demo  # noqa: PLC0415 - only when it runs
 
-    return run_demo(arguments.name, fast=arguments.fast, as_json=arguments.json)
+    return run_demo(name, fast=arguments.fast, as_json=arguments.json)
 
 
 def _as_lines(demos: dict[str, tuple[str, str]], columns: int) -> str:

@@ -21,7 +21,8 @@ def naive(side: Side) -> Evidence:
         "Naive: write, then acknowledge",
         "The ledger books each paid order: balance = balance + 50. Nothing less idempotent can be written.",
     )
-    one, two = _redeliver_the_last(side, Boundary.ACK_BEFORE)
+    one = _kill_before_the_last_ack(side, Boundary.ACK_BEFORE)
+    two = _redeliver(side)
     side.see(two, Boundary.ACK_AFTER, "books it a second time, and acknowledges")
     side.claim("naive: one account is booked twice", side.look(WRONG) == 1 and side.look(BOOKED) == 5000 * (MESSAGES + 1))
     return _evidence(side, one, two)
@@ -32,9 +33,10 @@ def hardened(side: Side) -> Evidence:
         "Hardened: the inbox row and the booking are one transaction",
         "dedup_check_hit_rate: how often the inbox row was there already, of all times that a worker looked.",
     )
-    one, two = _redeliver_the_last(side, Point.COMMITTED)
+    one = _kill_before_the_last_ack(side, Point.COMMITTED)
     before = _hit_rate(one)
     side.tell("metric", f"of worker-1: dedup_check_hit_rate = {before:.1%}")
+    two = _redeliver(side)
     caught = two.expect(Point.DUPLICATE, Point.COMMITTED)
     if caught.word is Point.DUPLICATE:
         side.tell(
@@ -57,8 +59,8 @@ def hardened(side: Side) -> Evidence:
     }
 
 
-def _redeliver_the_last(side: Side, gate: Word) -> tuple[WorkerProcess, WorkerProcess]:
-    """The first worker commits all, and is killed before its last ack; the second receives that message again."""
+def _kill_before_the_last_ack(side: Side, gate: Word) -> WorkerProcess:
+    """The first worker has committed every booking, and is killed at `gate` of the last one."""
     for order in ORDERS:
         side.store(order)
     side.send([Message(type="order.paid", subject=order["id"], data=order) for order in ORDERS], "bookings")
@@ -67,13 +69,18 @@ def _redeliver_the_last(side: Side, gate: Word) -> tuple[WorkerProcess, WorkerPr
     for _ in range(MESSAGES - 1):
         one.expect(gate)
         one.go()
-        one.expect(Boundary.ACK_AFTER)
-    side.tell("worker-1", f"has booked {MESSAGES - 1} orders and acknowledged them")
+        acked = one.expect(Boundary.ACK_AFTER)
+    side.tell("worker-1", f"has booked {MESSAGES - 1} orders and acknowledged them", acked.at)
     side.see(one, gate, "has committed its last booking. SIGKILL, before the ack")
     one.kill()
+    return one
+
+
+def _redeliver(side: Side) -> WorkerProcess:
+    """A second worker holds the message that was not acknowledged."""
     two = side.start("ledger", "worker-2")
     side.see(two, Note.RECEIVED, "no ack came: the message is visible again (delivery {it.count})", who="queue")
-    return one, two
+    return two
 
 
 def _hit_rate(*workers: WorkerProcess) -> float:

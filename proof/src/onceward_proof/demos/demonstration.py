@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal, LiteralString
+from typing import Any, Final, Literal, LiteralString, NamedTuple
 
 import psycopg
 
@@ -33,6 +33,14 @@ ORDER: Final = {"id": "O-123", "amount": 5000}
 Order = dict[str, Any]
 Evidence = dict[str, Any]
 SideName = Literal["naive", "hardened"]
+
+
+class Step(NamedTuple):
+    """One step that is told later than it happened; `at` is monotonic."""
+
+    at: float
+    who: str
+    what: str
 
 
 class Side:
@@ -132,6 +140,11 @@ class Side:
         self.tell(who or worker.name, what.format(it=report), report.at)
         return report
 
+    def tell_in_order(self, *steps: Step) -> None:
+        """What several workers did at once is told, earliest first."""
+        for step in sorted(steps):
+            self.tell(step.who, step.what, step.at)
+
     def charges(self) -> list[str]:
         """The ids of the charges in the provider's own ledger, oldest first."""
         return [charge["id"] for charge in self._ledger()]
@@ -161,8 +174,10 @@ class Side:
 
     def received_at(self, visibility_seconds: int) -> float:
         """When (monotonic) the one message of the charges was received: the queue knows until when it is hidden."""
+        # Read before the question: the answer may be late, and the queue must not seem to deliver before its own timeout.
+        now = time.monotonic()
         hidden_seconds = float(self.look("SELECT extract(epoch FROM vt - clock_timestamp()) FROM pgmq.q_charges"))
-        return time.monotonic() + hidden_seconds - visibility_seconds
+        return now + hidden_seconds - visibility_seconds
 
 
 @contextmanager

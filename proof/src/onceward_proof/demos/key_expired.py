@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any, Final
 
-from onceward_proof.demos.demonstration import UNASKED, Evidence, Side, wait_until
+from onceward_proof.demos.demonstration import UNASKED, Evidence, Side, Step, wait_until
 from onceward_proof.demos.roles import blind_charge
 from onceward_proof.demos.worker_process import WorkerProcess
 from onceward_proof.prove.faults import Boundary
@@ -74,11 +74,10 @@ def _start(side: Side, name: str, *gates: Word, **setting: Any) -> WorkerProcess
 def _tell_ends(side: Side, asked: Report, unasked: Report) -> None:
     ends = []
     if asked.word is Note.FOUND:
-        ends.append((asked.at, "worker-3", f"O-123: too old to call. Asks the provider: {asked.charge}, recorded"))
+        ends.append(Step(asked.at, "worker-3", f"O-123: too old to call. Asks the provider: {asked.charge}, recorded"))
     if unasked.word is Point.PARKED:
-        ends.append((unasked.at, "worker-4", f"O-124: too old to call, nobody to ask: parked as {unasked.reason}"))
-    for at, who, what in sorted(ends):
-        side.tell(who, what, at)
+        ends.append(Step(unasked.at, "worker-4", f"O-124: too old to call, nobody to ask: parked as {unasked.reason}"))
+    side.tell_in_order(*ends)
 
 
 def _judge(side: Side) -> Evidence:

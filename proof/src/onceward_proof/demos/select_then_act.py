@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from onceward_proof.demos.demonstration import Evidence, Side
+from onceward_proof.demos.demonstration import Evidence, Side, Step
 from onceward_proof.demos.worker_process import WorkerProcess
 from onceward_proof.prove.faults import Boundary
 from onceward_proof.workers.reports import Note, Point, Word
@@ -41,8 +41,8 @@ def naive(side: Side) -> Evidence:
     tell("both", "SELECT 1 FROM processed WHERE message_id = ...: no row. Not seen yet, both conclude")
     one.go()
     two.go()
-    for worker in (one, two):
-        side.see(worker, Boundary.RESPONSE, "charges the card: {it.charge}")
+    charged = {worker.name: worker.expect(Boundary.RESPONSE) for worker in (one, two)}
+    side.tell_in_order(*(Step(it.at, name, f"charges the card: {it.charge}") for name, it in charged.items()))
     one.go()
     side.see(one, Boundary.ACK_AFTER, "remembers the message, and acknowledges")
     two.go()
@@ -63,8 +63,8 @@ def hardened(side: Side) -> Evidence:
     one.go()
     two.go()
     results = {worker.name: worker.expect(Point.CLAIMED, Point.IN_FLIGHT) for worker in (one, two)}
-    for name, result in sorted(results.items(), key=lambda item: item[1].at):
-        tell(name, f"INSERT ... ON CONFLICT DO NOTHING: {ROWS[result.word]}", result.at)
+    insert = "INSERT ... ON CONFLICT DO NOTHING"
+    side.tell_in_order(*(Step(it.at, name, f"{insert}: {ROWS[it.word]}") for name, it in results.items()))
     takers = [worker for worker in (one, two) if results[worker.name].word is Point.CLAIMED]
     for worker in takers:
         if _acks(worker):

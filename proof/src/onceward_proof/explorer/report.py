@@ -17,6 +17,7 @@ from onceward_proof.explorer.promises import Promise
 from onceward_proof.explorer.search import SearchResult, search
 from onceward_proof.explorer.space import StateSpace
 from onceward_proof.explorer.story import tell
+from onceward_proof.report.made import made
 
 Say = Callable[[str], None]
 
@@ -42,7 +43,8 @@ def explore(say: Say, *, states_max: int = 0, file: Path | None = None, passages
         _say_result(say, results[-1])
     document = as_json(results, time.perf_counter() - started, complete=len(results) == len(passages))
     _say_sum(say, document)
-    _write(say, file, document)
+    if file is not None:
+        _write(say, file, {"made": made(with_postgres=False)} | document)
     return 1 if document["violations"] else 0
 
 

@@ -17,6 +17,7 @@ from onceward_proof.workers.setting import Role
 Harm = Literal["charged twice", "lost", "booked twice"]
 # The variants that some fault is expected to harm. Which others there are, prove/variants.py knows.
 Harmed = Literal["naive", "resend", "ack-first", "textbook"]
+# The three legs of a message's way, and the four gaps between and behind them.
 Leg = Literal["dual write", "leg 1", "leg 2", "leg 3", "timeout", "outside effect", "past the window"]
 ServerFault = Literal["kill-postgres-app", "kill-postgres-queue"]
 TimedFault = ServerFault | Literal["kill-random"]

@@ -1,7 +1,8 @@
-"""The tables of docs/guarantees.md, written from the evidence that is kept beside the text.
+"""The tables of the pages in docs, written from the evidence that is kept beside them.
 
-The evidence is JSON that the tools wrote. `onceward docs refresh` puts each table between its markers; `--check` only says
-whether the tables match. The figures are those of the runs in docs/evidence, not of this machine at this moment.
+The evidence is JSON that the tools wrote. `onceward docs refresh` puts each table between its markers, and below it what
+its run was made with; `--check` only says whether the tables match, and whether the core is still the one that ran. The
+figures are those of the runs in docs/evidence, not of this machine at this moment.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from onceward_proof.ablation.rows import ablation_table
 from onceward_proof.prove.faults import AIMED, GLOBAL, KILL_RANDOM, LEG_OF, kills, struck
 from onceward_proof.prove.outcome import FIGURES
 from onceward_proof.queue_settings.rows import settings_table
+from onceward_proof.report.made import core_checksum, to_sentence
 from onceward_proof.report.tables import row_of, to_markdown
 from onceward_proof.soak.figures import figure_rows, finding_rows
 
 Document = Mapping[str, Any]
 CUTS: Final = {"before": "before the server had COMMIT", "after": "after it, before the answer"}
+NO_PROVENANCE: Final = "The commit and the machine of this run were not recorded."
 BOUNDS: Final = ("workers", "messages", "faults", "redrives", "lanes")
 
 
@@ -40,13 +43,44 @@ def refresh(text: str, evidence: Path) -> str:
     return _MARKED.sub(write, text)
 
 
+def outdated(evidence: Path) -> list[str]:
+    """Which kept runs are of another core than this one, and the command that makes each again."""
+    now = core_checksum()
+    found = []
+    for run in RUNS:
+        facts = _read(run, evidence).get("made")
+        if facts is not None and facts["core"] != now:
+            again = f"{facts['command']} --json {evidence / f'{run}.json'}"
+            found.append(f"{run}.json is of core {facts['core']}, the core is now {now}: `{again}`")
+    return found
+
+
+def without_provenance(evidence: Path) -> set[str]:
+    """The kept runs that do not say what they were made with."""
+    return {run for run in RUNS if "made" not in _read(run, evidence)}
+
+
+def marked_pages(folder: Path) -> list[Path]:
+    """The pages of this folder that hold a table of ours."""
+    pages = [(page, _MARKED.finditer(page.read_text(encoding="utf-8"))) for page in sorted(folder.glob("*.md"))]
+    # Other tools have markers of their own.
+    return [page for page, marks in pages if any(mark["name"] in TABLES for mark in marks)]
+
+
+def _read(run: str, evidence: Path) -> Document:
+    file = evidence / f"{run}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
 def _table(name: str, evidence: Path) -> str:
     run, write = TABLES[name]
     file = evidence / f"{run}.json"
     if not file.exists():
         return f"*(no run is kept in {evidence.name}/{run}.json yet)*\n"
     try:
-        return write(json.loads(file.read_text(encoding="utf-8")))
+        document = _read(run, evidence)
+        source = to_sentence(document["made"]) if "made" in document else NO_PROVENANCE
+        return f"{write(document)}\n{source}\n"
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is not what the tool writes: {type(error).__name__}: {error}") from error
 
@@ -158,9 +192,12 @@ _MARKED: Final = re.compile(r"<!-- begin: (?P<name>[\w-]+) -->\n.*?<!-- end: (?P
 TABLES: Final[dict[str, tuple[str, Callable[[Document], str]]]] = {
     "prove": ("prove", prove_table),
     "faults": ("prove", faults_table),
+    "defaults": ("defaults", prove_table),
+    "resolve": ("resolve", prove_table),
     "ablation": ("ablation", layers_table),
     "queue-settings": ("queue-settings", queue_settings_table),
     "explore": ("explore", explore_table),
     "syscalls": ("syscalls", syscalls_table),
     "soak": ("soak", soak_table),
 }
+RUNS: Final = tuple(dict.fromkeys(run for run, _ in TABLES.values()))

@@ -22,6 +22,7 @@ from onceward_proof.prove.outcome import Verdict, counted, faults, judge, summar
 from onceward_proof.prove.run import Result
 from onceward_proof.prove.schedule import Schedule
 from onceward_proof.report.lines import count_of, print_verdict
+from onceward_proof.report.made import made
 from onceward_proof.report.tables import to_terminal
 
 WIDE: Final = 120
@@ -116,12 +117,12 @@ def print_report(console: Console, schedule: Schedule, results: Sequence[Result]
 
 
 def write_files(options: ProveOptions, console: Console, document: dict[str, Any], page: str = "", *shown: Any) -> None:
-    """Write the JSON and the HTML that were asked for.
+    """Write the JSON and the HTML that were asked for. The JSON also says what it was made with.
 
     `page` names the module whose `render(*shown)` makes the HTML.
     """
     if options.json is not None:
-        options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps({"made": made()} | document, indent=2) + "\n", encoding="utf-8")
         console.print(f"JSON: {options.json}", highlight=False, soft_wrap=True)
     if options.html is not None:
         # Imported only now: a run without a page need not wait for the templates.

@@ -1,7 +1,7 @@
-"""The legs of a message's way, as docs/guarantees.md explains them.
+"""The three legs of a message's way and the four gaps between them, as docs/guarantees.md explains them.
 
-A report links each fault to the leg that it strikes. The text has one source: the file in the checkout, which travels
-with the wheel.
+A report links each fault to the leg or gap that it strikes, and calls either its leg. The text has one source: the file in
+the checkout, which travels with the wheel.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from onceward_proof.prove.faults import Leg
 from onceward_proof.prove.run import ProofError
 from onceward_proof.report.pages.sequence import draw_sequence, parse
 
-# The heading in docs/guarantees.md under which a leg is explained.
+# The heading in docs/guarantees.md under which a leg or a gap is explained.
 HEADINGS: Final[dict[Leg, str]] = {
     "dual write": "Dual write",
     "leg 1": "Leg 1: the producer and the queue",
@@ -34,7 +34,7 @@ HEADINGS: Final[dict[Leg, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One leg: its name in reports, its anchor (here and in the file), heading and text."""
+    """One leg or gap: its name in reports, its anchor (here and in the file), heading and text."""
 
     leg: Leg
     anchor: str
@@ -60,9 +60,12 @@ def read_sections(file: Path | None = None) -> list[Section]:
 
 
 def _render(text: str) -> Markup:
-    """The section as HTML: its diagrams drawn, no HTML of its own let through."""
+    """The section as HTML: its diagrams drawn, its links as plain text, no HTML of its own let through."""
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = [_drawn(token) if token.info == "mermaid" else token for token in markdown.parse(text)]
+    for token in tokens:
+        # A report stands alone: it leads nowhere outside, and has no files beside it.
+        token.children = [child for child in token.children or () if child.type not in ("link_open", "link_close")]
     return Markup(markdown.renderer.render(tokens, markdown.options, {}))  # noqa: S704 - rendered with escapes
 
 

@@ -1,4 +1,4 @@
-"""Leg 1: the queue has stored the message, its ack is lost, the producer sends again."""
+"""Leg 1: the queue has stored the message, its confirmation is lost, the producer sends again."""
 
 from __future__ import annotations
 
@@ -44,8 +44,9 @@ def _send_twice(side: Side, sender: WorkerProcess, second: str) -> list[str]:
     """The first attempt is stored and not confirmed; the second, told as `second`, is. The ids that they went under."""
     first = "sends order.placed of O-123, as {it.message}"
     stored = side.see(sender, Boundary.PUBLISH_AFTER, first, is_start=True)
-    sender.go(Answer.LOSE)
+    # Told while the sender still waits: once it goes on, it may have sent again before this line.
     side.tell("queue", "has stored it; its confirmation is lost on the way back")
+    sender.go(Answer.LOSE)
     confirmed = side.see(sender, Boundary.PUBLISH_AFTER, second)
     sender.go()
     return [stored.message_id, confirmed.message_id]
