@@ -11,6 +11,7 @@ from onceward import (
     ACK,
     STRIPE_V1,
     Inbox,
+    Intent,
     IntentResult,
     Intents,
     LeaseLost,
@@ -82,13 +83,13 @@ def ask(conn: Connection[Any], message: Message, take: Take, card: CardProvider)
         case IntentResult.CALL:
             answer, refused = call(card, request, intent.key)
         case IntentResult.CHECK:
-            # Somebody decided that it had not happened, and may be wrong: the former key is looked up before the call.
-            found = card.find(intent.former_key)
+            # Somebody decided that it had not happened, and may be wrong: it is looked up once more before the call.
+            found = find(card, intent)
             answer, refused = (found, False) if found is not None else call(card, request, intent.key)
         case IntentResult.ANSWERED:
             return intent.answer, intent.refused
         case IntentResult.LOOK_UP:
-            found = card.find(intent.key)
+            found = find(card, intent)
             if found is None:
                 raise SetAside("nobody knows whether the card was charged: look it up, and record the answer")
             answer, refused = found, False
@@ -102,6 +103,11 @@ def ask(conn: Connection[Any], message: Message, take: Take, card: CardProvider)
     if record.result is not RecordResult.RECORDED:
         raise SetAside(record.detail)
     return answer, refused
+
+
+def find(card: CardProvider, intent: Intent) -> Any:
+    """What the provider knows of the effect, under any key that it may have happened under; None: nothing."""
+    return next((found for key in intent.keys_to_look_up if (found := card.find(key)) is not None), None)
 
 
 def call(card: CardProvider, request: dict[str, Any], key: str) -> tuple[Any, bool]:

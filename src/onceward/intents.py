@@ -28,7 +28,7 @@ class IntentResult(Enum):
 
     CALL = "call"  # the intent is committed, and the provider still knows its key: call now, with that key
     ANSWERED = "answered"  # the answer is recorded: use it, do not call
-    CHECK = "check"  # a person decided that it did not happen: look `former_key` up once more, then call with `key`
+    CHECK = "check"  # a person decided that it did not happen: look it up once more, then call with `key`
     LOOK_UP = "look up"  # it may have happened, and the provider may have forgotten the key: look it up, never call
     CHANGED = "changed"  # another effect or request is recorded under this number: never call, a person must look
     LEASE_LOST = "lease lost"  # the claim lapsed or is another worker's: stop, touch nothing
@@ -43,7 +43,7 @@ class Intent:
     answer_json: str = "null"  # ANSWERED: the recorded answer, as JSON text
     refused: bool = False  # ANSWERED: the provider refused, and the answer is its reason
     detail: str = ""
-    former_key: str = ""  # CHECK: the key under which it was called before that decision
+    keys_to_look_up: tuple[str, ...] = ()  # CHECK, LOOK_UP: under each of these it may have happened; the latest first
 
     @property
     def answer(self) -> Any:
@@ -119,9 +119,9 @@ class Intents:
         held, made, _ = one_tuple(conn, self.statements["intent_insert"], params) or (False, False, None)
         if made:
             return Intent(IntentResult.CALL, key)
-        return self._read(conn, params) if held else Intent(IntentResult.LEASE_LOST, key)
+        return self._read(conn, message, params) if held else Intent(IntentResult.LEASE_LOST, key)
 
-    def _read(self, conn: Connection[Any], params: dict[str, Any]) -> Intent:
+    def _read(self, conn: Connection[Any], message: Message, params: dict[str, Any]) -> Intent:
         key = params["key"]
         rows = dicts(conn, self.statements["intent_read"], params)
         if not rows:
@@ -137,11 +137,19 @@ class Intents:
             return Intent(IntentResult.CHANGED, key, detail=detail)
         if row["state"] == "done":
             return Intent(IntentResult.ANSWERED, key, row["answer"], row["refused"])
-        if row["state"] != "pending" or not row["callable"]:
-            return Intent(IntentResult.LOOK_UP, key)
-        if row["former_key"] is not None:
-            return Intent(IntentResult.CHECK, key, former_key=row["former_key"])
+        former = former_keys(self.consumer, message.id, row["name"], row["generation"])
+        if row["state"] != "pending" or not self._may_call(conn, params, row):
+            return Intent(IntentResult.LOOK_UP, key, keys_to_look_up=(key, *former))
+        if former:
+            return Intent(IntentResult.CHECK, key, keys_to_look_up=former)
         return Intent(IntentResult.CALL, key)
+
+    def _may_call(self, conn: Connection[Any], params: dict[str, Any], row: dict[str, Any]) -> bool:
+        if row["callable"] or params["callable_seconds"]:
+            return bool(row["callable"])
+        # Without keys, the one call that a person's decision allows: that it begins must be committed before it does, or a
+        # redelivery after a crash would call once more.
+        return one_tuple(conn, self.statements["intent_begin_unkeyed"], params) is not None
 
     def record(self, conn: Connection[Any], message: Message, *, n: int, answer: object, refused: bool = False) -> Record:
         """The answer (any JSON value) of the n-th effect is stored, write-once.
@@ -176,6 +184,13 @@ def record_json(
     # The new answer first: it is stored nowhere else, and a long detail is cut at its end.
     detail = f"effect {n} was answered by {answer_json}, but the answer that is recorded is {row['answer']}"
     return Record(RecordResult.TWO_ANSWERS, detail)
+
+
+def former_keys(consumer: str, message_id: str, name: str, generation: int) -> tuple[str, ...]:
+    """The keys of the effect's earlier generations, the latest first."""
+    return tuple(
+        idempotency_key(consumer, message_id, name, generation=earlier) for earlier in range(generation - 1, 0, -1)
+    )
 
 
 def _row(intents: Intents, message: Message, n: int) -> dict[str, Any]:

@@ -309,7 +309,7 @@ class EffectSteps:
     def __init__(self, context: Context, is_cancelled: Callable[[BaseException], bool]) -> None:
         self.effect: Effect | None = None  # the one that the handler asks for now
         self._key = ""  # its idempotency key, once it is intended
-        self._key_looked_up = ""  # the key under which it may have happened
+        self._keys_to_look_up: tuple[str, ...] = ()  # the keys under which it may have happened
         self.failure: BaseException | None = None  # what its call, or its look-up, raised
         self._runtime = context.runtime
         self._message = context.message
@@ -341,7 +341,7 @@ class EffectSteps:
                 )  # fmt: skip
         except psycopg.Error as error:
             return self._context.database_lost(f"effect {effect.name!r} was not started", error)
-        self._key, self._key_looked_up = intent.key, intent.former_key or intent.key
+        self._key, self._keys_to_look_up = intent.key, intent.keys_to_look_up
         match intent.result:
             case IntentResult.CALL:
                 self._context.emit("effect.intended", n=n, name=effect.name)
@@ -364,24 +364,28 @@ class EffectSteps:
 
     def _call(self, n: int, effect: Effect) -> p.Event:
         # From here on it may have happened under this key, whatever was looked up before.
-        self._key_looked_up = self._key
-        event = self._ask_provider(effect.call, effect)
+        self._keys_to_look_up = (self._key,)
+        event = self._ask_provider(effect.call, effect, self._key)
         self._context.emit("effect.answered", n=n, name=effect.name, outcome=type(event).__name__)
         return event
 
     def _look_up(self, n: int, effect: Effect) -> p.Event:
         if effect.lookup is None:
             return p.NotFound()
-        event = self._ask_provider(effect.lookup, effect, is_look_up=True)
+        event: p.Event = p.NotFound()
+        for key in self._keys_to_look_up:
+            event = self._ask_provider(effect.lookup, effect, key, is_look_up=True)
+            if not isinstance(event, p.NotFound):
+                break
         if isinstance(event, p.Answered | p.NotFound | p.Unreadable):
             found = not isinstance(event, p.NotFound)
             self._context.emit("effect.looked_up", n=n, name=effect.name, found=found)
         return event
 
-    def _ask_provider(self, call: Call, effect: Effect, *, is_look_up: bool = False) -> p.Event:
+    def _ask_provider(self, call: Call, effect: Effect, key: str, *, is_look_up: bool = False) -> p.Event:
         """What the provider said to the call, or to the look-up, of an effect."""
         try:
-            answer = call(effect.request, self._key_looked_up if is_look_up else self._key)
+            answer = call(effect.request, key)
             check_done(answer, f"effect {effect.name!r}: its {'look-up' if is_look_up else 'call'}")
         except BaseException as error:  # noqa: BLE001 - recorded as the call's outcome, and raised in the handler
             self.failure = self._context.failure = error

@@ -13,7 +13,7 @@ from onceward.commands import parked_decisions
 from onceward.commands.arguments import add_database, add_json, add_schema, connected, printable, say, say_json, warn, whole
 
 if TYPE_CHECKING:
-    from onceward.parked import ParkedMessage, ParkedRow
+    from onceward.parked import ParkedIntent, ParkedMessage, ParkedRow
 
 SHOWN_BYTES_MAX: Final = 4096
 PARKED: Final = """\
@@ -112,7 +112,8 @@ def _fields(row: ParkedRow) -> dict[str, Any]:
 def _as_json(message: ParkedMessage) -> dict[str, Any]:
     fields = _fields(message)
     fields["intents"] = [
-        asdict(intent) | {"answer": None if intent.answer is None else json.loads(intent.answer)}
+        asdict(intent)
+        | {"answer": None if intent.answer is None else json.loads(intent.answer), "former_keys": _former(message, intent)}
         for intent in message.intents
     ]
     # Either key says how to read the body, so that no program takes base64 for a text.
@@ -149,10 +150,17 @@ def _as_text(message: ParkedMessage) -> str:
     for intent in message.intents:
         answer = "" if intent.answer is None else f", answer {_shortened(intent.answer, 300)}"
         refused = " (refused)" if intent.refused else ""
-        former = "" if intent.former_key is None else f", before a decision {intent.former_key}"
+        former = "".join(f", before a decision {key}" for key in _former(message, intent))
         lines.append(f"  effect {intent.n}     {intent.name}: {intent.state}{refused}, key {intent.key}{former}{answer}")
     lines += [f"  body         {message.body_bytes} bytes", *(f"    {line}" for line in _body_lines(message.body))]
     return printable("\n".join(lines))
+
+
+def _former(message: ParkedMessage, intent: ParkedIntent) -> Sequence[str]:
+    """The keys that the effect had before a person decided that it had not happened, the latest first."""
+    from onceward.intents import former_keys  # noqa: PLC0415
+
+    return former_keys(message.consumer, message.message_id, intent.name, intent.generation)
 
 
 def _body_lines(body: bytes) -> list[str]:

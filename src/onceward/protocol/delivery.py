@@ -235,9 +235,12 @@ def _at_looking(state: State, event: p.Event) -> Step:
 
 def _at_checking(state: State, event: p.Event) -> Step:
     # The person who decided that it did not happen may be wrong, and under a new key the provider could not tell.
-    if isinstance(event, p.NotFound):
-        return state._replace(at=Place.CALLING), p.Call(state.n)
-    return _at_provider(state, event)
+    match event:
+        case p.NotFound() | p.Answered(refused=True):
+            # A refusal that is found says what the person said: it did not happen.
+            return state._replace(at=Place.CALLING), p.Call(state.n)
+        case _:
+            return _at_provider(state, event)
 
 
 def _at_provider(state: State, event: p.Event) -> Step:

@@ -56,6 +56,7 @@ UPDATE {schema}.intents
        generation = generation + 1, former_key = key, key = %(key)s
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND n = %(n)s
    AND (state IN ('pending', 'unknown') OR (state = 'done' AND refused))
+RETURNING n
 
 -- name: discard_inbox
 -- why: the message is over without having been handled, and so are its effects that have no answer. The new token fences
@@ -101,6 +102,7 @@ RETURNING id, set_config('synchronous_commit', 'on', true)
 SELECT id, about, decision AS kind, consumer, message_id, position, effect, answer::text AS answer, former_key, forced, reason,
        decided_by, database_role, decided_at, was
   FROM {schema}.decisions
+ WHERE %(consumer)s::text IS NULL OR consumer = %(consumer)s
  ORDER BY decided_at DESC
  LIMIT %(limit)s
 
@@ -111,7 +113,7 @@ SELECT id, about, decision AS kind, consumer, message_id, position, effect, answ
 SELECT id, about, decision AS kind, consumer, message_id, position, effect, answer::text AS answer, former_key, forced, reason,
        decided_by, database_role, decided_at, was
   FROM {schema}.decisions
- WHERE message_id = %(message_id)s
+ WHERE message_id = %(message_id)s AND (%(consumer)s::text IS NULL OR consumer = %(consumer)s)
  ORDER BY decided_at DESC
  LIMIT %(limit)s
 
@@ -119,7 +121,7 @@ SELECT id, about, decision AS kind, consumer, message_id, position, effect, answ
 -- why: what the handler of a parked message is shown when it is asked for its own look-up.
 -- locks: none
 -- index: intents_pkey
-SELECT name, request_fingerprint, key, refused, answer::text AS answer
+SELECT name, request_fingerprint, key, generation, refused, answer::text AS answer
   FROM {schema}.intents
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s
  ORDER BY n
