@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from onceward.commands.arguments import add_by, connected, decided_by, find, printable, say, say_json, warn, whole
+from onceward.commands.arguments import add_by, connected, decided_by, find, one_line, printable, say, say_json, warn, whole
 from onceward.errors import UsageError
 from onceward.protocol.reasons import ParkReason
 
@@ -181,20 +181,31 @@ def _answer(text: str) -> Any:
 
 def _looked_up(arguments: Any, conn: Any, subject: _Subject) -> tuple[Any, bool]:
     """What the handler's own look-up finds of the effect (None: nothing), and whether that is a refusal."""
+    import psycopg  # noqa: PLC0415
+
+    from onceward.consumer import Consumer  # noqa: PLC0415
     from onceward.effect_lookup import look_up_effect  # noqa: PLC0415
-    from onceward.errors import EffectRefused  # noqa: PLC0415
+    from onceward.errors import EffectRefused, OncewardError  # noqa: PLC0415
 
     if arguments.handlers is None:
         raise UsageError("the look-up is in your handler: name its Consumer, as in --handlers shop.consumers:charges")
     if not subject.messages:
         return None, False
     consumer = find(arguments.handlers, "your Consumer")
+    if not isinstance(consumer, Consumer):
+        raise UsageError(f"{arguments.handlers} is a {type(consumer).__name__}: it must be a Consumer")
     # The effects are those of the inbox row's body, and a body that is in conflict with it is another one.
     message = next((known for known in subject.messages if known.reason is not ParkReason.CONFLICT), subject.messages[0])
     try:
         return look_up_effect(conn, consumer, message, arguments.effect, schema=arguments.schema), False
     except EffectRefused as error:
         return error.answer, True
+    except (OncewardError, psycopg.Error):
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"the look-up of {arguments.effect!r} failed, so nothing was decided: {one_line(error)}"
+        ) from error
 
 
 def _confirm(arguments: Any) -> None:
@@ -239,7 +250,8 @@ def decisions(arguments: Any) -> int:
     elif not made:
         say("nothing was decided")
     for decision in made if not arguments.json else ():
-        say(printable(_decision_line(decision)))
+        # One line each: a reason of several lines must not look like another decision.
+        say(printable(" ".join(_decision_line(decision).splitlines())))
     return 0
 
 

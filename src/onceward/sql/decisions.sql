@@ -27,12 +27,13 @@ DELETE FROM {schema}.attempts WHERE consumer = %(consumer)s AND message_id = %(m
 
 -- name: decide_intents
 -- why: the effects of the message that is decided about, and for how long the provider may still act under each key. NULL:
---      nobody knows, because the intent is older than the column.
+--      nobody knows, because the intent is older than the column (greatest() alone would make 0 of that).
 -- locks: the intents
 -- index: intents_pkey
 SELECT n, name, state, refused, key, generation, answer::text AS answer,
-       greatest(extract(epoch FROM started_at + make_interval(secs => window_seconds) - clock_timestamp())::float8, 0)
-       AS acting_seconds
+       CASE WHEN window_seconds IS NOT NULL THEN
+           greatest(extract(epoch FROM started_at + make_interval(secs => window_seconds) - clock_timestamp())::float8, 0)
+       END AS acting_seconds
   FROM {schema}.intents
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s
  ORDER BY n
