@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from tests.database import test_decisions
+from tests.database import test_decision_races, test_decisions
 from tests.support import checks
 from tests.support.deliveries import order
 from tests.support.rows import write_effect
@@ -136,7 +136,7 @@ def test_with_effects_that_a_discard_leaves_open_a_late_answer_is_not_seen(
         monkeypatch, "discard_inbox", "SET state = 'discarded'\n  FROM over", "SET state = t.state\n  FROM over"
     )
     with fails:
-        test_decisions.test_an_answer_after_a_discard_parks_the_message_again(opened, db)
+        test_decision_races.test_an_answer_after_a_discard_parks_the_message_again(opened, db)
 
 
 def test_without_the_lock_of_the_parked_row_two_people_discard(
@@ -144,7 +144,7 @@ def test_without_the_lock_of_the_parked_row_two_people_discard(
 ) -> None:
     weaken_decisions(monkeypatch, "decide_read", "FOR UPDATE OF p", "")
     with fails:
-        test_decisions.test_of_two_people_at_once_the_second_hears_what_the_first_has_decided(
+        test_decision_races.test_of_two_people_at_once_the_second_hears_what_the_first_has_decided(
             DecisionKind.DISCARD, DecisionKind.DISCARD, opened, db, connect, background
         )
 

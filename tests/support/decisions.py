@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 from tests.support import rows
+from tests.support.checks import check_one_answer_is_kept
 from tests.support.deliveries import Provider, delivery
 from tests.support.shop import charging
 
@@ -25,7 +26,9 @@ from onceward.decisions import (
     settle,
     settle_as_not_happened,
 )
+from onceward.errors import Reject
 from onceward.message import Message
+from onceward.provider import idempotency_key
 from onceward.transport import ACK, Settlement
 
 T = TypeVar("T")
@@ -87,6 +90,28 @@ def decided(db: Conn) -> Decision:
 def snapshot(db: Conn) -> list[list[Any]]:
     """All that is written, of every message."""
     return [db.execute(f"SELECT * FROM onceward.{table} ORDER BY 1, 2, 3".encode()).fetchall() for table in TABLES]
+
+
+def key_of(message: Message, generation: int = 1) -> str:
+    return idempotency_key(rows.CONSUMER, message.id, "charge", generation=generation)
+
+
+def inside_a_transaction(connect: Callable[..., Conn]) -> Conn:
+    conn = connect(autocommit=False)
+    conn.execute("SELECT 1")
+    return conn
+
+
+def reject(_message: Message, _given: Any) -> None:
+    raise Reject("not today")
+
+
+def state_of_effects(db: Conn, message: Message) -> list[str]:
+    return [intent.state for intent in rows.intents(db, message)]
+
+
+def park_with_two_answers(opened: Callable[..., OpenConsumer], db: Conn, message: Message) -> None:
+    check_one_answer_is_kept(opened, db, message=message)
 
 
 class Dying(psycopg.Connection[Any]):
