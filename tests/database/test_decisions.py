@@ -1,9 +1,9 @@
-"""What a person decides about a parked message: each decision stands whole, is kept, and nothing happens twice."""
+"""What becomes of a decision about a parked message: it is kept, the message goes on, and nothing happens twice."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -83,7 +83,7 @@ def test_a_decision_is_a_row_with_who_when_why_and_what_was_held(kind: DecisionK
     assert made.answer == ('{"id":"ch_of_the_dashboard"}' if kind is DecisionKind.SETTLE else None)
     assert made.former_key == (key_of(message) if kind is DecisionKind.DID_NOT_HAPPEN else None)
     was = dict(made.was)
-    assert was.pop("parked_at") == held.parked_at.isoformat()
+    assert datetime.fromisoformat(was.pop("parked_at")) == held.parked_at
     assert was == {
         "reason": "unknown", "detail": held.detail, "attempts": 1, "source": "test", "headers": message.to_wire()[0],
     }  # fmt: skip
