@@ -41,7 +41,7 @@ class Decided:
 
     `why_not`: the reason for which nothing was done; '' when the decision stands.
     `token`: the fencing token under which the message is on its way again; 0 for a discard.
-    `expect`: what the handler will meet that this decision does not change; '' when there is nothing of that kind.
+    `expect`: what this decision does not change, and its handler, or a person, will meet; '' when there is no such thing.
     """
 
     kind: DecisionKind
@@ -82,13 +82,19 @@ class Decision:
 
 
 def list_decisions(
-    conn: Connection[Any], *, message_id: str | None = None, limit: int = 100, schema: str = SCHEMA_DEFAULT
+    conn: Connection[Any],
+    *,
+    message_id: str | None = None,
+    consumer: str | None = None,
+    limit: int = 100,
+    schema: str = SCHEMA_DEFAULT,
 ) -> list[Decision]:
-    """The decisions, newest first, at most `limit`; about one message, or about all."""
+    """The decisions, newest first, at most `limit`; about one message, of one consumer, or all."""
+    params: dict[str, Any] = {"consumer": consumer, "limit": limit}
     if message_id is None:
-        rows = dicts(conn, statements(schema)["decisions_list"], {"limit": limit})
+        rows = dicts(conn, statements(schema)["decisions_list"], params)
     else:
-        params = {"message_id": canonical_id(message_id), "limit": limit}
+        params["message_id"] = canonical_id(message_id)
         rows = dicts(conn, statements(schema)["decisions_about"], params)
     return [Decision(**row | {"kind": DecisionKind(row["kind"])}) for row in rows]
 
@@ -223,10 +229,11 @@ def discard_parked(
     fingerprint: str | None = None,
     schema: str = SCHEMA_DEFAULT,
 ) -> Decided:
-    """Nothing more is done about the message; it is kept whole in `decisions`, and a redelivery is turned away.
+    """Nothing more is done about the message, which is kept whole in `decisions`.
 
-    Its inbox row, and its effects without an answer, are discarded with it, so upkeep may drop their day. An answer that
-    comes after that parks the message again, as answered after discard.
+    Its inbox row, and its effects without an answer, are discarded with it: a redelivery is turned away, and upkeep may
+    drop their day. An answer that comes after that parks the message again, as answered after discard. What was parked
+    without an inbox row of its own, or beside one, leaves no trace there: if it comes again, it is parked again.
 
     Raises `UsageError` without a reason.
 
@@ -238,10 +245,12 @@ def discard_parked(
 
     def carry_out(case: _Case) -> tuple[int, str]:
         case.choose(fingerprint, _why_not_discarded)
+        # Of what is parked beside an inbox row, the effects are that row's, and go on with it.
+        expect = _what_stays(case.intents()) if case.is_of_the_inbox_row else ""
         # No row: what is parked beside an inbox row leaves that as it is, and so does what has none.
         case.execute("discard_inbox", {})
         case.keep(DecisionKind.DISCARD, decider)
-        return 0, ""
+        return 0, expect
 
     return _decide(conn, schema, DecisionKind.DISCARD, consumer, message_id, carry_out)
 
@@ -293,7 +302,9 @@ class _Case:
         wanted = (fingerprint or "").lower()
         parked = [_parked(**typed(row)) for row in rows if row["fingerprint"].hex().startswith(wanted)]
         if not parked:
-            raise _Refusal(f"nothing is parked there under this id{self._latest()}")
+            fingerprints = ", ".join(row["fingerprint"].hex()[:12] for row in rows)
+            others = f"what is parked under this id has another fingerprint ({fingerprints})" if rows else ""
+            raise _Refusal(others or f"nothing is parked there under this id{self._latest()}")
         possible = [row for row in parked if not why_not(row)]
         if not possible:
             raise _Refusal("; ".join(dict.fromkeys(why_not(row) for row in parked)))
@@ -302,6 +313,11 @@ class _Case:
             raise _Refusal(f"{len(possible)} bodies are parked under this id: name one by its fingerprint ({bodies})")
         self._chosen = possible[0]
         self._params["fingerprint"] = self._chosen.fingerprint
+
+    @property
+    def is_of_the_inbox_row(self) -> bool:
+        """The message is what its inbox row holds as parked."""
+        return self._chosen is not None and self._chosen.inbox_state == "parked" and self._chosen.same_payload is True
 
     def reopen(self) -> int:
         """The inbox row is pending under a new token, which is returned, and the message is in the outbox."""
@@ -349,9 +365,12 @@ class _Case:
 
     def _latest(self) -> str:
         """What was decided about it last, as the end of a sentence; '' when nothing was."""
-        decisions = list_decisions(self._conn, message_id=self.message_id, limit=1, schema=self._schema)
+        # Another consumer's message under the same id is another case; where no consumer was named, the sentence names it.
+        consumer = self._params["consumer"] or None
+        decisions = list_decisions(self._conn, message_id=self.message_id, consumer=consumer, limit=1, schema=self._schema)
         return "".join(
-            f": {decision.decided_by} decided {decision.kind.value!r} at {decision.decided_at:%Y-%m-%d %H:%M:%S %Z}"
+            f": {decision.decided_by} decided {decision.kind.value!r}{'' if consumer else f' for {decision.consumer}'} at "
+            f"{decision.decided_at:%Y-%m-%d %H:%M:%S %Z}"
             for decision in decisions
         )
 
@@ -452,6 +471,18 @@ def _what_to_expect(intents: Sequence[ParkedIntent]) -> str:
     )
 
 
+def _what_stays(intents: Sequence[ParkedIntent]) -> str:
+    """What the provider has done, or may have done, which a discard does not undo; '' when there is nothing."""
+    happened = ", ".join(repr(intent.name) for intent in intents if intent.state == "done" and not intent.refused)
+    unknown = ", ".join(repr(intent.name) for intent in intents if intent.state != "done")
+    sentences = []
+    if happened:
+        sentences.append(f"{happened} did happen at the provider, and is not undone by this")
+    if unknown:
+        sentences.append(f"nobody knows whether {unknown} happened; if an answer still comes, the message is parked again")
+    return "; ".join(sentences)
+
+
 def _check_equal(intent: _Intent, answer_json: str, *, refused: bool) -> None:
     """Raises `_Refusal` unless this is the answer that is recorded."""
     recorded = intent.answer or "null"
@@ -474,16 +505,15 @@ def _check_did_not_happen(intent: _Intent, *, force: bool) -> None:
         return
     if intent.acting_seconds is None:
         how_long = "nobody knows for how long, because the intent is older than this version"
+        instead = "see in the provider's documentation how long it keeps a key"
     else:
         how_long = f"for another {_duration(intent.acting_seconds)}"
-    same_key = (
-        "redrive it: inside that time the same key is sent again, which cannot act twice"
-        if intent.state == "pending"
-        else "wait until then"
-    )
+        instead = "wait until then"
+    if intent.state == "pending":
+        instead = "redrive it: its key is sent again as long as that cannot act twice, and after that it is looked up"
     raise _Refusal(
         f"the provider may still act under the key of effect {intent.name!r} ({how_long}): if a call is still under way, a "
-        f"new key would make it happen twice; {same_key}. --force takes that risk, after a look at the provider's own books"
+        f"new key would make it happen twice; {instead}. --force takes that risk, after a look at the provider's own books"
     )
 
 

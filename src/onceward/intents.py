@@ -127,9 +127,9 @@ class Intents:
         held, made, _ = one_tuple(conn, self.statements["intent_insert"], params) or (False, False, None)
         if made:
             return Intent(IntentResult.CALL, key)
-        return self._read(conn, params) if held else Intent(IntentResult.LEASE_LOST, key)
+        return self._read(conn, message, params) if held else Intent(IntentResult.LEASE_LOST, key)
 
-    def _read(self, conn: Connection[Any], params: dict[str, Any]) -> Intent:
+    def _read(self, conn: Connection[Any], message: Message, params: dict[str, Any]) -> Intent:
         key = params["key"]
         rows = dicts(conn, self.statements["intent_read"], params)
         if not rows:
@@ -137,7 +137,7 @@ class Intents:
             return Intent(IntentResult.LEASE_LOST, key)
         row = rows[0]
         # Not the key that the code would make: a person's decision may have given the effect another one.
-        key, former_keys = row["key"], tuple(row["former_keys"])
+        key = row["key"]
         # Before the state: an answer that is recorded belongs to the effect that was asked for then.
         if (row["name"], row["request_fingerprint"]) != (params["name"], params["request_fingerprint"]):
             recorded = "another request" if row["name"] == params["name"] else f"the effect {row['name']!r}"
@@ -145,10 +145,24 @@ class Intents:
             return Intent(IntentResult.CHANGED, key, detail=detail)
         if row["state"] == "done":
             return Intent(IntentResult.ANSWERED, key, row["answer"], row["refused"])
-        if row["state"] != "pending" or not row["callable"]:
-            return Intent(IntentResult.LOOK_UP, key, former_keys=former_keys)
-        result = IntentResult.CHECK if former_keys and not params["checked"] else IntentResult.CALL
-        return Intent(result, key, former_keys=former_keys)
+        former = former_keys(self.consumer, message.id, row["name"], row["generation"])
+        has_no_keys = not params["callable_seconds"]
+        if row["state"] != "pending" or not (row["callable"] or (has_no_keys and former)):
+            return Intent(IntentResult.LOOK_UP, key, former_keys=former)
+        if former and not params["checked"]:
+            return Intent(IntentResult.CHECK, key, former_keys=former)
+        # Without keys, this is the one call that a person's decision allows: that it begins must be committed before it
+        # does, or a redelivery after a crash would call once more.
+        if has_no_keys and one_tuple(conn, self.statements["intent_begin_unkeyed"], params) is None:
+            return Intent(IntentResult.LOOK_UP, key, former_keys=former)
+        return Intent(IntentResult.CALL, key, former_keys=former)
+
+    def _may_call(self, conn: Connection[Any], params: dict[str, Any], row: dict[str, Any]) -> bool:
+        if row["callable"] or params["callable_seconds"]:
+            return bool(row["callable"])
+        # Without keys, the one call that a person's decision allows: that it begins must be committed before it does, or a
+        # redelivery after a crash would call once more.
+        return one_tuple(conn, self.statements["intent_begin_unkeyed"], params) is not None
 
     def record(self, conn: Connection[Any], message: Message, *, n: int, answer: object, refused: bool = False) -> Record:
         """The answer (any JSON value) of the n-th effect is stored, write-once.
@@ -183,6 +197,13 @@ def record_json(
     # The new answer first: it is stored nowhere else, and a long detail is cut at its end.
     detail = f"effect {n} was answered by {answer_json}, but the answer that is recorded is {row['answer']}"
     return Record(RecordResult.TWO_ANSWERS, detail)
+
+
+def former_keys(consumer: str, message_id: str, name: str, generation: int) -> tuple[str, ...]:
+    """The keys of the effect's earlier generations, the latest first."""
+    return tuple(
+        idempotency_key(consumer, message_id, name, generation=earlier) for earlier in range(generation - 1, 0, -1)
+    )
 
 
 def _row(intents: Intents, message: Message, n: int) -> dict[str, Any]:

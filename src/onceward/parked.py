@@ -48,7 +48,6 @@ class ParkedIntent:
     state: Literal["pending", "done", "unknown", "discarded"]
     refused: bool
     key: str
-    former_keys: Sequence[str]
     generation: int
     answer: str | None
     started_at: datetime

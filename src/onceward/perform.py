@@ -10,7 +10,8 @@ import json
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Final, NamedTuple, assert_never
 
 import psycopg
@@ -308,8 +309,7 @@ class EffectSteps:
 
     def __init__(self, context: Context, is_cancelled: Callable[[BaseException], bool]) -> None:
         self.effect: Effect | None = None  # the one that the handler asks for now
-        self._key = ""  # its idempotency key, once it is intended
-        self._former_keys: tuple[str, ...] = ()
+        self._keys: tuple[str, ...] = ()  # under each of these it may have happened; the first is the one to send
         self.failure: BaseException | None = None  # what its call, or its look-up, raised
         self._runtime = context.runtime
         self._message = context.message
@@ -341,7 +341,7 @@ class EffectSteps:
                 )  # fmt: skip
         except psycopg.Error as error:
             return self._context.database_lost(f"effect {effect.name!r} was not started", error)
-        self._key, self._former_keys = intent.key, intent.former_keys
+        self._keys = intent.keys
         match intent.result:
             case IntentResult.CALL:
                 self._context.emit("effect.intended", n=n, name=effect.name)
@@ -362,38 +362,33 @@ class EffectSteps:
                 assert_never(intent.result)
 
     def _call(self, n: int, effect: Effect) -> p.Event:
-        event = self._ask_provider(effect.call, effect)
+        event = self._ask_provider(effect.call, effect, self._keys[0])
         self._context.emit("effect.answered", n=n, name=effect.name, outcome=type(event).__name__)
         return event
 
     def _look_up(self, n: int, effect: Effect) -> p.Event:
         if effect.lookup is None:
             return p.NotFound()
-        event = self._ask_provider(self._under_every_key(effect.lookup), effect, is_look_up=True)
+        event = self._look_up_every_key(effect, effect.lookup)
         if isinstance(event, p.Answered | p.NotFound | p.Unreadable):
             found = not isinstance(event, p.NotFound)
             self._context.emit("effect.looked_up", n=n, name=effect.name, found=found)
         return event
 
-    def _under_every_key(self, lookup: Call) -> Call:
-        """This look-up, which also finds what happened under a former key."""
+    def _look_up_every_key(self, effect: Effect, lookup: Call) -> p.Event:
+        """What is known of the effect, under whichever key it was called."""
+        events = (self._ask_provider(lookup, effect, key, is_look_up=True) for key in self._keys)
+        latest = next(events)
+        # What was refused under a former key did not happen: that is why there is a new one.
+        says_more = (
+            event for event in chain((latest,), events) if not (isinstance(event, p.NotFound) or _is_refusal(event))
+        )
+        return next(says_more, latest)
 
-        def look_up(request: Any, key: str) -> Any:
-            answer = lookup(request, key)
-            for former_key in self._former_keys if answer is None else ():
-                # What was refused under a former key did not happen; the new key exists because it is asked for again.
-                with suppress(EffectRefused):
-                    answer = lookup(request, former_key)
-                if answer is not None:
-                    break
-            return answer
-
-        return look_up if self._former_keys else lookup
-
-    def _ask_provider(self, call: Call, effect: Effect, *, is_look_up: bool = False) -> p.Event:
+    def _ask_provider(self, call: Call, effect: Effect, key: str, *, is_look_up: bool = False) -> p.Event:
         """What the provider said to the call, or to the look-up, of an effect."""
         try:
-            answer = call(effect.request, self._key)
+            answer = call(effect.request, key)
             check_done(answer, f"effect {effect.name!r}: its {'look-up' if is_look_up else 'call'}")
         except BaseException as error:  # noqa: BLE001 - recorded as the call's outcome, and raised in the handler
             self.failure = self._context.failure = error
@@ -426,6 +421,10 @@ class EffectSteps:
                 return p.AnsweredAfterDiscard(record.detail)
             case _:
                 assert_never(record.result)
+
+
+def _is_refusal(event: p.Event) -> bool:
+    return isinstance(event, p.Answered) and event.refused
 
 
 def _read_error(provider: ProviderProfile, error: BaseException) -> p.Event:

@@ -179,7 +179,9 @@ def test_a_second_redrive_finds_nothing(dsn: str) -> None:
     assert again.returncode == 1
     outcome = json.loads(again.stdout)
     assert outcome["redriven"] is False
-    assert re.fullmatch(r"nothing is parked there under this id: .+ decided 'redrive' at .+ UTC", outcome["refused"])
+    assert re.fullmatch(
+        r"nothing is parked there under this id: .+ decided 'redrive' for payments at .+ UTC", outcome["refused"]
+    )
 
 
 def test_what_has_no_inbox_row_is_refused_with_the_reason(dsn: str, db: Db) -> None:

@@ -39,6 +39,7 @@ DECISIONS: Final[dict[str, tuple[str, ...]]] = {
     "inbox_finish": ("inbox_insert",),
     "intent_insert": ("inbox_insert",),
     "intent_record": ("inbox_insert", "intent_insert"),
+    "intent_begin_unkeyed": ("inbox_insert", "intent_insert", "reopen_intent"),
     "fail_held": ("inbox_insert",),
     "fail_absent": (),
     "park_held": ("inbox_insert",),

@@ -7,14 +7,16 @@ from typing import Any
 
 import psycopg
 import pytest
+from tests.database import test_decision_races, test_decisions
 from tests.support import checks
 from tests.support.deliveries import order
 from tests.support.rows import write_effect
 from tests.support.shop import transactional
 from tests.support.waiting import Background
 
-from onceward import session
+from onceward import decisions, session
 from onceward.consumer import OpenConsumer
+from onceward.decisions import DecisionKind
 from onceward.message import Message
 from onceward.statements import statements
 
@@ -101,3 +103,55 @@ def test_without_the_rule_of_heads_two_relays_break_the_order(dsn: str, db: Db, 
     weakened = {"outbox_lock_heads": heads.replace("NOT EXISTS", "true OR NOT EXISTS")}
     with fails:
         checks.check_a_key_is_not_overtaken(dsn, db, background, statements=weakened)
+
+
+def weaken_decisions(monkeypatch: pytest.MonkeyPatch, name: str, part: str, replacement: str) -> None:
+    texts: dict[str, Any] = dict(statements())
+    if part not in texts[name]:
+        raise LookupError(f"{name} has no {part!r}")
+    texts[name] = texts[name].replace(part, replacement)
+    monkeypatch.setattr(decisions, "statements", lambda _schema: texts)
+
+
+def test_without_the_window_a_new_key_is_used_while_the_former_one_may_act(
+    opened: Opened, db: Db, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weaken_decisions(monkeypatch, "decide_intents", "make_interval(secs => window_seconds)", "interval '0'")
+    with fails:
+        test_decisions.test_inside_the_providers_window_it_is_not_called_under_a_new_key(opened, db)
+
+
+def test_without_a_new_key_the_effect_is_called_under_the_former_one(
+    opened: Opened, db: Db, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weaken_decisions(monkeypatch, "reopen_intent", "key = %(key)s", "key = key")
+    with fails:
+        test_decisions.test_what_did_not_happen_is_called_once_under_a_new_key(False, opened, db)
+
+
+def test_with_effects_that_a_discard_leaves_open_a_late_answer_is_not_seen(
+    opened: Opened, db: Db, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weaken_decisions(
+        monkeypatch, "discard_inbox", "SET state = 'discarded'\n  FROM over", "SET state = t.state\n  FROM over"
+    )
+    with fails:
+        test_decision_races.test_an_answer_after_a_discard_parks_the_message_again(opened, db)
+
+
+def test_without_the_lock_of_the_parked_row_two_people_discard(
+    opened: Opened, db: Db, connect: Callable[..., Db], background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weaken_decisions(monkeypatch, "decide_read", "FOR UPDATE OF p", "")
+    with fails:
+        test_decision_races.test_of_two_people_at_once_the_second_hears_what_the_first_has_decided(
+            DecisionKind.DISCARD, DecisionKind.DISCARD, opened, db, connect, background
+        )
+
+
+def test_without_the_mark_of_its_beginning_an_effect_without_keys_is_called_twice(opened: Opened, db: Db) -> None:
+    def weakened(*arguments: Any) -> OpenConsumer:
+        return checks.weaken(opened(*arguments), intent_begin_unkeyed=("SET state = 'unknown', ", "SET "))
+
+    with fails:
+        test_decisions.test_without_keys_what_did_not_happen_is_called_once_more_and_only_once(weakened, db)

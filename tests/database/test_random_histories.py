@@ -12,19 +12,20 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from tests.support import rows
+from tests.support.decisions import decide
 from tests.support.deliveries import Provider, delivery, order
 from tests.support.queues import ListSink, drain
 from tests.support.rows import CONSUMER
 from tests.support.shop import AT_ONCE
 
 from onceward.consumer import Consumer, OpenConsumer
-from onceward.decisions import redrive
+from onceward.decisions import DecisionKind, redrive
 from onceward.errors import Reject
 from onceward.inbox import Inbox
 from onceward.message import Message
 from onceward.outbox import publish
 from onceward.perform import Once
-from onceward.provider import STRIPE_V1
+from onceward.provider import STRIPE_V1, idempotency_key
 
 ATTEMPTS_MAX = 3
 HOW = ("succeeds", "fails", "rejects", "loses the answer", "fails after the effect")
@@ -39,7 +40,7 @@ class Model:
     """What must be true of one message."""
 
     def __init__(self) -> None:
-        self.state = "none"  # none | pending | done | parked
+        self.state = "none"  # none | pending | done | parked | discarded
         self.leased = False
         self.attempts = 0
         self.charged = False
@@ -57,7 +58,8 @@ class Deliveries(RuleBasedStateMachine):
         self.db: psycopg.Connection[Any] = psycopg.connect(self.dsn, autocommit=True)
         self.stack.callback(self.db.close)
         self.db.execute(
-            "TRUNCATE onceward.inbox, onceward.intents, onceward.outbox, onceward.attempts, onceward.parked, effects"
+            "TRUNCATE onceward.inbox, onceward.intents, onceward.outbox, onceward.attempts, onceward.parked,"
+            " onceward.decisions, effects"
         )
         self.shape = shape
         self.how = "succeeds"
@@ -110,7 +112,7 @@ class Deliveries(RuleBasedStateMachine):
             self.sent.append(message.id)
 
     def _expect(self, model: Model, how: str) -> str:
-        if model.state in ("done", "parked"):
+        if model.state in ("done", "parked", "discarded"):
             return "ack"
         if model.leased:
             return "release"
@@ -170,6 +172,40 @@ class Deliveries(RuleBasedStateMachine):
             gone = self.db.execute("DELETE FROM onceward.outbox WHERE id = %s AND type = 'order.placed'", (message.id,))
             assert gone.rowcount == 1
 
+    @rule(n=index, kind=st.sampled_from([DecisionKind.SETTLE, DecisionKind.DID_NOT_HAPPEN, DecisionKind.DISCARD]))
+    def decide(self, n: int, kind: DecisionKind) -> None:
+        """By somebody who knows what the provider's books say, and says so."""
+        model, message = self.models[n], self.messages[n]
+        charged = self._charges(message)
+        asked = bool(rows.intents(self.db, message))
+        options: dict[str, Any] = {"fingerprint": message.fingerprint().hex()}
+        match kind:
+            case DecisionKind.SETTLE:
+                allowed, options["answer"] = bool(charged), charged[0] if charged else None
+                if not charged:
+                    return  # a truthful person has no answer
+            case DecisionKind.DID_NOT_HAPPEN:
+                allowed, options["force"] = asked and not charged, True
+                if charged:
+                    return
+            case _:
+                allowed = True
+        made = decide(self.db, kind, message, **options)
+        assert made.stands == (model.state == "parked" and allowed), made
+        if not made.stands:
+            return
+        if kind is DecisionKind.DISCARD:
+            model.state = "discarded"
+            return
+        model.state, model.leased, model.attempts = "pending", False, 0
+        gone = self.db.execute("DELETE FROM onceward.outbox WHERE id = %s AND type = 'order.placed'", (message.id,))
+        assert gone.rowcount == 1
+
+    def _charges(self, message: Message) -> list[Any]:
+        """What the provider's books have of this message, under whatever key."""
+        keys = {idempotency_key(CONSUMER, message.id, "charge", generation=n) for n in range(1, 30)}
+        return [answer for key, answer in self.provider.charges.items() if key in keys]
+
     @rule()
     def relay(self) -> None:
         drain(self.dsn, self.sink, lanes=1)
@@ -189,8 +225,7 @@ class Deliveries(RuleBasedStateMachine):
             assert (rows.state(self.db, message) or "none") == model.state
             assert rows.attempts(self.db, message) == model.attempts
             assert rows.effects(self.db, message) == model.effects == int(model.state == "done")
-            charges = [key for key in self.provider.charges if key == self.opened.runtime.intents.key(message, "charge")]
-            assert len(charges) == int(model.charged)
+            assert len(self._charges(message)) == int(model.charged)
         waiting = [row.id for row in rows.outbox(self.db)]
         assert sorted(waiting + self.sink.ids) == sorted(self.sent)
 

@@ -41,9 +41,11 @@ def weaken(opened: OpenConsumer, **statements: tuple[str, str]) -> OpenConsumer:
     return opened
 
 
-def check_one_answer_is_kept(opened: Opened, db: Conn, *, padding: str = "", statements: Statements = NONE) -> None:
+def check_one_answer_is_kept(
+    opened: Opened, db: Conn, *, padding: str = "", message: Message | None = None, statements: Statements = NONE
+) -> None:
     """Another worker's answer came first, and differs: the first stays, and the message is parked with both."""
-    message, provider = order(), Provider()
+    message, provider = message or order(), Provider()
     first = {"id": "ch_first", "padding": padding}
 
     def answer_first() -> None:

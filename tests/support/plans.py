@@ -48,6 +48,8 @@ def seed(db: Connection[Any]) -> dict[str, Any]:
     _copy(db, "outbox (id, aggregatetype, aggregateid, type, source, time, payload)", waiting)
     decided = [("outbox", "discard", str(i), n, "why", "who", "{}") for n, i in enumerate(ids)]
     _copy(db, "decisions (about, decision, message_id, position, reason, decided_by, was)", decided)
+    redriven = [("parked", "redrive", CONSUMER, str(i), "", "who", "{}") for i in ids]
+    _copy(db, "decisions (about, decision, consumer, message_id, reason, decided_by, was)", redriven)
     # All but a few were decided long ago.
     db.execute("UPDATE onceward.decisions SET decided_at = decided_at - interval '30 days' WHERE id > 100")
     _copy(db, "consumers (name, window_seconds)", [(f"consumer-{n}", 1.0) for n in range(2000)])

@@ -14,7 +14,7 @@ from onceward.commands.bodies import body_json, body_lines, whole_or_cut
 from onceward.commands.table import print_table, shortened
 
 if TYPE_CHECKING:
-    from onceward.parked import ParkedMessage, ParkedRow
+    from onceward.parked import ParkedIntent, ParkedMessage, ParkedRow
 
 PARKED: Final = """\
 examples:
@@ -104,7 +104,8 @@ def _fields(row: ParkedRow) -> dict[str, Any]:
 def _as_json(message: ParkedMessage) -> dict[str, Any]:
     fields = _fields(message)
     fields["intents"] = [
-        asdict(intent) | {"answer": None if intent.answer is None else json.loads(intent.answer)}
+        asdict(intent)
+        | {"answer": None if intent.answer is None else json.loads(intent.answer), "former_keys": _former(message, intent)}
         for intent in message.intents
     ]
     del fields["body"]
@@ -127,7 +128,14 @@ def _as_text(message: ParkedMessage) -> str:
     for intent in message.intents:
         answer = "" if intent.answer is None else f", answer {shortened(intent.answer, 300)}"
         refused = " (refused)" if intent.refused else ""
-        former = f", before it was decided {', '.join(intent.former_keys)}" if intent.former_keys else ""
+        former = "".join(f", before a decision {key}" for key in _former(message, intent))
         lines.append(f"  effect {intent.n}     {intent.name}: {intent.state}{refused}, key {intent.key}{former}{answer}")
     lines += [f"  body         {message.body_bytes} bytes", *(f"    {line}" for line in body_lines(message.body))]
     return printable("\n".join(lines))
+
+
+def _former(message: ParkedMessage, intent: ParkedIntent) -> Sequence[str]:
+    """The keys that the effect had before a person decided that it had not happened, the latest first."""
+    from onceward.intents import former_keys  # noqa: PLC0415
+
+    return former_keys(message.consumer, message.message_id, intent.name, intent.generation)

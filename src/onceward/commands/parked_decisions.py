@@ -14,6 +14,7 @@ from onceward.commands.arguments import (
     connected,
     decided_by,
     find,
+    one_line,
     printable,
     say,
     say_json,
@@ -99,14 +100,18 @@ def settle(arguments: Any) -> int:
     from onceward.decisions import settle as settle_effect  # noqa: PLC0415
 
     answer = _answer(arguments.answer) if arguments.answer is not None else None
+    refused = arguments.refused
     with _about(arguments) as (conn, subject):
         if arguments.from_lookup:
-            answer = _looked_up(arguments, conn, subject)
-            if answer is None:
-                warn(f"the look-up of {arguments.effect!r} found nothing: nothing was settled")
+            answer, refused = _looked_up(arguments, conn, subject)
+            if answer is None and subject.messages:
+                warn(
+                    f"the look-up of {arguments.effect!r} found nothing: nothing was settled; if the provider's own books "
+                    "have nothing either, use --did-not-happen"
+                )
                 return 1
         decided = settle_effect(
-            conn, arguments.id, effect=arguments.effect, answer=answer, refused=arguments.refused, **subject.options
+            conn, arguments.id, effect=arguments.effect, answer=answer, refused=refused, **subject.options
         )
     return _say_decided(arguments, decided, f"goes on with {arguments.effect!r} as answered {_sent(decided)}")
 
@@ -118,11 +123,12 @@ def _settle_as_not_happened(arguments: Any) -> int:
 
     with _about(arguments) as (conn, subject):
         if arguments.handlers is not None and subject.messages:
-            found = _looked_up(arguments, conn, subject)
-            if found is not None:
+            found, refused = _looked_up(arguments, conn, subject)
+            if found is not None and not refused:
                 warn(f"the look-up found {arguments.effect!r}, so it did happen: {json.dumps(found)}; use --from-lookup")
                 return 1
-        if not confirmed(_about_to(arguments), arguments.effect, yes=arguments.yes):
+        # Where nothing is parked there is nothing to confirm: the decision is refused, and says why.
+        if subject.messages and not confirmed(_about_to(arguments), arguments.effect, yes=arguments.yes):
             warn("not confirmed: nothing was decided")
             return 1
         decided = settle_as_not_happened(
@@ -185,17 +191,33 @@ def _answer(text: str) -> Any:
         ) from None
 
 
-def _looked_up(arguments: Any, conn: Any, subject: _Subject) -> Any:
-    """What the handler's own look-up finds of the effect; None: nothing."""
+def _looked_up(arguments: Any, conn: Any, subject: _Subject) -> tuple[Any, bool]:
+    """What the handler's own look-up finds of the effect (None: nothing), and whether that is a refusal."""
+    import psycopg  # noqa: PLC0415
+
+    from onceward.consumer import Consumer  # noqa: PLC0415
     from onceward.effect_lookup import look_up_effect  # noqa: PLC0415
+    from onceward.errors import EffectRefused, OncewardError  # noqa: PLC0415
 
     if arguments.handlers is None:
         raise UsageError("the look-up is in your handler: name its Consumer, as in --handlers shop.consumers:charges")
     if not subject.messages:
-        return None
+        return None, False
     consumer = find(arguments.handlers, "your Consumer")
-    message = next((known for known in subject.messages if known.intents), subject.messages[0])
-    return look_up_effect(conn, consumer, message, arguments.effect, schema=arguments.schema)
+    if not isinstance(consumer, Consumer):
+        raise UsageError(f"{arguments.handlers} is a {type(consumer).__name__}: it must be a Consumer")
+    # The effects are those of the inbox row's body, and a body that is in conflict with it is another one.
+    message = next((known for known in subject.messages if known.reason is not ParkReason.CONFLICT), subject.messages[0])
+    try:
+        return look_up_effect(conn, consumer, message, arguments.effect, schema=arguments.schema), False
+    except EffectRefused as error:
+        return error.answer, True
+    except (OncewardError, psycopg.Error):
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"the look-up of {arguments.effect!r} failed, so nothing was decided: {one_line(error)}"
+        ) from error
 
 
 def _about_to(arguments: Any) -> str:
@@ -226,14 +248,16 @@ def decisions(arguments: Any) -> int:
     from onceward.decisions import list_decisions  # noqa: PLC0415
 
     with connected(arguments.database, schema=arguments.schema) as conn:
-        made = list_decisions(conn, message_id=arguments.id, limit=arguments.limit, schema=arguments.schema)
-    made = [decision for decision in made if arguments.consumer in (None, decision.consumer)]
+        made = list_decisions(
+            conn, message_id=arguments.id, consumer=arguments.consumer, limit=arguments.limit, schema=arguments.schema
+        )
     if arguments.json:
         say_json([asdict(decision) | {"kind": decision.kind.value} for decision in made])
     elif not made:
         say("nothing was decided")
     for decision in made if not arguments.json else ():
-        say(printable(_decision_line(decision)))
+        # One line each: a reason of several lines must not look like another decision.
+        say(printable(" ".join(_decision_line(decision).splitlines())))
     return 0
 
 

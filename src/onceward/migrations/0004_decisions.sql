@@ -36,11 +36,10 @@ ALTER TABLE {schema}.intents DROP CONSTRAINT intents_state;
 ALTER TABLE {schema}.intents ADD CONSTRAINT intents_state
       CHECK (state IN ('pending', 'done', 'unknown', 'discarded')) NOT VALID;
 
--- An effect that did not happen, as a person has decided, is called under another key: its next generation. `former_keys` are
--- looked up before that call. For `window_seconds` after `started_at` the provider may still act under the key; NULL: the
--- intent is older than this column, so nobody knows.
+-- An effect that did not happen, as a person has decided, is called under another key: its next generation. For
+-- `window_seconds` after `started_at` the provider may still act under the key; NULL: the intent is older than this column,
+-- so nobody knows.
 ALTER TABLE {schema}.intents ADD COLUMN generation integer NOT NULL DEFAULT 1;
-ALTER TABLE {schema}.intents ADD COLUMN former_keys text[] NOT NULL DEFAULT '{}';
 ALTER TABLE {schema}.intents ADD COLUMN window_seconds float8;
 
 -- A row that was refused too often is set aside: no relay takes it, and it holds nothing up, until somebody decides.

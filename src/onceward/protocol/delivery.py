@@ -235,10 +235,13 @@ def _at_looking(state: State, event: p.Event) -> Step:
 
 def _at_checking(state: State, event: p.Event) -> Step:
     # The person who decided that it did not happen may be wrong, and under a new key the provider could not tell.
-    if isinstance(event, p.NotFound):
-        # The look-up took its time: lease and window are asked for again, right before the call.
-        return state._replace(at=Place.INTENDING), p.Intend(state.n, checked=True)
-    return _at_provider(state, event)
+    match event:
+        # A refusal that is found says what the person said: it did not happen.
+        case p.NotFound() | p.Answered(refused=True):
+            # The look-up took its time: lease and window are asked for again, right before the call.
+            return state._replace(at=Place.INTENDING), p.Intend(state.n, checked=True)
+        case _:
+            return _at_provider(state, event)
 
 
 def _at_provider(state: State, event: p.Event) -> Step:

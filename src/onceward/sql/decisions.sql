@@ -27,12 +27,13 @@ DELETE FROM {schema}.attempts WHERE consumer = %(consumer)s AND message_id = %(m
 
 -- name: decide_intents
 -- why: the effects of the message that is decided about, and for how long the provider may still act under each key. NULL:
---      nobody knows, because the intent is older than the column.
+--      nobody knows, because the intent is older than the column (greatest() alone would make 0 of that).
 -- locks: the intents
 -- index: intents_pkey
 SELECT n, name, state, refused, key, generation, answer::text AS answer,
-       greatest(extract(epoch FROM started_at + make_interval(secs => window_seconds) - clock_timestamp())::float8, 0)
-       AS acting_seconds
+       CASE WHEN window_seconds IS NOT NULL THEN
+           greatest(extract(epoch FROM started_at + make_interval(secs => window_seconds) - clock_timestamp())::float8, 0)
+       END AS acting_seconds
   FROM {schema}.intents
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s
  ORDER BY n
@@ -47,15 +48,16 @@ UPDATE {schema}.intents
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND n = %(n)s AND state IN ('pending', 'unknown')
 
 -- name: reopen_intent
--- why: the effect did not happen: it begins again under another key, whose window begins now. The former keys are kept, because
---      they are looked up once more before the call.
+-- why: the effect did not happen: it begins again under another key, whose window begins now. The former keys follow from
+--      the generation; they are looked up once more before the call.
 -- locks: the intent (held)
 -- index: intents_pkey
 UPDATE {schema}.intents
    SET state = 'pending', answer = NULL, refused = false, answered_at = NULL, started_at = clock_timestamp(),
-       generation = generation + 1, former_keys = former_keys || key, key = %(key)s
+       generation = generation + 1, key = %(key)s
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND n = %(n)s
    AND (state IN ('pending', 'unknown') OR (state = 'done' AND refused))
+RETURNING n
 
 -- name: discard_inbox
 -- why: the message is over without having been handled, and so are its effects that have no answer. The new token fences
@@ -101,6 +103,7 @@ RETURNING id, set_config('synchronous_commit', 'on', true)
 SELECT id, about, decision AS kind, consumer, message_id, position, effect, answer::text AS answer, former_key, forced, reason,
        decided_by, database_role, decided_at, was
   FROM {schema}.decisions
+ WHERE %(consumer)s::text IS NULL OR consumer = %(consumer)s
  ORDER BY decided_at DESC
  LIMIT %(limit)s
 
@@ -111,7 +114,7 @@ SELECT id, about, decision AS kind, consumer, message_id, position, effect, answ
 SELECT id, about, decision AS kind, consumer, message_id, position, effect, answer::text AS answer, former_key, forced, reason,
        decided_by, database_role, decided_at, was
   FROM {schema}.decisions
- WHERE message_id = %(message_id)s
+ WHERE message_id = %(message_id)s AND (%(consumer)s::text IS NULL OR consumer = %(consumer)s)
  ORDER BY decided_at DESC
  LIMIT %(limit)s
 
@@ -119,7 +122,7 @@ SELECT id, about, decision AS kind, consumer, message_id, position, effect, answ
 -- why: what the handler of a parked message is shown when it is asked for its own look-up.
 -- locks: none
 -- index: intents_pkey
-SELECT name, request_fingerprint, key, former_keys, refused, answer::text AS answer
+SELECT name, request_fingerprint, key, generation, refused, answer::text AS answer
   FROM {schema}.intents
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s
  ORDER BY n

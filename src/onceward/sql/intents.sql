@@ -24,11 +24,31 @@ SELECT EXISTS (SELECT 1 FROM held) AS held, EXISTS (SELECT 1 FROM made) AS made,
 --      provider without keys (0 seconds) never does, even if the clock was set back meanwhile.
 -- locks: none
 -- index: intents_pkey
-SELECT name, request_fingerprint, key, former_keys, state, refused, answer::text AS answer,
+SELECT name, request_fingerprint, key, generation, state, refused, answer::text AS answer,
        %(callable_seconds)s::float8 > 0
        AND clock_timestamp() < started_at + make_interval(secs => %(callable_seconds)s) AS callable
   FROM {schema}.intents
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND n = %(n)s
+
+-- name: intent_begin_unkeyed
+-- why: a person has decided that the effect did not happen, and its provider knows no keys: it may be called once more. From
+--      here on it is unknown whether it happened, so a redelivery looks it up and does not call again; the provider may act
+--      from now on, so its time begins now. Fenced as intent_insert is: only the holder of the claim begins.
+-- locks: the inbox row (share), the intent
+-- index: inbox_pkey, intents_pkey
+WITH held AS (
+    SELECT i.consumer, i.message_id
+      FROM {schema}.inbox AS i
+     WHERE i.consumer = %(consumer)s AND i.message_id = %(message_id)s AND i.state = 'pending'
+       AND i.token = %(token)s AND i.lease_until > clock_timestamp()
+       FOR SHARE
+)
+UPDATE {schema}.intents AS t
+   SET state = 'unknown', started_at = clock_timestamp()
+  FROM held
+ WHERE t.consumer = %(consumer)s AND t.message_id = %(message_id)s AND t.n = %(n)s AND t.state = 'pending'
+   AND t.generation > 1
+RETURNING t.n, set_config('synchronous_commit', 'on', true)
 
 -- name: intent_record
 -- why: an answer is a fact: write-once, and not fenced, because a zombie's known charge must not be thrown away. It is the

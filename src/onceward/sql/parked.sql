@@ -25,7 +25,7 @@ SELECT p.consumer, p.message_id, encode(p.fingerprint, 'hex') AS fingerprint, p.
 -- why: the effects of a parked message: which are done, and of which nobody knows the outcome.
 -- locks: none
 -- index: intents_pkey
-SELECT n, name, state, refused, key, former_keys, generation, answer::text AS answer, started_at
+SELECT n, name, state, refused, key, generation, answer::text AS answer, started_at
   FROM {schema}.intents
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s
  ORDER BY n
