@@ -19,6 +19,8 @@ examples:
   onceward prove --schedule FILE.json   the very same faults again (each run
                                         names its file)
   onceward prove --orders-from orders.csv --json result.json
+  onceward prove --resolve              then everything held is ended, by people
+                                        at the command line: 0 held
   onceward prove --every-syscall        killed at each system call of one
                                         delivery and one relay pass
   onceward prove --for 30m              orders and faults without end; Ctrl-C
@@ -63,6 +65,9 @@ def add_commands(commands: Any) -> None:
         "--for", type=duration, dest="soak_seconds", metavar="TIME", help="soak: orders and faults without end, for 30m"
     )
     parser.add_argument("--rate", type=seconds, metavar="N", help="soak: orders per second (default: 30)")
+    parser.add_argument(
+        "--resolve", action="store_true", help="play the people, too: what is held at the end is settled, and goes on"
+    )
     parser.add_argument("--queue", choices=("pgmq",), default="pgmq", help="the queue between the hops (default: pgmq)")
     parser.add_argument("--schedule", type=Path, metavar="FILE", help="replay this schedule of faults")
     parser.add_argument("--json", type=written_file, metavar="FILE", help="write the result, for programs")
@@ -87,6 +92,8 @@ def prove(arguments: Any) -> int:
 
     if arguments.ablate is not None and arguments.variants is not None:
         raise UsageError("--ablate runs hardened, less one layer at a time: leave out --variants")
+    if arguments.ablate is not None and arguments.resolve:
+        raise UsageError("--ablate compares what each layer holds: leave out --resolve")
 
     _check_modes(arguments)
     need("prove", "psutil", "pgmq", "rich", "starlette", "uvicorn", "stripe", "jinja2", "markdown_it")
@@ -113,6 +120,7 @@ def _check_modes(arguments: Any) -> None:
     others = {
         "--orders": arguments.orders, "--orders-from": arguments.orders_from, "--variants": arguments.variants,
         "--ablate": arguments.ablate, "--schedule": arguments.schedule, "--keep": arguments.keep or None,
+        "--resolve": arguments.resolve or None,
     }  # fmt: skip
     mode = "--every-syscall" if arguments.every_syscall else "--for" if arguments.soak_seconds is not None else ""
     if arguments.every_syscall:

@@ -12,6 +12,7 @@ Running it
     processes.py      a variant's processes: the provider, and the warm parent of all workers
     control.py        hears every report, lets it go on, or strikes; moments.py: what it heard of an order
     provider_hook.py  the provider's end of that line
+    resolve.py        the end of what is held; person.py: somebody at the command line who decides
 Judging it
     checker.py        counts; imports nothing of Onceward
     outcome.py        the figures, the verdict, the JSON

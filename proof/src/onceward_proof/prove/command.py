@@ -41,7 +41,9 @@ def run_proof(options: ProveOptions) -> int:
     kept_folder = _make_kept_folder() if options.keep else None
     schedule_file = options.schedule or keep_schedule(schedule, kept_folder)
     print_plan(console, schedule, str(schedule_file))
-    subjects = [row.subject for row in rows] or [Subject(name=name, variant=name) for name in options.variants]
+    subjects = [row.subject for row in rows] or [
+        Subject(name=name, variant=name, is_resolved=options.resolve) for name in options.variants
+    ]
     try:
         results = _run(subjects, schedule, schedule_file, console, kept_folder)
     except KeyboardInterrupt:

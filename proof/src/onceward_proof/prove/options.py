@@ -20,6 +20,7 @@ class ProveOptions:
     json: Path | None = None
     html: Path | None = None
     keep: bool = False
+    resolve: bool = False  # people end what is held
     rate: float = 30.0  # orders per second, of a soak
     ablate: tuple[str, ...] | None = None  # None: not asked for; (): every row
 

@@ -15,6 +15,7 @@ from onceward_proof.prove.clusters import Clusters
 from onceward_proof.prove.control import Controller, Counts
 from onceward_proof.prove.moments import Moment
 from onceward_proof.prove.processes import Processes, Subject
+from onceward_proof.prove.resolve import Resolution, Resolver
 from onceward_proof.prove.schedule import Schedule
 from onceward_proof.prove.variants import PROCESS_COUNTS
 
@@ -38,6 +39,13 @@ class Result:
     wall_seconds: float
     moments: dict[str, list[Moment]] = field(default_factory=dict)
     why_stalled: str = ""
+    resolution: Resolution | None = None  # None: nobody was asked to end what is held
+
+    @property
+    def resolved(self) -> frozenset[str]:
+        """The orders that were held, and that a person has ended."""
+        held = self.resolution.scenes if self.resolution is not None else ()
+        return frozenset(held) - frozenset(self.verdict.parked)
 
     def faults(self) -> dict[str, dict[str, int]]:
         """Per fault: how often it was planned, how often it fired, and how often it never came to that."""
@@ -60,7 +68,8 @@ def run_subject(
     started = time.monotonic()
     controller = Controller(schedule, PROCESS_COUNTS[subject.variant], clusters.servers())
     processes = Processes(clusters, controller, subject, schedule_file)
-    finished = asyncio.run(_work(processes, lambda: progress(subject.name, controller)))
+    resolver = Resolver(processes, schedule.seed) if subject.is_resolved else None
+    finished, resolution = asyncio.run(_work(processes, resolver, lambda: progress(subject.name, controller)))
     evidence = checker.gather({order.id: order.amount for order in schedule.orders}, processes.ledger, processes.database)
     return Result(
         variant=subject.name,
@@ -72,9 +81,18 @@ def run_subject(
         wall_seconds=time.monotonic() - started,
         moments=dict(controller.moments),
         why_stalled="" if finished else processes.why_not_quiet(),
+        resolution=resolution,
     )
 
 
-async def _work(processes: Processes, polled: Callable[[], None]) -> bool:
+async def _work(
+    processes: Processes, resolver: Resolver | None, polled: Callable[[], None]
+) -> tuple[bool, Resolution | None]:
+    """Whether it went quiet by itself, and what people have ended then."""
     async with processes.at_work():
-        return await processes.until_quiet(STALLED_SECONDS, polled)
+        finished = await processes.until_quiet(STALLED_SECONDS, polled)
+        if resolver is None or not finished:
+            return finished, None
+        await resolver.end_all()
+        finished = await processes.until_quiet(STALLED_SECONDS, polled)
+        return finished, resolver.resolution()

@@ -52,10 +52,13 @@ def _table(name: str, evidence: Path) -> str:
 
 def prove_table(document: Document) -> str:
     variants = document["variants"]
-    rows = [figure.row(v[figure.key] for v in variants) for figure in FIGURES if figure.key]
+    # Evidence that was made before a figure was thought of does not have it.
+    figures = [figure for figure in FIGURES if figure.key and all(figure.key in variant for variant in variants)]
+    rows = [figure.row(variant[figure.key] for variant in variants) for figure in figures]
     fired = [{name: fault["fired"] for name, fault in variant["faults"].items()} for variant in variants]
     rows.append(row_of("SIGKILLs", *map(kills, fired)))
-    command = f"`onceward prove --orders {document['orders']} --seed {document['seed']}`: {document['verdict']}."
+    resolve = " --resolve" if any(variant.get("resolved") for variant in variants) else ""
+    command = f"`onceward prove{resolve} --orders {document['orders']} --seed {document['seed']}`: {document['verdict']}."
     return _with_command(to_markdown(["", *(variant["name"] for variant in variants)], rows), command)
 
 

@@ -85,13 +85,14 @@ def _hot(orders: set[str], kind: str, hit: frozenset[str]) -> Cell:
 def run_again(schedule: Schedule, results: Sequence[Result]) -> tuple[str, str]:
     """What to type, and what it gives: from the seed if possible, else from the schedule's file."""
     names = [result.variant for result in results]
-    variants = "" if names == ["naive", "hardened"] or not names else f" --variants {','.join(names)}"
+    options = "" if names == ["naive", "hardened"] or not names else f" --variants {','.join(names)}"
+    options += " --resolve" if any(result.resolution is not None for result in results) else ""
     seed, queue, count = schedule.seed, schedule.queue, len(schedule.orders)
     if count and make_schedule(make_orders(count, seed), seed, queue) == schedule:
         meaning = "The same seed makes the same orders and the same schedule of faults."
-        return f"onceward prove --seed {seed} --orders {count}{variants}", meaning
+        return f"onceward prove --seed {seed} --orders {count}{options}", meaning
     if make_schedule(schedule.orders, seed, queue) == schedule:
         meaning = "These orders came from a file: with the same file, the same seed makes the same schedule of faults."
-        return f"onceward prove --seed {seed} --orders-from ORDERS.csv{variants}", meaning
+        return f"onceward prove --seed {seed} --orders-from ORDERS.csv{options}", meaning
     meaning = "This schedule was changed by hand, or made by another version: only its file brings the same faults back."
-    return f"onceward prove --schedule SCHEDULE.json{variants}", meaning
+    return f"onceward prove --schedule SCHEDULE.json{options}", meaning

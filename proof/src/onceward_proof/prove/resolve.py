@@ -1,0 +1,234 @@
+"""The end of everything that is held: once a variant is quiet, the harness plays the people who decide.
+
+For each held order somebody looks into the provider's books and settles its effect with the real command line. So that
+this is as hard as it will be one day, people decide at the same time, are killed while they decide, or are wrong, and
+messages come again meanwhile. Which order meets which of these, the schedule's seed decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+from asyncio.subprocess import Process
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from enum import Enum
+from itertools import cycle
+from typing import Any, Final, NamedTuple
+
+import psycopg
+import stripe
+
+from onceward.message import Message
+from onceward.transports import pgmq
+from onceward_proof.prove.person import REFUSED, STOOD, Ended, Person
+from onceward_proof.prove.processes import Processes
+from onceward_proof.workers.setting import QUEUES
+from onceward_proof.workers.worker import make_card
+from payments.card import Card
+
+REDELIVERY_SECONDS: Final = 0.2  # often: one of the copies is in a worker's hands while the decision is made
+KILL_SECONDS_MAX: Final = 0.04  # after its session was seen: as long as a decision takes, about
+HELD_MAX: Final = 100_000  # of `parked list`
+_SESSION: Final = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'onceward'"
+KILLED: Final = -signal.SIGKILL
+
+
+class Truth(Enum):
+    """What the provider's books say of a held order, and whether the one who decides first has read them."""
+
+    NOT_CHARGED = "not charged"
+    CHARGED = "charged by hand"  # by a colleague, at the provider, since the order was held
+    OVERLOOKED = "charged by hand, and overlooked"  # the same, and somebody says that it did not happen
+
+
+class Hardship(Enum):
+    """What makes a decision hard, as words for a table."""
+
+    TWO_AT_ONCE = "two people at once"
+    KILLED = "one killed while deciding"
+    REDELIVERED = "its message redelivered meanwhile"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """How one held order is ended."""
+
+    truth: Truth
+    hardships: frozenset[Hardship]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What became of the orders that were held.
+
+    `flaws`: sentences, one for each order of which not exactly one decision stands.
+    """
+
+    scenes: Mapping[str, Scene]  # by order: all that were held when the people came
+    flaws: tuple[str, ...] = ()
+
+    def told(self) -> str:
+        """How hard it was: `two people at once: 2; ...`."""
+        kinds = [*Hardship, Truth.CHARGED, Truth.OVERLOOKED]
+        return "; ".join(f"{kind.value}: {count}" for kind in kinds if (count := self._count(kind)))
+
+    def _count(self, kind: Hardship | Truth) -> int:
+        return sum(kind is scene.truth or kind in scene.hardships for scene in self.scenes.values())
+
+
+def plan_scenes(held: Collection[str], seed: int) -> dict[str, Scene]:
+    """By order: each hardship meets half of them (one that is alone meets all), and the truths go round."""
+    rng = random.Random(f"resolve {seed}")
+    orders, half = sorted(held), (len(held) + 1) // 2
+    struck = {hardship: frozenset(rng.sample(orders, half)) for hardship in Hardship}
+    truths = dict(zip(rng.sample(orders, len(orders)), cycle(rng.sample(list(Truth), len(Truth))), strict=False))
+    return {
+        order: Scene(truths[order], frozenset(hardship for hardship in Hardship if order in struck[hardship]))
+        for order in orders
+    }
+
+
+class Decision(NamedTuple):
+    """One row of `decisions` about a parked message."""
+
+    message_id: str
+    decided_by: str
+
+
+def find_flaws(held: Mapping[str, str], decisions: Sequence[Decision], ended: Mapping[str, Sequence[Ended]]) -> list[str]:
+    """Why not exactly one decision stands, and is known to whoever made it. `held`: order by message id.
+
+    Of a killed command nobody knows whether its decision stands: it may be the one.
+    """
+    deciders: defaultdict[str, list[str]] = defaultdict(list)
+    for decision in decisions:
+        deciders[decision.message_id].append(decision.decided_by)
+    flaws = [f"a decision about {message_id}, which was not held" for message_id in deciders if message_id not in held]
+    for message_id, order in held.items():
+        flaws += [f"{order}: {flaw}" for flaw in _flaws_of(deciders[message_id], ended.get(order, ()))]
+    return flaws
+
+
+def _flaws_of(deciders: Sequence[str], ended: Sequence[Ended]) -> Iterator[str]:
+    for each in ended:
+        if each.exit_code not in (STOOD, REFUSED, KILLED):
+            yield f"the command of {each.person} ended with {each.exit_code} ({each.complaint})"
+    if len(deciders) != 1:
+        yield f"{len(deciders)} decisions are kept"
+    sure = {each.person for each in ended if each.exit_code == STOOD}
+    killed = {each.person for each in ended if each.exit_code == KILLED}
+    if not sure <= set(deciders) or len(sure) > 1:
+        yield f"{len(sure)} people were told that their decision stands, and {len(sure & set(deciders))} of these are kept"
+    if not set(deciders) <= sure | killed:
+        yield "a decision is kept whose command said that it was refused"
+
+
+class Resolver:
+    """Ends what one variant holds, while its service goes on."""
+
+    def __init__(self, processes: Processes, seed: int) -> None:
+        self._processes = processes
+        self._seed = seed
+        self._rng = random.Random(f"instants {seed}")
+        self._held: dict[str, str] = {}  # order by message id
+        self._scenes: dict[str, Scene] = {}
+        self._ended: dict[str, list[Ended]] = {}  # by order
+
+    async def end_all(self) -> None:
+        """Somebody has decided about each message that is held; the service has yet to carry it out."""
+        rows = await self._person("reader").read("list", "--limit", str(HELD_MAX))
+        self._held = {row["message_id"]: str(row["subject"]) for row in rows}
+        self._scenes = plan_scenes(self._held.values(), self._seed)
+        for message_id, order in self._held.items():
+            self._ended[order] = await self._end(message_id, order, self._scenes[order])
+
+    def resolution(self) -> Resolution:
+        """What became of it, once the service is quiet again."""
+        with psycopg.connect(self._processes.database, autocommit=True) as conn:
+            rows = conn.execute("SELECT message_id, decided_by FROM onceward.decisions WHERE about = 'parked'")
+            decisions = [Decision(*row) for row in rows]
+        return Resolution(self._scenes, tuple(find_flaws(self._held, decisions, self._ended)))
+
+    async def _end(self, message_id: str, order: str, scene: Scene) -> list[Ended]:
+        """How the commands of all who decided about it ended."""
+        shown = (await self._person("reader").read("show", message_id))[0]
+        effects = [intent["name"] for intent in shown["intents"] if intent["state"] == "unknown"]
+        if not effects:
+            return []  # held for another reason, which no schedule predicts: it stays held, and is told as that
+        if scene.truth is not Truth.NOT_CHARGED:
+            await asyncio.to_thread(self._charge_by_hand, shown["body"])
+        seen = await asyncio.to_thread(self._read_books, order)
+        # Whoever overlooks the charge says what was true before it.
+        first = _claim(effects[0], {} if scene.truth is Truth.OVERLOOKED else seen)
+        claims = [first, _claim(effects[0], seen)] if Hardship.TWO_AT_ONCE in scene.hardships else [first]
+        ended: list[Ended] = []
+        async with self._redelivered(message_id, again=Hardship.REDELIVERED in scene.hardships):
+            if Hardship.KILLED in scene.hardships:
+                ended.append(await self._person(f"killed-{order}").settle(message_id, first, self._kill))
+            people = [self._person(f"{number}-{order}") for number in range(1, len(claims) + 1)]
+            both = zip(people, claims, strict=True)
+            ended += await asyncio.gather(*(person.settle(message_id, claim) for person, claim in both))
+        return ended
+
+    def _person(self, name: str) -> Person:
+        return Person(name, self._processes.database)
+
+    def _read_books(self, order: str) -> dict[str, Any]:
+        """The order's charge, as the provider's dashboard shows it; empty when there is none."""
+        charges = self._processes.provider.admin("ledger")
+        return next((charge for charge in charges if charge["transfer_group"] == order), {})
+
+    def _charge_by_hand(self, order: dict[str, Any]) -> None:
+        card, session = make_card(self._processes.provider.url, "by hand")
+        # What came of it is read in the provider's books, as on a dashboard: a fault of the schedule may still wait there.
+        with session, suppress(stripe.StripeError):
+            card.create(Card.request(order), f"by hand: {order['id']}")
+
+    @asynccontextmanager
+    async def _redelivered(self, message_id: str, *, again: bool) -> AsyncIterator[None]:
+        """Inside, if `again`, the message is sent to its queue over and over, as by a producer that is never sure."""
+        if not again:
+            yield
+            return
+        with psycopg.connect(self._processes.database, autocommit=True) as conn:
+            row = conn.execute("SELECT headers, body FROM onceward.parked WHERE message_id = %s", [message_id]).fetchone()
+        headers, body = row or ({}, b"")
+        sending = asyncio.create_task(self._send_again(Message.from_wire(headers, body)))
+        try:
+            yield
+        finally:
+            sending.cancel()
+            with suppress(asyncio.CancelledError):
+                await sending
+
+    async def _send_again(self, message: Message) -> None:
+        sink = pgmq.Sink(QUEUES, self._processes.queue_database)
+        try:
+            while True:
+                sink.publish([message])
+                await asyncio.sleep(REDELIVERY_SECONDS)
+        finally:
+            sink.close()
+
+    async def _kill(self, process: Process) -> None:
+        """At a random instant of its decision: before its session is there, it could not have decided anything."""
+        with psycopg.connect(self._processes.database, autocommit=True) as conn:
+            while process.returncode is None and not conn.execute(_SESSION).fetchone():  # noqa: ASYNC110 - short
+                await asyncio.sleep(0.002)
+        await asyncio.sleep(self._rng.uniform(0, KILL_SECONDS_MAX))
+        with suppress(ProcessLookupError):
+            process.kill()
+
+
+def _claim(effect: str, charge: Mapping[str, Any]) -> tuple[str, ...]:
+    """What somebody types who has seen this charge in the provider's books, or none (empty)."""
+    if charge:
+        answer = json.dumps({"id": charge["id"], "amount": charge["amount"]})
+        return "--effect", effect, "--answer", answer
+    # Forced inside the provider's window: the service is quiet, so no call under the former key is under way.
+    return "--effect", effect, "--did-not-happen", "--yes", "--force"
