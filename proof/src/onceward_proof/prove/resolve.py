@@ -13,12 +13,12 @@ import random
 import signal
 from asyncio.subprocess import Process
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from enum import Enum
 from itertools import cycle
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, LiteralString, NamedTuple
 
 import psycopg
 import stripe
@@ -34,7 +34,8 @@ from payments.card import Card
 REDELIVERY_SECONDS: Final = 0.2  # often: one of the copies is in a worker's hands while the decision is made
 KILL_SECONDS_MAX: Final = 0.04  # after its session was seen: as long as a decision takes, about
 HELD_MAX: Final = 100_000  # of `parked list`
-_SESSION: Final = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'onceward'"
+EFFECT: Final = "charge"  # as the service's handler names it
+_SESSIONS: Final = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'onceward'"
 KILLED: Final = -signal.SIGKILL
 
 
@@ -156,24 +157,44 @@ class Resolver:
 
     async def _end(self, message_id: str, order: str, scene: Scene) -> list[Ended]:
         """How the commands of all who decided about it ended."""
-        shown = (await self._person("reader").read("show", message_id))[0]
-        effects = [intent["name"] for intent in shown["intents"] if intent["state"] == "unknown"]
-        if not effects:
-            return []  # held for another reason, which no schedule predicts: it stays held, and is told as that
+        message = self._read_message(message_id)
         if scene.truth is not Truth.NOT_CHARGED:
-            await asyncio.to_thread(self._charge_by_hand, shown["body"])
-        seen = await asyncio.to_thread(self._read_books, order)
+            await asyncio.to_thread(self._charge_by_hand, message.json())
+        seen = _claim(await asyncio.to_thread(self._read_books, order))
         # Whoever overlooks the charge says what was true before it.
-        first = _claim(effects[0], {} if scene.truth is Truth.OVERLOOKED else seen)
-        claims = [first, _claim(effects[0], seen)] if Hardship.TWO_AT_ONCE in scene.hardships else [first]
+        first = _claim({}) if scene.truth is Truth.OVERLOOKED else seen
         ended: list[Ended] = []
-        async with self._redelivered(message_id, again=Hardship.REDELIVERED in scene.hardships):
+        async with self._redelivered(message) if Hardship.REDELIVERED in scene.hardships else nullcontext():
             if Hardship.KILLED in scene.hardships:
-                ended.append(await self._person(f"killed-{order}").settle(message_id, first, self._kill))
-            people = [self._person(f"{number}-{order}") for number in range(1, len(claims) + 1)]
-            both = zip(people, claims, strict=True)
-            ended += await asyncio.gather(*(person.settle(message_id, claim) for person, claim in both))
+                ended.append(await self._person(f"killed at {order}").settle(message_id, first, self._kill))
+            one = self._person(f"first at {order}").settle(message_id, first)
+            if Hardship.TWO_AT_ONCE in scene.hardships:
+                another = self._person(f"second at {order}").settle(message_id, seen)
+                ended += await self._at_once(message_id, one, another)
+            else:
+                ended.append(await one)
         return ended
+
+    def _read_message(self, message_id: str) -> Message:
+        with psycopg.connect(self._processes.database, autocommit=True) as conn:
+            query = "SELECT headers, body FROM onceward.parked WHERE message_id = %s"
+            rows = conn.execute(query, [message_id]).fetchall()
+        return next(Message.from_wire(headers, bytes(body)) for headers, body in rows)
+
+    async def _at_once(self, message_id: str, *deciding: Coroutine[Any, Any, Ended]) -> list[Ended]:
+        """Neither is first: the row that a decision begins with is kept locked until each of them waits for it."""
+        with psycopg.connect(self._processes.database) as lock:
+            lock.execute("SELECT 1 FROM onceward.parked WHERE message_id = %s FOR UPDATE", [message_id])
+            both = asyncio.gather(*deciding)
+            # Where somebody who was killed has decided before, there is no row, and nobody waits.
+            while not both.done() and self._count_sessions("AND wait_event_type = 'Lock'") < len(deciding):  # noqa: ASYNC110 - short
+                await asyncio.sleep(0.005)
+        return await both
+
+    def _count_sessions(self, condition: LiteralString = "") -> int:
+        """The sessions of `onceward parked`: a loop's has a longer name."""
+        with psycopg.connect(self._processes.database, autocommit=True) as conn:
+            return conn.execute(f"{_SESSIONS} {condition}").rowcount
 
     def _person(self, name: str) -> Person:
         return Person(name, self._processes.database)
@@ -190,15 +211,9 @@ class Resolver:
             card.create(Card.request(order), f"by hand: {order['id']}")
 
     @asynccontextmanager
-    async def _redelivered(self, message_id: str, *, again: bool) -> AsyncIterator[None]:
-        """Inside, if `again`, the message is sent to its queue over and over, as by a producer that is never sure."""
-        if not again:
-            yield
-            return
-        with psycopg.connect(self._processes.database, autocommit=True) as conn:
-            row = conn.execute("SELECT headers, body FROM onceward.parked WHERE message_id = %s", [message_id]).fetchone()
-        headers, body = row or ({}, b"")
-        sending = asyncio.create_task(self._send_again(Message.from_wire(headers, body)))
+    async def _redelivered(self, message: Message) -> AsyncIterator[None]:
+        """Inside, the message is sent to its queue over and over, as by a producer that is never sure."""
+        sending = asyncio.create_task(self._send_again(message))
         try:
             yield
         finally:
@@ -217,18 +232,17 @@ class Resolver:
 
     async def _kill(self, process: Process) -> None:
         """At a random instant of its decision: before its session is there, it could not have decided anything."""
-        with psycopg.connect(self._processes.database, autocommit=True) as conn:
-            while process.returncode is None and not conn.execute(_SESSION).fetchone():  # noqa: ASYNC110 - short
-                await asyncio.sleep(0.002)
+        while process.returncode is None and not self._count_sessions():  # noqa: ASYNC110 - short
+            await asyncio.sleep(0.002)
         await asyncio.sleep(self._rng.uniform(0, KILL_SECONDS_MAX))
         with suppress(ProcessLookupError):
             process.kill()
 
 
-def _claim(effect: str, charge: Mapping[str, Any]) -> tuple[str, ...]:
+def _claim(charge: Mapping[str, Any]) -> tuple[str, ...]:
     """What somebody types who has seen this charge in the provider's books, or none (empty)."""
     if charge:
         answer = json.dumps({"id": charge["id"], "amount": charge["amount"]})
-        return "--effect", effect, "--answer", answer
+        return "--effect", EFFECT, "--answer", answer
     # Forced inside the provider's window: the service is quiet, so no call under the former key is under way.
-    return "--effect", effect, "--did-not-happen", "--yes", "--force"
+    return "--effect", EFFECT, "--did-not-happen", "--yes", "--force"
