@@ -59,7 +59,7 @@ def test_a_seed_makes_the_same_scenes_and_every_hardship_is_met() -> None:
     ],
 )
 def test_one_decision_that_its_maker_knows_of_is_right(deciders: list[str], ended: Sequence[Ended]) -> None:
-    assert find_flaws(HELD, [Decision("message-1", name) for name in deciders], {"O-3": ended}) == []
+    assert find_flaws(HELD, [Decision("message-1", name) for name in deciders], {"message-1": ended}) == []
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_one_decision_that_its_maker_knows_of_is_right(deciders: list[str], ende
     ],
 )
 def test_every_other_end_of_a_decision_is_told(deciders: list[str], ended: Sequence[Ended], says: str) -> None:
-    flaws = find_flaws(HELD, [Decision("message-1", name) for name in deciders], {"O-3": ended})
+    flaws = find_flaws(HELD, [Decision("message-1", name) for name in deciders], {"message-1": ended})
     assert any(says in flaw for flaw in flaws), flaws
     assert all(flaw.startswith("O-3: ") for flaw in flaws)
 
@@ -134,18 +134,18 @@ def test_every_order_is_charged_once_and_none_is_held_at_the_end(tmp_path: Path)
     assert (other["parked"], other["resolved"]) == (0, 0)
 
 
-@pytest.fixture
-def held_orders(tmp_path: Path) -> str:
-    """A schedule that holds three of its orders: one per truth that a person may meet."""
-    orders = make_orders(4, 3)
+def resolve_spoilt(folder: Path, source: Path, seed: int) -> Proof:
+    """A run of a few orders of which three are held: one per truth that a person may meet."""
+    orders = make_orders(4, seed)
     aimed = tuple(Aimed("error-before-charge", order.id) for order in orders[:3])
-    write_schedule(Schedule(3, "pgmq", tuple(orders), aimed, ()), tmp_path / "schedule.json")
-    return str(tmp_path / "schedule.json")
+    write_schedule(Schedule(seed, "pgmq", tuple(orders), aimed, ()), folder / "schedule.json")
+    options = ["--schedule", str(folder / "schedule.json"), "--variants", "hardened"]
+    return prove(folder / "r.json", "--resolve", *options, source=source)
 
 
-def resolve(folder: Path, schedule: str, source: Path | None = None) -> Proof:
-    options = ["--resolve", "--schedule", schedule, "--variants", "hardened"]
-    return prove(folder / "r.json", *options, **({} if source is None else {"source": source}))
+def scenes_of(seed: int) -> set[tuple[Truth, frozenset[Hardship]]]:
+    held = [order.id for order in make_orders(4, seed)[:3]]
+    return {(scene.truth, scene.hardships) for scene in plan_scenes(held, seed).values()}
 
 
 SETTLE = "    if arguments.did_not_happen:\n        return _settle_as_not_happened(arguments)\n"
@@ -160,22 +160,26 @@ SABOTAGES = {
 
 
 @pytest.mark.parametrize("what", SABOTAGES)
-def test_decisions_that_are_spoilt_are_broken(what: str, tmp_path: Path, held_orders: str) -> None:
+def test_decisions_that_are_spoilt_are_broken(what: str, tmp_path: Path) -> None:
+    overlooked = (Truth.OVERLOOKED, frozenset({Hardship.REDELIVERED}))
+    assert overlooked in scenes_of(3), "the one who is wrong decides alone"
     sabotage, says = SABOTAGES[what]
-    proof = resolve(tmp_path, held_orders, sabotaged(tmp_path / "scratch", *sabotage))
+    proof = resolve_spoilt(tmp_path, sabotaged(tmp_path / "scratch", *sabotage), 3)
     assert (proof.code, proof.document["verdict"]) == (1, "broken"), proof.out
     assert any(says in reason for reason in proof.document["reasons"]), proof.out
 
 
-def test_two_people_of_whom_each_is_told_that_the_decision_stands_are_seen(tmp_path: Path, held_orders: str) -> None:
+def test_two_people_of_whom_each_is_told_that_the_decision_stands_are_seen(tmp_path: Path) -> None:
     """The lock on the parked row, and the state that the inbox row must be in, are both taken out."""
+    disagree = (Truth.OVERLOOKED, frozenset({Hardship.TWO_AT_ONCE, Hardship.REDELIVERED}))
+    assert disagree in scenes_of(8), "nobody has decided before the two"
     scratch = sabotaged(tmp_path / "scratch", "sql/decisions.sql", "\n   FOR UPDATE OF p\n", "\n")
     path = scratch / "src" / "onceward" / "sql" / "decisions.sql"
     text = path.read_text(encoding="utf-8")
     reopened = "%(message_id)s AND state = 'parked' AND fingerprint = %(fingerprint)s\nRETURNING token"
     assert reopened in text
     path.write_text(text.replace(reopened, reopened.replace(" AND state = 'parked'", "")), encoding="utf-8")
-    proof = resolve(tmp_path, held_orders, scratch)
+    proof = resolve_spoilt(tmp_path, scratch, 8)
     assert proof.document["verdict"] == "broken", proof.out
     assert any("people were told that their decision stands" in reason for reason in proof.document["reasons"]), proof.out
 

@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from enum import Enum
 from itertools import cycle
-from typing import Any, Final, LiteralString, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import psycopg
 import stripe
@@ -32,9 +32,12 @@ from onceward_proof.workers.worker import make_card
 from payments.card import Card
 
 REDELIVERY_SECONDS: Final = 0.2  # often: one of the copies is in a worker's hands while the decision is made
+POLL_SECONDS: Final = 0.005
+LOCK_SECONDS_MAX: Final = 5.0  # well below a command's lock_timeout: nobody is to fail because another starts slowly
 KILL_SECONDS_MAX: Final = 0.04  # after its session was seen: as long as a decision takes, about
 HELD_MAX: Final = 100_000  # of `parked list`
 EFFECT: Final = "charge"  # as the service's handler names it
+# Of `onceward parked`: a loop's session has a longer name.
 _SESSIONS: Final = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'onceward'"
 KILLED: Final = -signal.SIGKILL
 
@@ -102,8 +105,9 @@ class Decision(NamedTuple):
 
 
 def find_flaws(held: Mapping[str, str], decisions: Sequence[Decision], ended: Mapping[str, Sequence[Ended]]) -> list[str]:
-    """Why not exactly one decision stands, and is known to whoever made it. `held`: order by message id.
+    """Why not exactly one decision stands, and is known to whoever made it.
 
+    `held`: order by message id; `ended`: by message id, too.
     Of a killed command nobody knows whether its decision stands: it may be the one.
     """
     deciders: defaultdict[str, list[str]] = defaultdict(list)
@@ -111,7 +115,7 @@ def find_flaws(held: Mapping[str, str], decisions: Sequence[Decision], ended: Ma
         deciders[decision.message_id].append(decision.decided_by)
     flaws = [f"a decision about {message_id}, which was not held" for message_id in deciders if message_id not in held]
     for message_id, order in held.items():
-        flaws += [f"{order}: {flaw}" for flaw in _flaws_of(deciders[message_id], ended.get(order, ()))]
+        flaws += [f"{order}: {flaw}" for flaw in _flaws_of(deciders[message_id], ended.get(message_id, ()))]
     return flaws
 
 
@@ -138,7 +142,7 @@ class Resolver:
         self._rng = random.Random(f"instants {seed}")
         self._held: dict[str, str] = {}  # order by message id
         self._scenes: dict[str, Scene] = {}
-        self._ended: dict[str, list[Ended]] = {}  # by order
+        self._ended: dict[str, list[Ended]] = {}  # by message id
 
     async def end_all(self) -> None:
         """Somebody has decided about each message that is held; the service has yet to carry it out."""
@@ -146,11 +150,11 @@ class Resolver:
         self._held = {row["message_id"]: str(row["subject"]) for row in rows}
         self._scenes = plan_scenes(self._held.values(), self._seed)
         for message_id, order in self._held.items():
-            self._ended[order] = await self._end(message_id, order, self._scenes[order])
+            self._ended[message_id] = await self._end(message_id, order, self._scenes[order])
 
     def resolution(self) -> Resolution:
         """What became of it, once the service is quiet again."""
-        with psycopg.connect(self._processes.database, autocommit=True) as conn:
+        with self._connect() as conn:
             rows = conn.execute("SELECT message_id, decided_by FROM onceward.decisions WHERE about = 'parked'")
             decisions = [Decision(*row) for row in rows]
         return Resolution(self._scenes, tuple(find_flaws(self._held, decisions, self._ended)))
@@ -159,7 +163,7 @@ class Resolver:
         """How the commands of all who decided about it ended."""
         message = self._read_message(message_id)
         if scene.truth is not Truth.NOT_CHARGED:
-            await asyncio.to_thread(self._charge_by_hand, message.json())
+            await asyncio.to_thread(self._charge_by_hand, order, message.json())
         seen = _claim(await asyncio.to_thread(self._read_books, order))
         # Whoever overlooks the charge says what was true before it.
         first = _claim({}) if scene.truth is Truth.OVERLOOKED else seen
@@ -176,25 +180,28 @@ class Resolver:
         return ended
 
     def _read_message(self, message_id: str) -> Message:
-        with psycopg.connect(self._processes.database, autocommit=True) as conn:
+        with self._connect() as conn:
             query = "SELECT headers, body FROM onceward.parked WHERE message_id = %s"
             rows = conn.execute(query, [message_id]).fetchall()
         return next(Message.from_wire(headers, bytes(body)) for headers, body in rows)
 
     async def _at_once(self, message_id: str, *deciding: Coroutine[Any, Any, Ended]) -> list[Ended]:
         """Neither is first: the row that a decision begins with is kept locked until each of them waits for it."""
-        with psycopg.connect(self._processes.database) as lock:
+        both = asyncio.gather(*deciding)
+        waited = 0.0
+        with self._connect() as conn, psycopg.connect(self._processes.database) as lock:
             lock.execute("SELECT 1 FROM onceward.parked WHERE message_id = %s FOR UPDATE", [message_id])
-            both = asyncio.gather(*deciding)
             # Where somebody who was killed has decided before, there is no row, and nobody waits.
-            while not both.done() and self._count_sessions("AND wait_event_type = 'Lock'") < len(deciding):  # noqa: ASYNC110 - short
-                await asyncio.sleep(0.005)
+            while not both.done() and waited < LOCK_SECONDS_MAX:
+                waiting = len(conn.execute(f"{_SESSIONS} AND wait_event_type = 'Lock'").fetchall())
+                if waiting == len(deciding):
+                    break
+                await asyncio.sleep(POLL_SECONDS)
+                waited += POLL_SECONDS if waiting else 0.0
         return await both
 
-    def _count_sessions(self, condition: LiteralString = "") -> int:
-        """The sessions of `onceward parked`: a loop's has a longer name."""
-        with psycopg.connect(self._processes.database, autocommit=True) as conn:
-            return conn.execute(f"{_SESSIONS} {condition}").rowcount
+    def _connect(self) -> psycopg.Connection:
+        return psycopg.connect(self._processes.database, autocommit=True)
 
     def _person(self, name: str) -> Person:
         return Person(name, self._processes.database)
@@ -204,11 +211,14 @@ class Resolver:
         charges = self._processes.provider.admin("ledger")
         return next((charge for charge in charges if charge["transfer_group"] == order), {})
 
-    def _charge_by_hand(self, order: dict[str, Any]) -> None:
+    def _charge_by_hand(self, order: str, details: dict[str, Any]) -> None:
+        """A colleague has charged the card at the provider, and the service does not know."""
+        if self._read_books(order):
+            return
         card, session = make_card(self._processes.provider.url, "by hand")
         # What came of it is read in the provider's books, as on a dashboard: a fault of the schedule may still wait there.
         with session, suppress(stripe.StripeError):
-            card.create(Card.request(order), f"by hand: {order['id']}")
+            card.create(Card.request(details), f"by hand: {order}")
 
     @asynccontextmanager
     async def _redelivered(self, message: Message) -> AsyncIterator[None]:
@@ -232,8 +242,9 @@ class Resolver:
 
     async def _kill(self, process: Process) -> None:
         """At a random instant of its decision: before its session is there, it could not have decided anything."""
-        while process.returncode is None and not self._count_sessions():  # noqa: ASYNC110 - short
-            await asyncio.sleep(0.002)
+        with self._connect() as conn:
+            while process.returncode is None and not conn.execute(_SESSIONS).fetchall():  # noqa: ASYNC110 - short
+                await asyncio.sleep(POLL_SECONDS)
         await asyncio.sleep(self._rng.uniform(0, KILL_SECONDS_MAX))
         with suppress(ProcessLookupError):
             process.kill()
