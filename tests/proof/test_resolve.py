@@ -171,15 +171,15 @@ def test_decisions_that_are_spoilt_are_broken(what: str, tmp_path: Path) -> None
 
 def test_two_people_of_whom_each_is_told_that_the_decision_stands_are_seen(tmp_path: Path) -> None:
     """The lock on the parked row, and the state that the inbox row must be in, are both taken out."""
-    disagree = (Truth.OVERLOOKED, frozenset({Hardship.TWO_AT_ONCE, Hardship.REDELIVERED}))
-    assert disagree in scenes_of(8), "nobody has decided before the two"
+    agree = (Truth.CHARGED, frozenset({Hardship.TWO_AT_ONCE, Hardship.REDELIVERED}))
+    assert agree in scenes_of(7), "nobody has decided before the two, and the effect's own state refuses neither"
     scratch = sabotaged(tmp_path / "scratch", "sql/decisions.sql", "\n   FOR UPDATE OF p\n", "\n")
     path = scratch / "src" / "onceward" / "sql" / "decisions.sql"
     text = path.read_text(encoding="utf-8")
     reopened = "%(message_id)s AND state = 'parked' AND fingerprint = %(fingerprint)s\nRETURNING token"
     assert reopened in text
     path.write_text(text.replace(reopened, reopened.replace(" AND state = 'parked'", "")), encoding="utf-8")
-    proof = resolve_spoilt(tmp_path, scratch, 8)
+    proof = resolve_spoilt(tmp_path, scratch, 7)
     assert proof.document["verdict"] == "broken", proof.out
     assert any("people were told that their decision stands" in reason for reason in proof.document["reasons"]), proof.out
 
