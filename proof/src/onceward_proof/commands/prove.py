@@ -19,6 +19,8 @@ examples:
   onceward prove --schedule FILE.json   the very same faults again (each run
                                         names its file)
   onceward prove --orders-from orders.csv --json result.json
+  onceward prove --resolve              then everything held is ended, by people
+                                        at the command line: 0 held
   onceward prove --every-syscall        killed at each system call of one
                                         delivery and one relay pass
   onceward prove --for 30m              orders and faults without end; Ctrl-C
@@ -78,6 +80,9 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--prefetch", type=whole(0), metavar="N", help="so many more deliveries wait in each consumer process (default: 0)"
     )
+    parser.add_argument(
+        "--resolve", action="store_true", help="play the people, too: what is held at the end is settled, and goes on"
+    )
     parser.add_argument("--queue", choices=("pgmq",), default="pgmq", help="the queue between the hops (default: pgmq)")
     parser.add_argument("--schedule", type=Path, metavar="FILE", help="replay this schedule of faults")
     parser.add_argument("--json", type=written_file, metavar="FILE", help="write the result, for programs")
@@ -99,12 +104,8 @@ def prove(arguments: Any) -> int:
             raise UsageError(f"there is no file {path}")
     if arguments.schedule is not None and arguments.orders is not None:
         raise UsageError("--schedule brings its own orders: leave out --orders")
-
-    if arguments.ablate is not None and arguments.variants is not None:
-        raise UsageError("--ablate runs hardened, less one layer at a time: leave out --variants")
-    # Each row shows what one delivery lacks; some layers are removed in a way that knows only one thread.
-    if arguments.ablate is not None and (arguments.threads is not None or arguments.prefetch is not None):
-        raise UsageError("--ablate runs one delivery at a time: leave out --threads and --prefetch")
+    if arguments.ablate is not None:
+        _check_ablation(arguments)
     _check_modes(arguments)
     need("prove", "psutil", "pgmq", "rich", "starlette", "uvicorn", "stripe", "jinja2", "markdown_it")
     from onceward_proof.prove.command import run_proof  # noqa: PLC0415 - only when it runs, as all below
@@ -131,13 +132,23 @@ def prove(arguments: Any) -> int:
     return run_proof(options)
 
 
+def _check_ablation(arguments: Any) -> None:
+    if arguments.variants is not None:
+        raise UsageError("--ablate runs hardened, less one layer at a time: leave out --variants")
+    # Each row shows what one delivery lacks; some layers are removed in a way that knows only one thread.
+    if arguments.threads is not None or arguments.prefetch is not None:
+        raise UsageError("--ablate runs one delivery at a time: leave out --threads and --prefetch")
+    if arguments.resolve:
+        raise UsageError("--ablate compares what each layer holds: leave out --resolve")
+
+
 def _check_modes(arguments: Any) -> None:
     """Raises `UsageError` for what the chosen mode would silently not do."""
     if arguments.queue_settings:
         refused = {
             "--variants": arguments.variants, "--ablate": arguments.ablate, "--for": arguments.soak_seconds,
             "--every-syscall": arguments.every_syscall or None, "--keep": arguments.keep or None,
-            "--threads": arguments.threads, "--prefetch": arguments.prefetch,
+            "--threads": arguments.threads, "--prefetch": arguments.prefetch, "--resolve": arguments.resolve or None,
         }  # fmt: skip
         named = [name for name, value in refused.items() if value is not None]
         if named:
@@ -146,6 +157,7 @@ def _check_modes(arguments: Any) -> None:
         "--orders": arguments.orders, "--orders-from": arguments.orders_from, "--variants": arguments.variants,
         "--ablate": arguments.ablate, "--schedule": arguments.schedule, "--keep": arguments.keep or None,
         "--threads": arguments.threads, "--prefetch": arguments.prefetch,
+        "--resolve": arguments.resolve or None,
     }  # fmt: skip
     mode = "--every-syscall" if arguments.every_syscall else "--for" if arguments.soak_seconds is not None else ""
     if arguments.every_syscall:

@@ -15,6 +15,7 @@ Running it
     held.py           the deliveries in each worker's hands
     strikes.py        what has struck, and the effect that it must be seen to have
     provider_hook.py  the provider's end of that line
+    resolve.py        the end of what is held; person.py: somebody at the command line who decides
 Judging it
     witness.py        whether what a process was told to do was seen at the queue and at the provider
     checker.py        counts; imports nothing of Onceward

@@ -48,7 +48,8 @@ def run_proof(options: ProveOptions) -> int:
     if not rows:
         console.print(concurrency(options.threads, options.prefetch), highlight=False)
     subjects = [row.subject for row in rows] or [
-        Subject(name=name, variant=name, threads=options.threads, prefetch=options.prefetch) for name in options.variants
+        Subject(name=name, variant=name, threads=options.threads, prefetch=options.prefetch, is_resolved=options.resolve)
+        for name in options.variants
     ]
     try:
         results = _run(subjects, schedule, schedule_file, console, kept_folder)

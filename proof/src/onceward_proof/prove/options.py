@@ -20,6 +20,7 @@ class ProveOptions:
     json: Path | None = None
     html: Path | None = None
     keep: bool = False
+    resolve: bool = False  # people end what is held
     rate: float = 30.0  # orders per second, of a soak
     threads: int = 1  # of each consumer process
     prefetch: int = 0  # so many more deliveries wait in it

@@ -33,6 +33,7 @@ FIGURES: Final[tuple[Figure[Result], ...]] = (
     Figure("events lost: paid, never booked", lambda r: len(r.verdict.lost_second_hop), is_harm=True),
     Figure("accounts booked twice or more", lambda r: len(r.verdict.doubled_writes), "doubled_writes", is_harm=True),
     Figure("waiting for a decision (parked)", lambda r: len(r.verdict.parked), "parked"),
+    Figure("ended by a person (settled)", lambda r: len(r.resolved), "resolved"),
     Figure("predicted to be parked", lambda r: len(r.predicted_parked), "predicted_parked", shown=False),
     Figure("deliveries", lambda r: r.counts.deliveries, "deliveries"),
     Figure("redelivered", lambda r: r.counts.redeliveries, "redeliveries", part_of_above=True),
@@ -102,13 +103,24 @@ def summary(verdict: Verdict, schedule: Schedule, results: Sequence[Result]) -> 
             return f"{under} struck. The hardened consumer broke its guarantee:"
         case "proven":
             doubled, lost = (len(naive.verdict.double_charged), len(naive.verdict.lost)) if naive else (0, 0)
-            parked = len(hardened.verdict.parked) if hardened else 0
-            waiting = f" Orders that wait for a decision, as the schedule predicts: {parked:,}." if parked else ""
+            held = _what_was_held(hardened) if hardened else ""
             return (
                 f"No double charge, no lost event in {under}. Under the same schedule, the naive service charged "
-                f"{count_of(doubled, 'order')} twice and lost {count_of(lost, 'order')}.{waiting}"
+                f"{count_of(doubled, 'order')} twice and lost {count_of(lost, 'order')}.{held}"
             )
     assert_never(verdict)
+
+
+def _what_was_held(result: Result) -> str:
+    """What became of the orders that a correct consumer must hold, as the end of a sentence; '' when nobody need know."""
+    if result.resolution is not None:
+        told = result.resolution.told()
+        return (
+            f" Held, as the schedule predicts, and then ended by a person: {len(result.resolved):,}"
+            f"{f' ({told})' if told else ''}; each of the {result.verdict.orders:,} orders was charged once."
+        )
+    parked = len(result.verdict.parked)
+    return f" Orders that wait for a decision, as the schedule predicts: {parked:,}." if parked else ""
 
 
 def _faults_in_words(result: Result | None, schedule: Schedule) -> str:
@@ -121,6 +133,8 @@ def _faults_in_words(result: Result | None, schedule: Schedule) -> str:
 def why_broken(result: Result) -> list[str]:
     """Every way in which this variant broke its guarantee; empty when it kept it."""
     verdict, parked, predicted = result.verdict, frozenset(result.verdict.parked), result.predicted_parked
+    if result.resolution is not None:
+        parked = frozenset(result.resolution.scenes)  # what was held before anybody decided
     counted = (
         (verdict.double_charged, "orders were charged more than once"),
         (verdict.phantom, "charges have no committed order"),
@@ -136,9 +150,22 @@ def why_broken(result: Result) -> list[str]:
     if len(set(money.values())) > 1:
         sums = ", ".join(f"{name} {amount}" for name, amount in money.items())
         reasons.append(f"{result.variant}: the sums differ: {sums}")
+    reasons += _why_not_ended(result)
     if not result.finished:
         reasons.append(f"{result.variant}: no progress for {result.stalled_seconds:g} s ({result.why_stalled})")
     return reasons
+
+
+def _why_not_ended(result: Result) -> list[str]:
+    """What is wrong with the end of the orders that were held; nothing where nobody was to end them."""
+    if result.resolution is None:
+        return []
+    verdict, reasons = result.verdict, list(result.resolution.flaws)
+    if verdict.parked:
+        reasons.append(f"{len(verdict.parked)} orders are held after people decided ({some_of(verdict.parked)})")
+    if verdict.charges != verdict.orders:
+        reasons.append(f"{verdict.orders} orders, each to be charged once, have {verdict.charges} charges")
+    return [f"{result.variant}: {reason}" for reason in reasons]
 
 
 def _why_naive_proves_nothing(naive: Result) -> list[str]:

@@ -38,6 +38,7 @@ class Subject:
     threads: int = 1  # of each consumer process
     prefetch: int = 0  # so many more deliveries wait in it
     queue: QueueSetting = field(default_factory=QueueSetting)
+    is_resolved: bool = False  # what it holds once it is quiet is then ended by people
 
 
 class Processes:
@@ -67,6 +68,13 @@ class Processes:
     def pids(self) -> tuple[int, int]:
         """Of the supervisor and of the provider, while they are at work."""
         return self._supervisor.pid if self._supervisor else 0, self._provider.pid if self._provider else 0
+
+    @property
+    def provider(self) -> ProviderProcess:
+        """The provider, while they are at work."""
+        if self._provider is None:
+            raise AssertionError("the provider has not been started")
+        return self._provider
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
@@ -141,6 +149,7 @@ class Processes:
         False: no progress for `stalled_seconds`.
         """
         quiet = 0
+        self._controller.last_progress = time.monotonic()  # what went on before this wait is not a stall
         while quiet < QUIET_POLLS:
             await asyncio.sleep(POLL_SECONDS)
             polled()

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ from onceward_proof.prove.harm import struck_alone
 from onceward_proof.prove.live import Counts
 from onceward_proof.prove.moments import Moment
 from onceward_proof.prove.processes import Processes, Subject
+from onceward_proof.prove.resolve import Resolution, Resolver
 from onceward_proof.prove.schedule import Schedule
 from onceward_proof.prove.variants import PROCESS_COUNTS
 
@@ -46,6 +48,13 @@ class Result:
     prefetch: int = 0
     stalled_seconds: float = STALLED_SECONDS
     alone: dict[str, frozenset[str]] = field(default_factory=dict)  # per fault, the orders that nothing else struck
+    resolution: Resolution | None = None  # None: nobody was asked to end what is held
+
+    @property
+    def resolved(self) -> frozenset[str]:
+        """The orders that were held, and that a person has ended."""
+        held = self.resolution.scenes if self.resolution is not None else ()
+        return frozenset(held) - frozenset(self.verdict.parked)
 
     def faults(self) -> dict[str, dict[str, int]]:
         """Per fault: how often it was planned, fired, struck without an effect that was seen, and never came to that."""
@@ -72,7 +81,9 @@ def run_subject(
     processes = Processes(clusters, controller, subject, schedule_file)
     witness.install(processes.queue_database)
     stalled_seconds = max(STALLED_SECONDS, STALLED_LEASES * subject.queue.lease_seconds)
-    finished = asyncio.run(_work(processes, stalled_seconds, lambda: progress(subject.name, controller)))
+    resolver = Resolver(processes, schedule.seed) if subject.is_resolved else None
+    polled = partial(progress, subject.name, controller)
+    finished, resolution = asyncio.run(_work(processes, stalled_seconds, resolver, polled))
     unseen = witness.unseen(controller.told.values(), witness.hear(processes.queue_database, processes.ledger))
     controller.counts.fired -= unseen
     controller.counts.unseen += unseen
@@ -91,9 +102,18 @@ def run_subject(
         prefetch=subject.prefetch,
         stalled_seconds=stalled_seconds,
         alone=struck_alone(schedule, controller.also_struck),
+        resolution=resolution,
     )
 
 
-async def _work(processes: Processes, stalled_seconds: float, polled: Callable[[], None]) -> bool:
+async def _work(
+    processes: Processes, stalled_seconds: float, resolver: Resolver | None, polled: Callable[[], None]
+) -> tuple[bool, Resolution | None]:
+    """Whether it went quiet by itself, and what people have ended then."""
     async with processes.at_work():
-        return await processes.until_quiet(stalled_seconds, polled)
+        finished = await processes.until_quiet(stalled_seconds, polled)
+        if resolver is None or not finished:
+            return finished, None
+        await resolver.end_all()
+        finished = await processes.until_quiet(stalled_seconds, polled)
+        return finished, resolver.resolution()

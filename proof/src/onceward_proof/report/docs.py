@@ -87,6 +87,7 @@ def _table(name: str, evidence: Path) -> str:
 
 def prove_table(document: Document) -> str:
     variants = document["variants"]
+    # Evidence that was made before a figure was thought of does not have it.
     rows = [figure.row(v[figure.key] for v in variants) for figure in FIGURES if figure.key in variants[0]]
     if "kills" not in variants[0]:  # evidence from before the JSON had them
         fired = [{name: fault["fired"] for name, fault in variant["faults"].items()} for variant in variants]
@@ -98,7 +99,8 @@ def _prove_command(document: Document) -> str:
     names = ",".join(variant["name"] for variant in document["variants"])
     variants = "" if names == "naive,hardened" else f" --variants {names}"
     at_once = "".join(f" --{name} {document[name]}" for name in ("threads", "prefetch") if name in document)
-    command = f"onceward prove --orders {document['orders']} --seed {document['seed']}{at_once}{variants}"
+    resolve = " --resolve" if any(variant.get("resolved") for variant in document["variants"]) else ""
+    command = f"onceward prove{resolve} --orders {document['orders']} --seed {document['seed']}{at_once}{variants}"
     return f"`{command}`: {document['verdict']}."
 
 

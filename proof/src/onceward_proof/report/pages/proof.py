@@ -98,6 +98,7 @@ def run_again(schedule: Schedule, results: Sequence[Result]) -> tuple[str, str]:
     variants = "" if names == ["naive", "hardened"] or not names else f" --variants {','.join(names)}"
     if results and (results[0].threads, results[0].prefetch) != (1, 0):
         variants += f" --threads {results[0].threads} --prefetch {results[0].prefetch}"
+    variants += " --resolve" if any(result.resolution is not None for result in results) else ""
     seed, queue, count = schedule.seed, schedule.queue, len(schedule.orders)
     if count and make_schedule(make_orders(count, seed), seed, queue) == schedule:
         meaning = "The same seed makes the same orders and the same schedule of faults."
