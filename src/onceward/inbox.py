@@ -71,6 +71,7 @@ class Take:
     token: int = 0
     fresh: bool = True  # the row did not exist before
     takes: int = 1  # this one, and those before it that were not forgiven
+    intents: int = 0  # effects that earlier attempts began
     transaction: str = ""  # the id of the transaction that took it
     cleaning: Sequence[str] = ()  # statements that remove what an earlier handler left in this session
     retry_after_seconds: float = 0.0
@@ -298,8 +299,11 @@ class InboxTable:
         taken = one_tuple(conn, self.statements["inbox_take_over"], params | {"token": row.token})
         if taken is None:
             return None
-        token, transaction, cleaning, takes = taken[:4]
-        return Take(TakeResult.TAKEN, token=token, fresh=False, takes=takes, transaction=transaction, cleaning=cleaning)
+        token, transaction, cleaning, takes, intents = taken[:5]
+        return Take(
+            TakeResult.TAKEN, token=token, fresh=False, takes=takes, intents=intents, transaction=transaction,
+            cleaning=cleaning,
+        )  # fmt: skip
 
     def read(self, conn: Connection[Any], params: dict[str, Any]) -> InboxRow:
         """The row as it is now; `params` are those of a take."""

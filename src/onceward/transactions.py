@@ -237,7 +237,7 @@ class TakeTransactions:
                     context.emit("consumer.claimed", token=take.token)
                 else:
                     context.emit("consumer.taken", token=take.token)
-                return p.Taken(take.token, take.fresh, take.takes, excused)
+                return p.Taken(take.token, take.fresh, take.takes, excused, take.intents)
             case TakeResult.DUPLICATE:
                 context.emit("consumer.duplicate", state=take.detail)
                 return p.Duplicate()

@@ -10,9 +10,10 @@ import pytest
 from tests.support import rows
 from tests.support.deliveries import Provider, delivery, order
 from tests.support.points import At
-from tests.support.shop import charging, effectful
+from tests.support.shop import charging, effectful, transactional
 
 from onceward.consumer import OpenConsumer
+from onceward.decisions import redrive
 from onceward.errors import UsageError
 from onceward.message import Message
 from onceward.perform import Once
@@ -52,6 +53,16 @@ def test_changed_effects_are_parked_before_any_call(change: str, opened: Opened,
     assert opened(effectful(performing(CHANGED[change], provider, [False]))).deliver(delivery(message)) == ACK
     assert provider.calls == 2
     assert rows.books(db, message) == rows.Books(state="parked", token=2, attempts=1, parked=["effects changed"], effects=0)
+
+
+def test_a_handler_that_has_become_transactional_leaves_no_effect_behind(opened: Opened, db: Db) -> None:
+    message, provider = order(), Provider()
+    opened(effectful(performing(BEFORE, provider, [True]))).deliver(delivery(message))
+    assert opened(transactional()).deliver(delivery(message)) == ACK
+    assert rows.books(db, message) == rows.Books(state="parked", token=1, attempts=1, parked=["effects changed"], effects=0)
+    redrive(db, message.id, consumer=rows.CONSUMER)
+    assert opened(effectful(performing(BEFORE, provider, [False]))).deliver(delivery(message)) == ACK
+    assert (provider.calls, rows.state(db, message), rows.effects(db, message)) == (2, "done", 1)
 
 
 @pytest.mark.parametrize("plan", [[], BEFORE[:1]], ids=["all", "the last"])

@@ -128,8 +128,8 @@ def _at_received(state: State, event: p.Event) -> Step:
 
 def _at_taking(state: State, event: p.Event) -> Step:
     match event:
-        case p.Taken(token, fresh, takes, excused):
-            return _taken(state._replace(token=token, fresh=fresh), takes, excused)
+        case p.Taken(token, fresh):
+            return _taken(state._replace(token=token, fresh=fresh), event)
         case p.Duplicate():
             return _settle(state, ACK)
         case p.InFlight(seconds):
@@ -144,14 +144,20 @@ def _at_taking(state: State, event: p.Event) -> Step:
             raise _impossible(state, event)
 
 
-def _taken(state: State, takes: int, excused: int) -> Step:
-    """Run the handler, unless too many takes of this message ended in nothing."""
+def _taken(state: State, taken: p.Taken) -> Step:
+    """Run the handler, unless too many takes of this message ended in nothing, or it would leave effects behind."""
     # Poison is looked for after the take, never before: a redelivered message that is done is a duplicate, not poison. An
     # effectful row counts its takes; a transactional one was rolled back with its count, so the queue's count stands in.
-    ended_in_nothing = takes if state.shape == "effectful" else state.deliveries - excused
+    ended_in_nothing = taken.takes if state.shape == "effectful" else state.deliveries - taken.excused
     if ended_in_nothing > state.limits.deliveries_max:
         detail = f"delivered {ended_in_nothing} times without an outcome: it may crash its consumer"
         return _park(state, p.Park(ParkReason.POISON, detail))
+    if state.shape == "transactional" and taken.intents:
+        # Its handler was effectful when these were recorded: a transactional one would be done without asking for them.
+        detail = (
+            f"{taken.intents} effects are recorded, and its handler is transactional now: it would ask for none of them"
+        )
+        return _park(state, p.Park(ParkReason.EFFECTS_CHANGED, detail))
     return state._replace(at=Place.HANDLING, inside=True), p.Run()
 
 

@@ -172,12 +172,14 @@ class Taken(Word):
 
     `fresh`: its row did not exist before. `takes`: this one, and those before it that were not forgiven.
     `excused`: deliveries that its queue counted, and that ended in a deferral, or met a message in flight.
+    `intents`: effects that earlier attempts began.
     """
 
     token: int
     fresh: bool
     takes: int
     excused: int = 0
+    intents: int = 0
 
 
 class Duplicate(Word):

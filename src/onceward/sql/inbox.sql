@@ -39,8 +39,9 @@ SELECT CASE WHEN to_timestamp(%(id_seconds)s) < clock_timestamp() - make_interva
 --      repeated, so that of two workers that try, one gets no row. A lease that reaches further than any of ours was made
 --      by a clock that was ahead: it counts as lapsed, or its message would wait until that time. The fence makes this as
 --      safe as any take-over.
+--      How many intents there are says whether an earlier handler of this message had effects.
 -- locks: the row
--- index: inbox_pkey
+-- index: inbox_pkey, intents_pkey
 UPDATE {schema}.inbox
    SET state = %(state)s, token = token + 1, worker = %(worker)s, taken_at = clock_timestamp(),
        lease_until = clock_timestamp() + make_interval(secs => %(lease_seconds)s)
@@ -53,6 +54,8 @@ RETURNING token, pg_current_xact_id()::text AS transaction,
                   UNION ALL SELECT 'CLOSE ALL' FROM pg_cursor() AS c WHERE c.is_holdable
                   UNION ALL SELECT 'DISCARD TEMP' WHERE pg_my_temp_schema() <> 0) AS cleaning,
           token - forgiven AS takes,
+          (SELECT count(*) FROM {schema}.intents AS t
+            WHERE t.consumer = %(consumer)s AND t.message_id = %(message_id)s) AS intents,
           set_config('synchronous_commit', 'on', true), set_config('lock_timeout', %(lock_timeout)s, true)
 
 -- name: inbox_finish
