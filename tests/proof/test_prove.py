@@ -19,7 +19,7 @@ ORDERS = 45
 VARIANT_KEYS = {
     "name", "orders", "charges", "double_charged_orders", "phantom_charges", "lost_events", "doubled_writes", "parked",
     "predicted_parked", "deliveries", "redeliveries", "dedup_checks", "dedup_hits", "dedup_hit_rate", "faults",
-    "wall_seconds", "kills", "kills_holding",
+    "wall_seconds", "kills", "kills_of_consumers", "kills_holding",
 }  # fmt: skip
 SIGNS = {"initdb": "initdb", "clusters": "postgres", "provider": "provider", "workers": "workers.supervisor"}
 HARM = ("double_charged_orders", "phantom_charges", "lost_events", "doubled_writes")
@@ -54,7 +54,7 @@ def test_two_proves_at_once_of_one_schedule_prove_the_same(tmp_path: Path) -> No
             assert fired == schedule.planned()
             assert not any(fault["unreached"] or fault["unseen"] for fault in variant["faults"].values())
             assert variant["kills"] == kills(fired)
-            assert 0 < variant["kills_holding"] <= variant["kills"]
+            assert 0 < variant["kills_holding"] <= variant["kills_of_consumers"] < variant["kills"]
     assert [(proof.document["threads"], proof.document["prefetch"]) for proof in proofs] == [(1, 0), (8, 8)]
     assert "8 threads and a prefetch of 8 in each consumer process" in proofs[1].out
     assert "PROVEN" in proofs[0].out

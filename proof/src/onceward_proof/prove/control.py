@@ -118,6 +118,7 @@ class Controller:
         if worker.ended_by == signal.SIGKILL:
             self.counts.fired[killing.fault] += 1
             self.counts.kills += 1
+            self.counts.kills_of_consumers += worker.role in CONSUMED
             self.counts.kills_holding += worker.hands.holds_unsettled
         elif killing.place is not None:
             # It had ended by itself before the signal came: the fault waits for the order's next passage.

@@ -44,6 +44,7 @@ class Counts:
     dedup_checks: int = 0
     dedup_hits: int = 0
     kills: int = 0  # SIGKILLs that ended a worker
-    kills_holding: int = 0  # of them: the worker held a delivery, received and not settled
+    kills_of_consumers: int = 0  # of them: only a consumer receives deliveries
+    kills_holding: int = 0  # of these: it held a delivery, received and not settled
     placed: int = 0
     acked: int = 0  # orders whose last event was acknowledged for the first time

@@ -41,7 +41,8 @@ FIGURES: Final[tuple[Figure[Result], ...]] = (
     Figure("turned away by the inbox", lambda r: r.counts.dedup_hits, "dedup_hits", part_of_above=True),
     Figure("share of them turned away", _hit_rate, "dedup_hit_rate", shown=False),
     Figure("SIGKILLs", lambda r: kills(r.counts.fired), "kills"),
-    Figure("SIGKILLs of a process that held a delivery", lambda r: r.counts.kills_holding, "kills_holding",
+    Figure("of a consumer", lambda r: r.counts.kills_of_consumers, "kills_of_consumers", part_of_above=True),
+    Figure("that held a delivery", lambda r: r.counts.kills_holding, "kills_holding",
            part_of_above=True),
     Figure("seconds", lambda r: round(r.wall_seconds, 1)),
 )  # fmt: skip

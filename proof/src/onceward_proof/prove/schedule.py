@@ -22,7 +22,7 @@ VERSION: Final = 2
 READ_VERSIONS: Final = (1, VERSION)  # in 1, no fault has a delay
 AIMED_SHARE: Final = 0.42  # of the orders bear at least one aimed fault
 MORE_SHARE: Final = 0.25  # of those bear a second; of those again, a third
-RANDOM_SHARE: Final = 0.07  # random kills per order
+RANDOM_SHARE: Final = 0.12  # random kills per order: of consumers, they are those that strike what is in hand
 KILLS_PER_ORDER_MAX: Final = 3
 
 
