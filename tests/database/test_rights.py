@@ -12,12 +12,14 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 from tests.support import rows
-from tests.support.deliveries import delivery, order, order_aged
+from tests.support.decisions import PAST_THE_WINDOW
+from tests.support.deliveries import Provider, delivery, order, order_aged
 from tests.support.queues import ListSink, drain
-from tests.support.shop import transactional
+from tests.support.shop import charging, transactional
 
 from onceward.consumer import OpenConsumer
 from onceward.day_partitions import database_now, make_partition_for, partition_name, upkeep
+from onceward.decisions import Decider, discard_parked, list_decisions, redrive, settle, settle_as_not_happened
 from onceward.errors import UsageError
 from onceward.outbox import publish
 from onceward.outbox_rows import discard_outbox, list_outbox, retry_outbox
@@ -177,3 +179,25 @@ def test_the_grants_that_the_documentation_lists_suffice_for_a_person_who_decide
         assert retry_outbox(conn, retried, decided_by="ann").decided
         assert discard_outbox(conn, discarded, decided_by="ann", reason="sent by hand").decided
         assert [(one.decision, one.count) for one in read_status(conn).decisions] == [("discard", 1), ("retry", 1)]
+
+
+def test_the_grants_that_the_documentation_lists_suffice_to_end_what_is_parked(
+    granted: Callable[[str], None], dsn: str, opened: Opened, db: Db, role: str
+) -> None:
+    messages, provider = [order() for _ in range(4)], Provider()
+    consumer = opened(charging(provider, attempts_max=1))
+    for message in messages:
+        provider.before.append(ConnectionError("cut"))
+        assert consumer.deliver(delivery(message)) == ACK
+        rows.age_intents(db, message, PAST_THE_WINDOW)
+    granted("shop_person")
+    with psycopg.connect(as_role(dsn, role), autocommit=True) as conn:
+        about: dict[str, Any] = {"consumer": rows.CONSUMER, "decider": Decider(name="ann", reason="asked the provider")}
+        made = [
+            redrive(conn, messages[0].id, **about),
+            settle(conn, messages[1].id, effect="charge", answer={"id": "ch_1"}, **about),
+            settle_as_not_happened(conn, messages[2].id, effect="charge", **about),
+            discard_parked(conn, messages[3].id, **about),
+        ]
+        assert [(decided.kind, decided.why_not) for decided in made] == [(decided.kind, "") for decided in made]
+        assert len(list_decisions(conn)) == len(made)
