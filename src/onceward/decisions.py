@@ -200,7 +200,7 @@ def settle_as_not_happened(
     charge, and the new key could not tell.
 
     Crash before commit: it is parked as before.
-    Crash after commit: the relay sends the message; the redelivery calls under the new key, as often as it takes.
+    Crash after commit: the relay sends the message; the redelivery calls under the new key (without keys, once).
     """
 
     def carry_out(case: _Case) -> tuple[int, str]:
@@ -245,12 +245,12 @@ def discard_parked(
 
     def carry_out(case: _Case) -> tuple[int, str]:
         case.choose(fingerprint, _why_not_discarded)
-        # Of what is parked beside an inbox row, the effects are that row's, and go on with it.
-        expect = _what_stays(case.intents()) if case.is_of_the_inbox_row else ""
         # No row: what is parked beside an inbox row leaves that as it is, and so does what has none.
         case.execute("discard_inbox", {})
         case.keep(DecisionKind.DISCARD, decider)
-        return 0, expect
+        # Once the effects are locked: an answer that came a moment ago is told as well. Of what is parked beside an inbox
+        # row, the effects are that row's, and go on with it.
+        return 0, _what_stays(case.intents()) if case.is_of_the_inbox_row else ""
 
     return _decide(conn, schema, DecisionKind.DISCARD, consumer, message_id, carry_out)
 
@@ -439,6 +439,9 @@ def _why_not_sent(parked: _Parked) -> str:
     if parked.malformed:
         return parked.malformed
     reason, state = parked.reason.value, parked.inbox_state
+    if state is None and parked.reason in (ParkReason.TWO_ANSWERS, ParkReason.ANSWERED_AFTER_DISCARD):
+        # Its day is gone, and its effect did happen: published again, it would happen once more.
+        return f"it was parked ({reason}), and its inbox row is gone: put it right at the provider, then discard it"
     if state is None:
         return (
             f"it was parked ({reason}) without an inbox row, so nothing would stop a second run: make sure that it "

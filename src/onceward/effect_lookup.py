@@ -66,13 +66,13 @@ def look_up_effect(
 
 def _look_up(asked: _Asked, effect: str) -> Any:
     # Out of the handler's reach, which may make something else of what the look-up raises.
+    refusal: EffectRefused | None = None
     for key in asked.keys:
         try:
             found = asked.look_up(asked.request, key)
-        except EffectRefused:
-            # Of a former key, a refusal says nothing more: the effect was begun again after it.
-            if key == asked.keys[0]:
-                raise
+        except EffectRefused as error:
+            # Under another key it may have happened. Of a former key, a refusal says nothing more: it was begun again.
+            refusal = refusal or (error if key == asked.keys[0] else None)
             continue
         check_done(found, f"effect {effect!r}: its look-up")
         if found is None:
@@ -81,6 +81,8 @@ def _look_up(asked: _Asked, effect: str) -> Any:
         if isinstance(answer, Unreadable):
             raise UsageError(answer.detail)
         return json.loads(answer.answer)
+    if refusal is not None:
+        raise refusal
     return None
 
 

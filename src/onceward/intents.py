@@ -61,6 +61,7 @@ class RecordResult(Enum):
 
     RECORDED = "recorded"  # stored, now or before
     TWO_ANSWERS = "two answers"  # another answer is stored: the effect may have happened twice, a person must look
+    SUPERSEDED = "superseded"  # not stored: a refusal under a key that a person has since replaced; stop, touch nothing
     AFTER_DISCARD = "after discard"  # not stored: a person has discarded the message, and must hear that it happened
 
 
@@ -109,7 +110,8 @@ class Intents:
 
         Raises `UsageError` for a request that is not plain JSON, or inside a transaction.
 
-        Crash after it: the intent is pending; the redelivery calls with the same key, inside the provider's window.
+        Crash after it: the intent is pending; the redelivery calls with the same key, inside the provider's window. Where a
+        person has begun the effect again, it looks it up first; without keys, it never calls again.
         """
         _check_autocommit(conn)
         key = self.key(message, name)
@@ -145,7 +147,7 @@ class Intents:
             return Intent(IntentResult.CHANGED, key, detail=detail)
         if row["state"] == "done":
             return Intent(IntentResult.ANSWERED, key, row["answer"], row["refused"])
-        former = former_keys(self.consumer, message.id, row["name"], row["generation"])
+        former = former_keys(self.consumer, canonical_id(message.id), row["name"], row["generation"])
         has_no_keys = not params["callable_seconds"]
         if row["state"] != "pending" or not (row["callable"] or (has_no_keys and former)):
             return Intent(IntentResult.LOOK_UP, key, former_keys=former)
@@ -157,31 +159,34 @@ class Intents:
             return Intent(IntentResult.LOOK_UP, key, former_keys=former)
         return Intent(IntentResult.CALL, key, former_keys=former)
 
-    def _may_call(self, conn: Connection[Any], params: dict[str, Any], row: dict[str, Any]) -> bool:
-        if row["callable"] or params["callable_seconds"]:
-            return bool(row["callable"])
-        # Without keys, the one call that a person's decision allows: that it begins must be committed before it does, or a
-        # redelivery after a crash would call once more.
-        return one_tuple(conn, self.statements["intent_begin_unkeyed"], params) is not None
-
-    def record(self, conn: Connection[Any], message: Message, *, n: int, answer: object, refused: bool = False) -> Record:
+    def record(
+        self,
+        conn: Connection[Any],
+        message: Message,
+        *,
+        n: int,
+        answer: object,
+        refused: bool = False,
+        key: str | None = None,
+    ) -> Record:
         """The answer (any JSON value) of the n-th effect is stored, write-once.
 
         It needs no lease: an answer is a fact, whoever reports it, and a worker that was taken over must not throw away the
-        only trace of a charge. `refused`: the provider said no, definitely, and `answer` is its reason.
+        only trace of a charge. `refused`: the provider said no, definitely, and `answer` is its reason. `key`: under which
+        it answered; a refusal under a former key says nothing of the effect since a person began it again.
 
         Crash before it: the intent stays pending, and the redelivery asks with the same key.
         Crash after it: the redelivery gets this answer without a call.
         """
-        return record_json(self, conn, message, n=n, answer_json=canonical_json(answer), refused=refused)
+        return record_json(self, conn, message, n=n, answer_json=canonical_json(answer), refused=refused, key=key)
 
 
 def record_json(
-    intents: Intents, conn: Connection[Any], message: Message, *, n: int, answer_json: str, refused: bool
+    intents: Intents, conn: Connection[Any], message: Message, *, n: int, answer_json: str, refused: bool, key: str | None
 ) -> Record:
     """As `Intents.record`, for an answer that is canonical JSON text already."""
     _check_autocommit(conn)
-    params = _row(intents, message, n) | {"answer": answer_json, "refused": refused}
+    params = _row(intents, message, n) | {"answer": answer_json, "refused": refused, "key": key}
     if one_tuple(conn, intents.statements["intent_record"], params) is not None:
         return Record(RecordResult.RECORDED)
     rows = dicts(conn, intents.statements["intent_read"], params | {"callable_seconds": 0.0})
@@ -189,8 +194,11 @@ def record_json(
         raise psycopg.InternalError(f"intent {n} of message {message.id} is gone")
     row = rows[0]
     if row["state"] == "discarded":
-        detail = f"effect {n} was answered by {answer_json}, but a person has discarded the message: undo it, or book it"
+        how = "refused" if refused else "answered"
+        detail = f"effect {n} was {how} by {answer_json}, but a person has discarded the message"
         return Record(RecordResult.AFTER_DISCARD, detail)
+    if row["state"] != "done":
+        return Record(RecordResult.SUPERSEDED, f"effect {n} was refused under a former key, and has begun again since")
     # Postgres gives the text back as it stores it, so both are compared in the one canonical form.
     if canonical_json(json.loads(row["answer"])) == answer_json and row["refused"] == refused:
         return Record(RecordResult.RECORDED)

@@ -216,4 +216,9 @@ def _why_not(conn: Connection[Any], schema: str, decision: Decision, position: i
     if decision == "retry" and not now["failed"]:
         since = f" since {earlier}" if earlier else ""
         return f"it has not failed{since}; a relay takes it in its turn"
+    if decision == "discard" and now["sent_again"]:
+        return (
+            "it is a parked message that somebody sent again (`onceward parked decisions`), and this row is its only way: "
+            "retry it; if it is parked once more, discard it there"
+        )
     return "a relay is sending it right now, or somebody else decides about it; try again"

@@ -407,7 +407,7 @@ class EffectSteps:
             with self._runtime.database.connection() as conn:
                 record = record_json(
                     self._runtime.intents, conn, self._message,
-                    n=command.n, answer_json=command.answer, refused=command.refused,
+                    n=command.n, answer_json=command.answer, refused=command.refused, key=self._keys[0],
                 )  # fmt: skip
         except psycopg.Error as error:
             return self._context.database_lost(f"the answer of effect {effect.name!r} was not recorded", error)
@@ -417,6 +417,9 @@ class EffectSteps:
                 return p.Recorded(command.answer, command.refused)
             case RecordResult.TWO_ANSWERS:
                 return p.TwoAnswers(record.detail)
+            case RecordResult.SUPERSEDED:
+                self._context.emit("consumer.lease_lost")
+                return p.FencedOff()
             case RecordResult.AFTER_DISCARD:
                 return p.AnsweredAfterDiscard(record.detail)
             case _:

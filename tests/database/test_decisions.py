@@ -38,6 +38,7 @@ from onceward.decisions import (
 )
 from onceward.effect_lookup import look_up_effect
 from onceward.errors import EffectRefused, Reject, UsageError
+from onceward.intents import Intents, RecordResult
 from onceward.message import Message
 from onceward.parked import show_parked
 from onceward.perform import Once
@@ -417,3 +418,24 @@ def test_a_handler_that_catches_everything_does_not_keep_its_look_up_from_being_
 
     assert looked_up(db, effectful(careless), message)["id"] == "ch_1"
     assert provider.calls == 1
+
+
+def test_an_id_in_capitals_is_looked_up_under_the_keys_that_were_sent(opened: Opened, db: Db) -> None:
+    message, provider = order(id=order().id.upper()), Provider()
+    park_unknown(opened, db, message, provider, charged=True)
+    consumer = opened(charging(provider, lookup=True))
+    assert decide(db, DecisionKind.DID_NOT_HAPPEN, message).stands
+    assert redeliver(consumer, db, message) == ACK
+    assert (provider.calls, rows.effects(db, message)) == (1, 1)
+
+
+def test_a_refusal_under_a_former_key_closes_nothing_that_was_begun_again(opened: Opened, db: Db) -> None:
+    message, provider = order(), Provider()
+    park_unknown(opened, db, message, provider, charged=False)
+    assert decide(db, DecisionKind.DID_NOT_HAPPEN, message).stands
+    intents, declined = Intents(rows.CONSUMER), {"code": "card_declined"}
+    late = intents.record(db, message, n=1, answer=declined, refused=True, key=key_of(message))
+    assert late.result is RecordResult.SUPERSEDED
+    assert rows.intents(db, message)[0].state == "pending"
+    now = intents.record(db, message, n=1, answer=declined, refused=True, key=key_of(message, 2))
+    assert (now.result, rows.intents(db, message)[0].refused) == (RecordResult.RECORDED, True)

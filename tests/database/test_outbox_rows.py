@@ -11,12 +11,15 @@ import psycopg
 import pytest
 from psycopg.rows import namedtuple_row
 from tests.support import crash, rows
-from tests.support.deliveries import order
+from tests.support.deliveries import delivery, order
 from tests.support.points import Gate
 from tests.support.queues import ListSink, drain, relaying
+from tests.support.shop import transactional
 from tests.support.waiting import Background, until
 
-from onceward.errors import UsageError
+from onceward.consumer import OpenConsumer
+from onceward.decisions import redrive
+from onceward.errors import Reject, UsageError
 from onceward.message import Message
 from onceward.outbox import channel, publish
 from onceward.outbox_rows import (
@@ -32,6 +35,7 @@ from onceward.retry import Backoff
 from onceward.statements import statements
 
 Db = psycopg.Connection[Any]
+Opened = Callable[..., OpenConsumer]
 Connect = Callable[..., Db]
 Decision = Literal["retry", "discard"]
 BOTH: tuple[Decision, ...] = ("retry", "discard")
@@ -337,3 +341,18 @@ def test_relays_are_nudged_after_a_decision_and_never_inside_the_callers_transac
     assert list(listening.notifies(timeout=0.1, stop_after=1)) == []
     assert decide(db, decision, positions[1]).decided
     assert len(list(listening.notifies(timeout=10, stop_after=1))) == 1
+
+
+def test_the_only_way_of_a_parked_message_that_was_sent_again_is_not_discarded(opened: Opened, dsn: str, db: Db) -> None:
+    """Without it, the message would be pending for ever: neither parked nor in any queue."""
+
+    def reject(_message: Message, _tx: Db) -> None:
+        raise Reject("not today")
+
+    message = order()
+    opened(transactional(reject)).deliver(delivery(message))
+    redrive(db, message.id, consumer=rows.CONSUMER)
+    [row] = rows.outbox(db)
+    assert "is its only way" in decide(db, "discard", row.position).why_not
+    opened(transactional()).deliver(delivery(message))
+    assert decide(db, "discard", row.position).decided

@@ -189,7 +189,9 @@ class Pair:
         answer, refused = f'"c{payload}"', payload == 1
         with self.runtime.database.connection() as conn:
             try:
-                record = record_json(self.runtime.intents, conn, self.messages[0], n=1, answer_json=answer, refused=refused)
+                record = record_json(
+                    self.runtime.intents, conn, self.messages[0], n=1, answer_json=answer, refused=refused, key=None
+                )
                 event: p.Event = _record_event(record, answer, refused=refused)
             except psycopg.Error:
                 event = p.DatabaseLost()
@@ -438,6 +440,8 @@ def _record_event(record: Record, answer: str, *, refused: bool) -> p.Event:
             return p.Recorded(answer, refused)
         case RecordResult.TWO_ANSWERS:
             return p.TwoAnswers(record.detail)
+        case RecordResult.SUPERSEDED:
+            return p.FencedOff()
         case RecordResult.AFTER_DISCARD:
             return p.AnsweredAfterDiscard(record.detail)
 

@@ -274,6 +274,8 @@ def _at_recording(state: State, event: p.Event) -> Step:
         case p.TwoAnswers(detail):
             park = p.Park(ParkReason.TWO_ANSWERS, detail, Fence.HOLDER_OR_BESIDE)
             return _park(state, park, p.Interrupt(Interruption.TWO_ANSWERS, detail))
+        case p.FencedOff():
+            return _leave(state, Interruption.LEASE_LOST, "a person has begun the effect again under another key")
         case p.AnsweredAfterDiscard(detail):
             park = p.Park(ParkReason.ANSWERED_AFTER_DISCARD, detail, Fence.HOLDER_OR_BESIDE)
             return _park(state, park, p.Interrupt(Interruption.DISCARDED, detail))

@@ -76,7 +76,7 @@ class ParkReason(Enum):
     )
     TWO_ANSWERS = (
         "two answers",
-        "The provider gave two different answers under one key, so it may have acted twice; the detail has both.",
+        "The provider gave two different answers for one effect, so it may have acted twice; the detail has both.",
         "Compare both with the provider, and undo there the one that is not recorded.",
         "`settle --answer` with the recorded answer; `discard`, if the message is done beside it.",
     )

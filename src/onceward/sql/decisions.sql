@@ -99,12 +99,12 @@ RETURNING id, set_config('synchronous_commit', 'on', true)
 -- name: decisions_list
 -- why: who decided what, newest first, bounded.
 -- locks: none
--- index: decisions_age
+-- index: decisions_pkey
 SELECT id, about, decision AS kind, consumer, message_id, position, effect, answer::text AS answer, former_key, forced, reason,
        decided_by, database_role, decided_at, was
   FROM {schema}.decisions
  WHERE %(consumer)s::text IS NULL OR consumer = %(consumer)s
- ORDER BY decided_at DESC
+ ORDER BY id DESC
  LIMIT %(limit)s
 
 -- name: decisions_about
@@ -115,7 +115,7 @@ SELECT id, about, decision AS kind, consumer, message_id, position, effect, answ
        decided_by, database_role, decided_at, was
   FROM {schema}.decisions
  WHERE message_id = %(message_id)s AND (%(consumer)s::text IS NULL OR consumer = %(consumer)s)
- ORDER BY decided_at DESC
+ ORDER BY id DESC
  LIMIT %(limit)s
 
 -- name: look_up_intents

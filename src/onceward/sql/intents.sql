@@ -53,10 +53,12 @@ RETURNING t.n, set_config('synchronous_commit', 'on', true)
 -- name: intent_record
 -- why: an answer is a fact: write-once, and not fenced, because a zombie's known charge must not be thrown away. It is the
 --      effect's answer whatever the key under which it was called: if a person has decided meanwhile that it did not happen,
---      this answer keeps it from being called once more.
+--      this answer keeps it from being called once more. Only a refusal counts for its own key alone: under the new one, the
+--      effect may have been accepted.
 -- locks: the intent
 -- index: intents_pkey
 UPDATE {schema}.intents
    SET state = 'done', answer = %(answer)s, refused = %(refused)s, answered_at = clock_timestamp()
  WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND n = %(n)s AND state IN ('pending', 'unknown')
+   AND (NOT %(refused)s OR %(key)s::text IS NULL OR key = %(key)s)
 RETURNING n, set_config('synchronous_commit', 'on', true)

@@ -95,5 +95,6 @@ SELECT newest.position AS newest, pg_sequence_last_value(numbers.sequence) AS la
 -- index: outbox_pkey
 SELECT extract(epoch FROM clock_timestamp() - o.created_at)::float8
   FROM {schema}.outbox AS o
+ WHERE o.set_aside_at IS NULL
  ORDER BY o.position
  LIMIT 1

@@ -80,7 +80,8 @@ RETURNING was, set_config('synchronous_commit', 'on', true)
 -- name: outbox_discard
 -- why: a row leaves the outbox unsent, and stays whole in the decision that the same statement writes. Not while a relay may be
 --      sending it: that holds the row's own lock, or that of a row ahead of it in its key, because followers are guarded by
---      their head. So all of these must be free.
+--      their head. So all of these must be free. Nor while it is the only way of a parked message that was sent again: its
+--      inbox row is pending without a lease, and without a delivery it would be held where nobody sees it.
 -- locks: the row, and those ahead of it in its key (SKIP LOCKED)
 -- index: outbox_pkey, outbox_key
 WITH named AS MATERIALIZED (
@@ -103,6 +104,13 @@ WITH named AS MATERIALIZED (
     DELETE FROM {schema}.outbox AS o
      USING named
      WHERE o.position = named.position AND (SELECT count(*) FROM free) = (SELECT count(*) FROM ahead)
+       AND NOT EXISTS (
+           SELECT 1
+             FROM {schema}.decisions AS d
+             JOIN {schema}.inbox AS i
+               ON i.consumer = d.consumer
+              AND i.message_id = CASE WHEN d.decision IN ('redrive', 'settle', 'did not happen') THEN d.message_id::uuid END
+            WHERE d.message_id = named.id AND d.about = 'parked' AND i.state = 'pending' AND i.lease_until IS NULL)
     RETURNING o.payload
 )
 INSERT INTO {schema}.decisions (about, decision, message_id, position, reason, decided_by, was, body)
@@ -116,6 +124,13 @@ RETURNING was, set_config('synchronous_commit', 'on', true)
 -- locks: none
 -- index: none
 SELECT o.position IS NOT NULL AS there, o.attempts > 0 OR o.set_aside_at IS NOT NULL AS failed,
+       EXISTS (
+           SELECT 1
+             FROM {schema}.decisions AS p
+             JOIN {schema}.inbox AS i
+               ON i.consumer = p.consumer
+              AND i.message_id = CASE WHEN p.decision IN ('redrive', 'settle', 'did not happen') THEN p.message_id::uuid END
+            WHERE p.message_id = o.id AND p.about = 'parked' AND i.state = 'pending' AND i.lease_until IS NULL) AS sent_again,
        d.decision, d.decided_by, d.reason, d.decided_at
   FROM (SELECT %(position)s::bigint AS position) AS asked
   LEFT JOIN {schema}.outbox AS o USING (position)

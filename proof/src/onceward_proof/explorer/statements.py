@@ -74,7 +74,8 @@ def take(rows: Rows, writer: Writer, clock: Clock) -> tuple[InboxRow | None, p.E
     if refusal is not None:
         return None, refusal
     taken = row._replace(state=state, token=row.token + 1, lapsed=False)
-    return taken, p.Taken(taken.token, False, taken.token - taken.forgiven)
+    intents = int(rows.intent is not None)
+    return taken, p.Taken(taken.token, False, taken.token - taken.forgiven, intents=intents)
 
 
 def _is_outside(rules: Rules, clock: Clock) -> bool:
@@ -111,7 +112,7 @@ def intend(rows: Rows, writer: Writer, clock: Clock, *, checked: bool = False) -
     return rows, p.Intended() if checked or intent.generation == 1 else p.Reopened()
 
 
-def record(rows: Rows, rules: Rules, answer: str, refused: bool) -> Result:
+def record(rows: Rows, rules: Rules, answer: str, refused: bool, *, generation: int | None = None) -> Result:
     """Write-once, not fenced, and never blocked: it touches the intent alone."""
     intent = rows.intent
     # Dropped with its partition, so somebody finished long ago.
@@ -120,6 +121,8 @@ def record(rows: Rows, rules: Rules, answer: str, refused: bool) -> Result:
     if intent.state == "discarded":
         event = p.Recorded(answer, refused) if rules.bug is Bug.DISCARD_FORGETS_ANSWERS else p.AnsweredAfterDiscard(answer)
         return rows, event
+    if intent.state != "done" and refused and generation not in (None, intent.generation):
+        return rows, p.FencedOff()  # under the new key, the effect may have been accepted
     if intent.state != "done":
         answered = intent._replace(state="done", answer=answer, refused=refused)
         return rows._replace(intent=answered), p.Recorded(answer, refused)

@@ -133,7 +133,7 @@ def perform(state: MessageState, index: int, worker: Worker) -> list[Outcome]:
         case p.LookUp():
             return _look_up(state)
         case p.Record(_, answer, refused):
-            return _record(state, _writer(state, worker), answer, refused=refused)
+            return _record(state, worker, answer, refused=refused)
         case p.Finish():
             return _finish(state, worker)
         case p.Commit():
@@ -244,12 +244,12 @@ def _is_unfenced(command: p.Command) -> bool:
     return isinstance(command, p.Park) and command.fence is p.Fence.FOREIGN_COMMIT
 
 
-def _record(state: MessageState, writer: Writer, answer: str, *, refused: bool) -> list[Outcome]:
+def _record(state: MessageState, worker: Worker, answer: str, *, refused: bool) -> list[Outcome]:
     bug = state.rules.bug
-    fenced_off = bug is Bug.FENCED_RECORDING and statements.held_row(state.rows, writer) is None
+    fenced_off = bug is Bug.FENCED_RECORDING and statements.held_row(state.rows, _writer(state, worker)) is None
     if bug is Bug.ANSWER_ONLY_IN_FINISH or fenced_off:
         return [Outcome(None, state._replace(answer_given=True), p.Recorded(answer, refused))]
-    rows, event = statements.record(state.rows, state.rules, answer, refused)
+    rows, event = statements.record(state.rows, state.rules, answer, refused, generation=worker.generation)
     after = state._replace(rows=rows)
     # Where the reply is lost, no handler was given the answer: only the first outcome makes the promise.
     heard = after._replace(answer_given=state.answer_given or isinstance(event, p.Recorded))
