@@ -25,7 +25,7 @@ from tests.support.waiting import until
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = blocks(DOCS / "adopt.md")
 RIGHTS = [block.text for block in (*blocks(DOCS / "database.md", "Rights"), *PAGE) if "GRANT USAGE" in block.text]
-ROLES = ("shop_owner", "shop_consumer", "shop_web", "shop_relay")  # on both pages
+ROLES = ("shop_owner", "shop_consumer", "shop_web", "shop_relay", "shop_person")  # on both pages
 DSN = "postgresql://app@db/shop"  # on the page
 TOO_MUCH = 10_000
 ENV = """

@@ -25,6 +25,7 @@ from tests.proof.test_prove_can_fail import ALWAYS_TAKEN, FENCE, FINISH, TAKE
 from onceward_proof.demos import DEMOS, FORMER_NAMES
 
 SECONDS_MAX = 60
+IN_WINDOW = "\n       AND clock_timestamp() < started_at + make_interval(secs => %(callable_seconds)s) AS callable"
 POSTPONE = "UPDATE {schema}.outbox\n   SET attempts = attempts + 1, error = %(error)s,\n"
 POSTPONE += "       retry_at = clock_timestamp() + make_interval(secs => %(delay_seconds)s)\n"
 
@@ -37,7 +38,7 @@ SABOTAGES = {
     "select-then-act": (("sql/inbox.sql", TAKE, ALWAYS_TAKEN), "of the two, one took the message"),
     "textbook": (("inbox.py", 'if row.state != "pending":', "if True:"), "resumed: charged once, paid"),
     "zombie": (("sql/inbox.sql", FINISH + FENCE, FINISH), "refused at the domain write"),
-    "key-expired": (("intents.py", ' and row["callable"]', ""), "one charge for each order"),
+    "key-expired": (("sql/intents.sql", IN_WINDOW, " AS callable"), "one charge for each order"),
 }
 
 

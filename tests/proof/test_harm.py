@@ -127,17 +127,17 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
     return prove(folder / "r.json", *arguments)
 
 
-@pytest.mark.parametrize("name", AIMED)
-def test_a_fault_harms_whom_it_is_expected_to_harm(proof: Proof, name: str) -> None:
+# One test for all faults: spread over several processes, it would make the run once in each of them.
+def test_each_fault_harms_whom_it_is_expected_to_harm(proof: Proof) -> None:
     assert proof.code == 0, proof.out
-    fault = AIMED[name]
-    for variant in VARIANTS[:-1]:
-        found = proof.variant(variant)["alone"][name]
-        assert found["orders"] == PER_FAULT
-        harm = fault.harms.get(variant)  # type: ignore[call-overload]
-        # At a random instant: whether it falls between commit and publish is chance.
-        if harm is not None and fault.boundary is not Boundary.PLACING:
-            assert found[harm.replace(" ", "_")] > 0, f"{variant}: {found}"
+    for name, fault in AIMED.items():
+        for variant in VARIANTS[:-1]:
+            found = proof.variant(variant)["alone"][name]
+            assert found["orders"] == PER_FAULT
+            harm = fault.harms.get(variant)  # type: ignore[call-overload]
+            # At a random instant: whether it falls between commit and publish is chance.
+            if harm is not None and fault.boundary is not Boundary.PLACING:
+                assert found[harm.replace(" ", "_")] > 0, f"{name}, {variant}: {found}"
 
 
 def test_what_harms_nobody_is_known_as_the_control_group(proof: Proof) -> None:

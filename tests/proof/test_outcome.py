@@ -35,6 +35,12 @@ def missed(result: Result, fault: str) -> Result:
     return replace(result, counts=Counts(fired=fired))
 
 
+def unseen(result: Result, fault: str) -> Result:
+    """The same run, in which `fault` struck, and nothing showed it from outside."""
+    fired = Counter({name: count for name, count in SCHEDULE.planned().items() if name != fault})
+    return replace(result, counts=Counts(fired=fired, unseen=Counter({fault: 1})))
+
+
 @dataclass(frozen=True)
 class Case:
     """Two runs, one of which is not good in one way; and what must be said of them."""
@@ -110,6 +116,11 @@ CASES: Final = {
     ),
     "a fault never struck naive": Case(
         lambda: [missed(naive(), "slow-charge"), hardened()], "inconclusive", "naive: 1 of slow-charge never struck"
+    ),
+    "nobody saw what a fault did": Case(
+        lambda: [naive(), unseen(hardened(), "slow-charge")],
+        "inconclusive",
+        "hardened: 1 of slow-charge struck, and no effect of it was seen from outside",
     ),
     "hardened is missing": Case(lambda: [naive()], "inconclusive", "the hardened variant was not run"),
     "naive is missing": Case(
@@ -192,7 +203,8 @@ PLANTED: Final = {
     "naive is not looked at": ("        reasons += _why_naive_proves_nothing(naive)\n", "        pass\n"),
     "harm is not broken": ("    if broken:\n", "    if False:\n"),
     "harm is broken only beside a naive run": ("    if broken:\n", "    if broken and naive is not None:\n"),
-    "a fault that never struck is not said": ("for name, count in unreached.items() if count]", "for name, count in ()]"),
+    "a fault that never struck is not said": ('        if fault["unreached"]:\n', "        if False:\n"),
+    "a fault whose effect nobody saw is not said": ('        if fault["unseen"]:\n', "        if False:\n"),
     "whether naive was struck is not asked": ("for result in (naive, hardened) if", "for result in (hardened,) if"),
     "whether hardened was struck is not asked": ("for result in (naive, hardened) if", "for result in (naive,) if"),
 }

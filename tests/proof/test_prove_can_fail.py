@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.proof.prove_run import prove, sabotaged, write_schedule
+from tests.proof.prove_run import KEY_PER_CALL, prove, sabotaged, write_schedule
 
 from onceward_proof.prove.schedule import Aimed, Schedule
 from onceward_proof.prove.workload import make_orders
@@ -15,12 +15,10 @@ ALWAYS_TAKEN = TAKE.replace("DO NOTHING", "DO UPDATE SET state = excluded.state,
 KEYED = " WHERE consumer = %(consumer)s AND message_id = %(message_id)s"
 FINISH = f"SET state = 'done', lease_until = NULL\n{KEYED}"
 FENCE = " AND state = 'pending' AND token = %(token)s"
-STABLE_KEY = 'return "ow1:" + hashlib'
-FRESH_KEY = 'return "ow1:" + __import__("uuid").uuid4().hex or hashlib'
 
 SABOTAGES = {
     "the inbox takes every delivery as new": ("sql/inbox.sql", TAKE, ALWAYS_TAKEN),
-    "the idempotency key is made per attempt": ("provider.py", STABLE_KEY, FRESH_KEY),
+    "the idempotency key is made per call": KEY_PER_CALL,
     "the finish is not fenced, by token and state": ("sql/inbox.sql", FINISH + FENCE, FINISH),
 }
 

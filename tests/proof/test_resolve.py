@@ -32,7 +32,7 @@ from onceward_proof.report.pages.proof import render, run_again
 HELD = {"message-1": "O-3"}
 ANNA, BORIS = "anna", "boris"
 EASY = Scene(Truth.NOT_CHARGED, frozenset())
-SEED = 5  # of its 60 orders, two or more are held
+SEED = 2  # of its 60 orders, two are held
 
 
 def test_a_seed_makes_the_same_scenes_and_every_hardship_is_met() -> None:
@@ -154,7 +154,7 @@ SABOTAGES = {
         ("commands/parked_decisions.py", SETTLE, "    return 0\n"),
         "3 orders are held after people decided",
     ),
-    "the former key is not looked up": (("sql/decisions.sql", "former_key = key, key =", "key ="),
+    "the former key is not looked up": (("sql/decisions.sql", "generation = generation + 1, key =", "key ="),
                                         "1 orders were charged more than once"),
 }  # fmt: skip
 

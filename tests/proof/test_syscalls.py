@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tests.proof.prove_run import prove, sabotaged, start
+from tests.proof.prove_run import KEY_PER_CALL, prove, sabotaged, start
 
 from onceward_proof.sweep.ambiguous import AmbiguousCommit
 from onceward_proof.sweep.run import EXIT_CODES, SubjectSweep, Sweep, Verdict, print_sweep
@@ -84,11 +84,7 @@ def test_a_cut_commit_that_does_not_come_out_right_breaks_the_sweep(name: str) -
 
 @pytest.mark.usefixtures("_strace")
 def test_the_sweep_finds_a_key_made_per_call_and_an_id_made_per_send(tmp_path: Path) -> None:
-    source = sabotaged(
-        tmp_path / "copy", "perform.py",
-        "call(effect.request, self._key)",
-        "call(effect.request, None)",
-    )  # fmt: skip
+    source = sabotaged(tmp_path / "copy", *KEY_PER_CALL)
     outgoing = source / "src" / "onceward" / "outbox.py"
     text = outgoing.read_text(encoding="utf-8")
     assert text.count('        id=row["id"],\n') == 1

@@ -19,8 +19,9 @@ examples:
   onceward prove --every-syscall --json docs/evidence/syscalls.json
   onceward prove --for 30m --seed 31 --json docs/evidence/soak.json
   onceward docs refresh
-  onceward docs refresh --check        exit 1 when a table is not what its evidence says,
-                                       or the core is not the one that made the evidence
+  onceward docs refresh --check        exit 1 when a table is not what its
+                                       evidence says, or when the core is not
+                                       the one that made the evidence
 """
 
 
