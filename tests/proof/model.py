@@ -102,11 +102,11 @@ class Pair:
         row, intent = self.books.inbox, self.books.intent
         if row is not None and not self._locked():
             found += [(self.redrive,)] * (3 if row.state == "parked" else 1)
-            found += [(self.discard, 0), (self.discard, 1)]
+            found += [(self.discard, 0)] * (3 if row.state == "parked" else 1) + [(self.discard, 1)]
             found += [(self.lapse,)] * (4 if row.state == "pending" and not row.lapsed else 0)
             found += [] if self.old else [(self.id_is_old,)]
         if intent is not None and self.key_age == KeyAge.CALLABLE:
-            found += [(self.key_expires,)] * 3
+            found += [(self.key_expires,)] * 6
         if intent is not None and not self._locked():
             weight = 3 if row is not None and row.state == "parked" else 1
             found += [
