@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import Counter
 from pathlib import Path
@@ -107,6 +108,19 @@ def test_a_kill_of_a_process_that_had_ended_by_itself_waits_for_the_next_passage
     controller._exited(7, 0)
     assert +controller.counts.fired == +controller.counts.unseen == {}
     assert place not in controller._passed
+
+
+def test_a_random_kill_of_a_process_that_had_ended_by_itself_strikes_another() -> None:
+    async def scene() -> list[str]:
+        controller, worker, _ = a_controller()
+        worker.killing = Killing("kill-random", timed=Timed("kill-random", 1, 0, 0.0))
+        controller.counts.unseen["kill-random"] = 1
+        controller._exited(7, 0)
+        waiting = [str(task.get_coro()) for task in controller._tasks]
+        controller.kill_all()
+        return waiting
+
+    assert any("_kill_random" in coroutine for coroutine in asyncio.run(scene()))
 
 
 def test_what_a_worker_settled_before_its_end_it_did_not_hold() -> None:

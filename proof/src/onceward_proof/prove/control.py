@@ -123,6 +123,8 @@ class Controller:
         elif killing.place is not None:
             # It had ended by itself before the signal came: the fault waits for the order's next passage.
             self._passed.discard(killing.place)
+        elif killing.timed is not None:
+            self.spawn_task(self._kill_random(killing.timed))  # for the same reason, another is struck
 
     async def _restart(self, worker: LiveWorker) -> None:
         """A supervisor's restart, with a pause: a worker that cannot start must not spin."""
@@ -345,7 +347,7 @@ class Controller:
             await asyncio.sleep(min(LOOK_SECONDS, max(left, 0.001)))
             seconds = time.monotonic() - before
             left, idle_seconds = (left - seconds, 0.0) if targets else (left, idle_seconds + seconds)
-        self._kill(targets[entry.slot % len(targets)], Killing(KILL_RANDOM))
+        self._kill(targets[entry.slot % len(targets)], Killing(KILL_RANDOM, timed=entry))
         self._about_to_strike -= 1
 
     def _targets(self, *, any_worker: bool) -> list[LiveWorker]:

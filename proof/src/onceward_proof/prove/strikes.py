@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import psutil  # type: ignore[import-untyped]
 
 from onceward_proof.prove.faults import Answer, Boundary, Fault, Place
+from onceward_proof.prove.schedule import Timed
 
 
 @dataclass(slots=True)
@@ -28,10 +29,11 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Killing:
-    """A SIGKILL that was sent, and why; `place` None: at a random instant."""
+    """A SIGKILL that was sent, and why: at the passage of `place`, or at the random instant of `timed`."""
 
     fault: str
     place: Place | None = None
+    timed: Timed | None = None
 
 
 def to_the_dead(fault: Fault) -> Answer:
