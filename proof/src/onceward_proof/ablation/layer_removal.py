@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
@@ -84,9 +85,17 @@ def _commit_unguarded(conn: Connection[Any], _transaction: str, _putting_back: s
     return Ambiguous() if conn.closed or conn.broken else Committed()
 
 
+_intend = intents.Intents.intend
+
+
+def _intend_under_a_fresh_key(self: intents.Intents, *positional: Any, **named: Any) -> intents.Intent:
+    """The key is made for each attempt, whatever the intent's row says."""
+    return replace(_intend(self, *positional, **named), key=f"ow1:{uuid4().hex}")
+
+
 # Layer -> whose attribute it is, its name, and what stands there instead.
 ATTRIBUTES: Final[dict[str, tuple[Any, str, Any]]] = {
-    "idempotency-key": (intents.Intents, "key", lambda _self, _message, _name: f"ow1:{uuid4().hex}"),
+    "idempotency-key": (intents.Intents, "intend", _intend_under_a_fresh_key),
     "commit-guard": (transactions, "commit_guarded", _commit_unguarded),
     "heartbeat": (lease, "BEATS_PER_LEASE", NEVER),
     "nudge": (Nudge, "__call__", lambda _self: None),
