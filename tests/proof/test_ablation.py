@@ -291,6 +291,17 @@ def test_without_the_outbox_only_what_was_not_published_is_lost(tmp_path: Path) 
     assert (outbox["expected"], outbox["lost_events"], outbox["double_charged_orders"]) == ("breaks", 2, 0)
 
 
+def test_without_keys_a_charge_whose_answer_was_never_heard_is_made_again(tmp_path: Path) -> None:
+    orders = make_orders(4, 1)
+    write_schedule(
+        Schedule(1, "pgmq", tuple(orders), (Aimed("kill-after-charge", orders[0].id),), ()), tmp_path / "schedule.json"
+    )
+    proof = prove(tmp_path / "r.json", "--schedule", str(tmp_path / "schedule.json"), "--ablate", "idempotency-key")
+    assert proof.code == 0, proof.out
+    [without] = proof.document["ablation"]
+    assert (without["expected"], without["double_charged_orders"], without["lost_events"]) == ("breaks", 1, 0)
+
+
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 
