@@ -13,10 +13,12 @@ from tests.support import crash, rows
 from tests.support.decisions import (
     KINDS,
     PAST_THE_WINDOW,
+    SECOND,
     SETTLED,
     decide,
     decide_and_die,
     decided,
+    every_kind,
     inside_a_transaction,
     park_unknown,
     park_with_two_answers,
@@ -34,7 +36,6 @@ from tests.support.waiting import Background, until_any_blocked
 from onceward.consumer import OpenConsumer
 from onceward.day_partitions import upkeep
 from onceward.decisions import (
-    Decider,
     DecisionKind,
     list_decisions,
 )
@@ -48,8 +49,6 @@ from onceward.transport import ACK
 Db = psycopg.Connection[Any]
 Opened = Callable[..., OpenConsumer]
 CONSUMER = rows.CONSUMER
-every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.value)
-SECOND = Decider(name="bob", reason="I was quicker")
 
 
 # ---- late answers ------------------------------------------------------------------------------------------------------

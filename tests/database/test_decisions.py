@@ -10,11 +10,11 @@ import psycopg
 import pytest
 from tests.support import rows
 from tests.support.decisions import (
-    KINDS,
     PAST_THE_WINDOW,
     SETTLED,
     decide,
     decided,
+    every_kind,
     key_of,
     park_unknown,
     reasons,
@@ -31,7 +31,6 @@ from tests.support.shop import charging, effectful, transactional
 from onceward.consumer import OpenConsumer
 from onceward.decisions import (
     Decided,
-    Decider,
     DecisionKind,
     redrive,
     settle,
@@ -48,8 +47,6 @@ from onceward.transport import ACK
 Db = psycopg.Connection[Any]
 Opened = Callable[..., OpenConsumer]
 CONSUMER = rows.CONSUMER
-every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.value)
-SECOND = Decider(name="bob", reason="I was quicker")
 
 
 # ---- what becomes of the rows ----------------------------------------------------------------------------------------

@@ -13,8 +13,10 @@ from tests.support import rows
 from tests.support.decisions import (
     ANN,
     KINDS,
+    SECOND,
     decide,
     decided,
+    every_kind,
     key_of,
     park_unknown,
     park_with_two_answers,
@@ -47,8 +49,6 @@ from onceward.transport import ACK, Delivery
 Db = psycopg.Connection[Any]
 Opened = Callable[..., OpenConsumer]
 CONSUMER = rows.CONSUMER
-every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.value)
-SECOND = Decider(name="bob", reason="I was quicker")
 
 
 # ---- refused, and nothing is written -----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 import psycopg
+import pytest
 from tests.support import rows
 from tests.support.checks import check_one_answer_is_kept
 from tests.support.deliveries import Provider, delivery
@@ -34,7 +35,9 @@ from onceward.transport import ACK, Settlement
 T = TypeVar("T")
 Conn = psycopg.Connection[Any]
 KINDS: Final = (DecisionKind.REDRIVE, DecisionKind.SETTLE, DecisionKind.DID_NOT_HAPPEN, DecisionKind.DISCARD)
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.value)
 ANN: Final = Decider(name="ann", reason="asked the provider")
+SECOND: Final = Decider(name="bob", reason="I was quicker")
 SETTLED: Final = {"id": "ch_of_the_dashboard"}
 PAST_THE_WINDOW: Final = timedelta(hours=25)
 TABLES: Final = ("inbox", "intents", "attempts", "parked", "outbox", "decisions")
