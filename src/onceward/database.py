@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Final, Union, cast
 
 import psycopg
-from psycopg import Connection
+from psycopg import BaseConnection, Connection
 from psycopg.rows import dict_row, tuple_row
 
 from onceward.errors import UsageError
@@ -187,6 +187,11 @@ def check_connection(conn: object) -> None:
 def check_outside_transaction(conn: Connection[Any], what: str) -> None:
     """Raises `UsageError` inside a transaction, and for what is not a synchronous psycopg 3 connection."""
     check_connection(conn)
+    check_idle(conn, what)
+
+
+def check_idle(conn: BaseConnection[Any], what: str) -> None:
+    """As `check_outside_transaction`, for a connection of either kind."""
     if conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
         raise UsageError(f"{what} commits on its own: call it outside a transaction")
 
@@ -194,7 +199,10 @@ def check_outside_transaction(conn: Connection[Any], what: str) -> None:
 def _how_to_get_one(conn: object) -> str:
     """How to reach the psycopg connection below what a framework hands out."""
     if isinstance(conn, psycopg.AsyncConnection):
-        return ": use a synchronous connection, in a thread of its own (asyncio.to_thread)"
+        return (
+            ": onceward.aio has Inbox, Intents and publish for it; or use a synchronous connection, in a thread of its "
+            "own (asyncio.to_thread)"
+        )
     # By the name of the class's package: to import a framework for an error message would be odd.
     package = type(conn).__module__.partition(".")[0]
     if package == "sqlalchemy":
