@@ -68,7 +68,8 @@ def _answer(conn: Connection[Any], asked: Query | InTransaction) -> Any:
             return carry_out(conn, asked.steps)
     with conn.cursor(row_factory=tuple_row) as cursor:
         cursor.execute(asked.statement, asked.params)
-        return cursor.fetchall() if cursor.description is not None else []
+        # Not `description`, which describes every column: this is on the way of each take.
+        return cursor.fetchall() if cursor.rownumber is not None else []
 
 
 async def carry_out_async(conn: AsyncConnection[Any], steps: Steps[Result]) -> Result:
@@ -92,4 +93,4 @@ async def _answer_async(conn: AsyncConnection[Any], asked: Query | InTransaction
             return await carry_out_async(conn, asked.steps)
     async with conn.cursor(row_factory=tuple_row) as cursor:
         await cursor.execute(asked.statement, asked.params)
-        return await cursor.fetchall() if cursor.description is not None else []
+        return await cursor.fetchall() if cursor.rownumber is not None else []
