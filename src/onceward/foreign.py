@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from traceback import format_exception_only
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from onceward.callables import check_plain
 from onceward.errors import UsageError
@@ -21,6 +21,9 @@ from onceward.transport import Delivery
 _HINT: Final = "if its producer is not yours, Consumer(..., foreign=Foreign(id=..., type=...)) says where they stand"
 
 Reader = Callable[[Mapping[str, str], bytes], str | None]
+_Attribute = Literal["id", "type", "subject", "time"]
+_REQUIRED: Final[tuple[_Attribute, ...]] = ("id", "type")
+_OPTIONAL: Final[tuple[_Attribute, ...]] = ("subject", "time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,30 +71,29 @@ class Foreign:
     time: Header | Reader | None = None
 
     def __post_init__(self) -> None:
-        if not self.type:
+        if self.type == "":
             raise UsageError("type must not be empty: it chooses the handler")
-        for name in ("id", "type", "subject", "time"):
+        for name in _REQUIRED + _OPTIONAL:
             _check(name, getattr(self, name))
 
     def message(self, delivery: Delivery) -> Message:
         """The message of a delivery without an envelope. Raises `MalformedMessage` with what is missing."""
-        envelope = {
-            "source": delivery.source,
-            "id": self._required("id", delivery),
-            "type": self._required("type", delivery),
-        }
-        for name in ("subject", "time"):
+        envelope = {"source": delivery.source} | {name: self._required(name, delivery) for name in _REQUIRED}
+        for name in _OPTIONAL:
             if value := _read(name, getattr(self, name), delivery):
                 envelope[name] = value
         return Message.from_wire(envelope, delivery.body)
 
-    def _required(self, name: str, delivery: Delivery) -> str:
+    def _required(self, name: _Attribute, delivery: Delivery) -> str:
         reader = getattr(self, name)
         value = _read(name, reader, delivery)
         if value:
             return value
-        where = f"there is no header {reader.name!r}" if isinstance(reader, Header) else "the function for it found none"
-        raise MalformedMessage(f"a foreign message without {name}: {where}")
+        if not isinstance(reader, Header):
+            why = "the function for it found none"
+        else:
+            why = f"there is no header {reader.name!r}" if value is None else f"header {reader.name!r} is empty"
+        raise MalformedMessage(f"a foreign message without {name}: {why}")
 
 
 def read_message(delivery: Delivery, foreign: Foreign | None) -> Message:
@@ -103,27 +105,30 @@ def read_message(delivery: Delivery, foreign: Foreign | None) -> Message:
     Raises `MalformedMessage` with the reason.
     """
     headers = delivery.headers
-    if "specversion" in headers or (headers.get("id") and headers.get("type")):
+    if "specversion" in headers or all(headers.get(name) for name in _REQUIRED):
         return Message.from_wire(headers, delivery.body)
     if foreign is not None:
         return foreign.message(delivery)
-    missing = " and ".join(name for name in ("id", "type") if not headers.get(name))
+    missing = " and ".join(name for name in _REQUIRED if not headers.get(name))
     raise MalformedMessage(f"envelope without {missing}; {_HINT}")
 
 
-def _check(name: str, reader: Any) -> None:
-    optional, constant = name in ("subject", "time"), name == "type"
-    if isinstance(reader, Header) or (optional and reader is None) or (constant and isinstance(reader, str)):
+def _check(name: _Attribute, reader: Any) -> None:
+    constant = name == "type"
+    if isinstance(reader, Header) or (name in _OPTIONAL and reader is None) or (constant and isinstance(reader, str)):
         return
     if isinstance(reader, str):
         raise UsageError(
             f"{name}={reader!r} would be the {name} of every message: write Header({reader!r}) for the value of that "
             "header, or a function of headers and body"
         )
+    if not callable(reader):
+        possible = "a Header, a function of headers and body" + (", or a text" if constant else "")
+        raise UsageError(f"{name} of a foreign message is one of {possible}, not {reader!r}")
     check_plain(reader, f"what reads the {name} of a foreign message", 2)
 
 
-def _read(name: str, reader: Header | Reader | str | None, delivery: Delivery) -> str | None:
+def _read(name: _Attribute, reader: Header | Reader | str | None, delivery: Delivery) -> str | None:
     """What this reader finds; None where there is nothing."""
     if reader is None or isinstance(reader, str):
         return reader
@@ -137,4 +142,4 @@ def _read(name: str, reader: Header | Reader | str | None, delivery: Delivery) -
         raise MalformedMessage(f"a foreign message: the function for its {name} raised {said}") from error
     if value is None or isinstance(value, str):
         return value
-    raise MalformedMessage(f"a foreign message: the function for its {name} returned a {type(value).__name__}, not a text")
+    raise MalformedMessage(f"a foreign message: the function for its {name} returned {type(value).__name__}, not a text")
