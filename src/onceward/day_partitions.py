@@ -23,9 +23,10 @@ import psycopg
 from psycopg import Connection, sql
 
 from onceward.database import Database, tuples
-from onceward.message import uuid7_at
+from onceward.message import parse_uuid7, uuid7_at
 from onceward.statements import SCHEMA_DEFAULT, statements
 from onceward.steps import Steps, all_rows, carry_out, in_transaction
+from onceward.untimed_rows import prune_untimed
 
 logger = logging.getLogger("onceward")
 WINDOW_DEFAULT: Final = timedelta(days=30)
@@ -110,7 +111,7 @@ def _make_missing(schema: str, days: Sequence[date]) -> Steps[list[str]]:
 
 
 def make_partition_for(conn: Connection[Any], message_id: str, *, schema: str = SCHEMA_DEFAULT) -> list[str]:
-    """The partitions that this UUIDv7 falls into exist, unless its day was retired.
+    """The partitions that this id falls into exist, unless its day was retired.
 
     Returns the new ones.
     """
@@ -119,7 +120,9 @@ def make_partition_for(conn: Connection[Any], message_id: str, *, schema: str = 
 
 def make_partition_for_steps(message_id: str, *, schema: str) -> Steps[list[str]]:
     """`make_partition_for`, as steps."""
-    return (yield from make_partitions_steps(schema=schema, days=[day_of(UUID(message_id))]))
+    timed = parse_uuid7(message_id)
+    # An untimed id has no day: the partition of such ids came with the schema, and stays.
+    return [] if timed is None else (yield from make_partitions_steps(schema=schema, days=[day_of(timed)]))
 
 
 def day_of(message_id: UUID) -> date:
@@ -157,7 +160,7 @@ def attach(schema: str, table: str, day: date) -> sql.Composed:
 
 
 def attached(conn: Connection[Any], *, schema: str) -> list[tuple[str, bool]]:
-    """(name, its detaching is half done) of every partition of inbox and intents."""
+    """(name, its detaching is half done) of every day's partition of inbox and intents."""
     return carry_out(conn, _attached_steps(schema))
 
 
@@ -189,18 +192,21 @@ class UpkeepResult(NamedTuple):
 
     `unfinished`: days that are due, but were not dropped because messages there are not finished, and how many.
     `retire_skipped`: why no day was looked at; None: all that are due were.
+    `pruned`: messages with untimed ids that were over, and past their consumer's window.
     """
 
     made: list[str]
     dropped: list[str]
     unfinished: dict[str, int]
     retire_skipped: RetireSkipped | None = None
+    pruned: int = 0
 
 
 def upkeep(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> UpkeepResult:
     """Partitions exist for the next days.
 
-    Those that are past the longest window of all consumers, and all done, are dropped.
+    Those that are past the longest window of all consumers, and all done, are dropped. Of messages with untimed ids, which
+    have no day, those that are over and past their consumer's window are pruned.
 
     A partition with a pending or parked message, or an intent without an answer, is never dropped. A day counts as retired,
     for every process and for ever, from before its partitions are touched: they are never made again.
@@ -215,7 +221,9 @@ def upkeep(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> UpkeepResu
         if skipped is not None:
             return UpkeepResult(made, [], {}, skipped)
         dropped, unfinished = Retirement(conn, schema).retire_due_days()
-    return UpkeepResult(made, dropped, unfinished)
+        # After the days: until then, windows that nobody has any more still count.
+        pruned = prune_untimed(conn, schema=schema)
+    return UpkeepResult(made, dropped, unfinished, pruned=pruned)
 
 
 @contextmanager

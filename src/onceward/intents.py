@@ -10,7 +10,6 @@ import json
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
-from uuid import UUID
 
 import psycopg
 from psycopg import BaseConnection, Connection
@@ -18,7 +17,7 @@ from psycopg import BaseConnection, Connection
 from onceward.database import check_connection
 from onceward.errors import UsageError
 from onceward.inbox import Take
-from onceward.message import Message, canonical_id, canonical_json
+from onceward.message import Message, canonical_id, canonical_json, row_key
 from onceward.provider import ProviderProfile, idempotency_key
 from onceward.statements import SCHEMA_DEFAULT, statements
 from onceward.steps import Steps, all_rows, carry_out, one_row
@@ -177,7 +176,7 @@ class IntentCalls:
         return Record(RecordResult.TWO_ANSWERS, detail)
 
     def _row(self, message: Message, n: int) -> dict[str, Any]:
-        return {"consumer": self.consumer, "message_id": UUID(message.id), "n": n}
+        return {"consumer": self.consumer, "message_id": row_key(message.id), "n": n}
 
 
 class Intents(IntentCalls):
