@@ -93,6 +93,9 @@ def make_partitions(
 def make_partitions_steps(*, schema: str, days: Sequence[date] | None = None) -> Steps[list[str]]:
     """`make_partitions`, as steps."""
     wanted = days if days is not None else (yield from _days_around())
+    # Looked at without any lock first: where nothing is missing, a role that may make no partition needs no right to.
+    if not (yield from _missing(schema, wanted)):
+        return []
     return (yield from in_transaction(_make_missing(schema, wanted)))
 
 
@@ -101,13 +104,16 @@ def _make_missing(schema: str, days: Sequence[date]) -> Steps[list[str]]:
     yield from all_rows("SET LOCAL lock_timeout TO '2s'")
     # Read under its lock, which is held until the partitions are committed: no day can be retired meanwhile.
     [(retired,)] = yield from all_rows(statements(schema)["retired_hold"])
-    existing = {name for name, _ in (yield from _attached_steps(schema))}
-    pairs = [(table, day) for day in days if retired is None or day > retired for table in PARTITIONED]
+    allowed = [day for day in days if retired is None or day > retired]
     made: list[str] = []
-    for table, day in pairs:
-        if partition_name(table, day) not in existing:
-            made.append((yield from _make_partition(schema, table, day)))
+    for table, day in (yield from _missing(schema, allowed)):
+        made.append((yield from _make_partition(schema, table, day)))
     return made
+
+
+def _missing(schema: str, days: Sequence[date]) -> Steps[list[tuple[str, date]]]:
+    existing = {name for name, _ in (yield from _attached_steps(schema))}
+    return [(table, day) for day in days for table in PARTITIONED if partition_name(table, day) not in existing]
 
 
 def make_partition_for(conn: Connection[Any], message_id: str, *, schema: str = SCHEMA_DEFAULT) -> list[str]:

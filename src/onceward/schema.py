@@ -29,7 +29,8 @@ class Migration(NamedTuple):
 
 def migrations() -> list[Migration]:
     """All migrations that this code knows, oldest first."""
-    entries = [entry for entry in files("onceward.migrations").iterdir() if entry.name.endswith(".sql")]
+    # Their names begin with their number: roles.sql is none of them.
+    entries = [entry for entry in files("onceward.migrations").iterdir() if entry.name[:4].isdigit()]
     parsed = [Migration(int(e.name[:4]), e.name[5:-4], e.read_text(encoding="utf-8")) for e in entries]
     return sorted(parsed)
 
