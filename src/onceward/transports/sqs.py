@@ -10,16 +10,13 @@ A message that SNS has wrapped in JSON is not unwrapped: turn on raw message del
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import math
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any, Final, NamedTuple, assert_never
 
 from botocore.exceptions import (
@@ -31,13 +28,21 @@ from botocore.exceptions import (
 )
 
 from onceward.errors import TransportError, UsageError
-from onceward.message import Message, uuid7
+from onceward.message import Message
 from onceward.transport import Delivery, Outcome, Received, Settlement, Traits
+from onceward.transports.sqs_wire import (
+    BATCH_MAX,
+    ENVELOPE_BYTES_MAX,
+    Entry,
+    as_text,
+    decoded,
+    requests,
+    send_entry,
+)
 
 __all__ = ["Queue", "Sink", "Source", "check_queue", "create_queue", "list_queues", "retention_seconds"]
 
 logger = logging.getLogger("onceward")
-BATCH_MAX: Final = 10  # entries in one request, of whatever kind
 WAIT_SECONDS_MAX: Final = 20
 # SQS keeps a delivery hidden for at most 12 hours since it was received, and refuses a request that would go beyond. A
 # minute less: the request may reach it that much later than it was made.
@@ -45,20 +50,13 @@ HIDDEN_SECONDS_MAX: Final = 12 * 3600 - 60
 MESSAGE_BYTES_MAX: Final = 1024 * 1024
 # One request may hold at least this much, also where a queue takes smaller messages.
 REQUEST_BYTES_MIN: Final = 256 * 1024
-# More than the attributes of the largest envelope: five of 1,024 bytes each, three short ones, and all their names and types.
-ENVELOPE_BYTES_MAX: Final = 6 * 1024
 RETENTION_SECONDS_MAX: Final = 14 * 86_400
-# Above a consumer's `deliveries_max`: what it would park with a reason is parked before the queue puts it aside without one.
+# Above a consumer's `deliveries_max`: what it would park with a reason is parked before the queue puts it aside with none.
 RECEIVE_COUNT_DEFAULT: Final = 100
-# How the body travels when SQS would not carry it unchanged. Without it, the body is the text's UTF-8.
-_ENCODING: Final = "onceward-body"
-# XML 1.0's characters without the carriage return, which a client that speaks XML reads as a line feed.
-_NOT_CARRIED: Final = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_GROUP_ID: Final = re.compile(r"[A-Za-z0-9!-/:-@\[-`{-~]{1,128}")
 _HELD: Final = TransportError("held back: an earlier message of its subject was not sent")
 _NOT_SENT: Final = TransportError("not sent: SQS did not answer a request before it")
-# What SQS says of a receipt handle that is not the message's any more. FIFO queues say InvalidParameterValue, which may also
-# mean that the delivery was hidden for 12 hours: either way it is not ours to extend, and comes again.
+# What SQS says of a receipt handle that is not the message's any more. FIFO queues say InvalidParameterValue, which may
+# also mean that the delivery was hidden for 12 hours: either way it is not ours to extend, and comes again.
 _LOST_CODES: Final = frozenset({"ReceiptHandleIsInvalid", "MessageNotInflight", "InvalidParameterValue"})
 _ABSENT_CODES: Final = frozenset({"QueueDoesNotExist", "NonExistentQueue"})
 _FORBIDDEN_CODES: Final = frozenset({"AccessDenied", "AccessDeniedException", "KmsAccessDenied", "OptInRequired"})
@@ -70,7 +68,6 @@ _PASSING_CODES: Final = frozenset(
     {"Throttling", "ThrottlingException", "RequestThrottled", "KmsThrottled", "OverLimit", "ExpiredToken"}
     | {"ExpiredTokenException", "RequestExpired"}
 )
-Entry = dict[str, Any]  # of a batch request, as boto3 takes it; its "Id" is the position in our own call
 
 
 class Queue(NamedTuple):
@@ -198,14 +195,15 @@ class Source:
         return Received([self._delivery(message, asked_at) for message in answer.get("Messages", ())])
 
     def _delivery(self, message: Mapping[str, Any], asked_at: float) -> Delivery:
-        headers = attributes_as_headers(message.get("MessageAttributes", {}))
+        attributes = {name: _header(value) for name, value in message.get("MessageAttributes", {}).items()}
+        headers, body = decoded(attributes, message["Body"])
         told = message.get("Attributes", {})
         return Delivery(
             # Not the receipt handle: what cannot be read is parked under this id, each time that it comes in the same row.
             id=message["MessageId"],
             source=self.name,
-            body=decoded_body(message["Body"], headers),
             headers=headers,
+            body=body,
             count=int(told.get("ApproximateReceiveCount", 0)),
             # A standard queue may have message groups too (for fairness): they say nothing of an order.
             order_key=told.get("MessageGroupId") if self._queue.fifo else None,
@@ -248,7 +246,8 @@ class Source:
         if not receipt.over:
             receipt.over = True
             logger.warning(
-                "delivery %s of %s was held for 12 hours, the most that SQS allows; it will be delivered again", delivery.id, self.name
+                "delivery %s of %s was held for 12 hours, the most that SQS allows; it will be delivered again",
+                delivery.id, self.name,
             )  # fmt: skip
 
     def _failed(self, call: Callable[..., Any], entries: Sequence[Entry]) -> dict[int, Entry]:
@@ -286,7 +285,7 @@ class Sink:
     def __init__(self, client: Any, queues: str | Mapping[str, str | Sequence[str]]) -> None:
         """Each queue is a name or a URL; their attributes are read now.
 
-        Raises `UsageError` for what names no queue, or one that cannot be sent to; `TransportError` when SQS does not answer.
+        Raises `UsageError` for what names no queue, or one that cannot be used; `TransportError` when SQS does not answer.
         """
         if not queues or not isinstance(queues, str | Mapping):
             raise UsageError(
@@ -345,8 +344,8 @@ class Sink:
         """Each of these has its outcome in `errors`. Raises `TransportError` when SQS is away amid them."""
         targets = {index: set(self._targets(messages[index].type)) for index in sent}
         for name, queue in self._settings.items():
-            entries = [_send_entry(index, messages[index], fifo=queue.fifo) for index in sent if name in targets[index]]
-            for request in _requests(entries, queue.request_bytes_max):
+            entries = [send_entry(index, messages[index], fifo=queue.fifo) for index in sent if name in targets[index]]
+            for request in requests(entries, queue.request_bytes_max):
                 failed = self._request(queue, request)
                 for index in (int(entry["Id"]) for entry in request):
                     targets[index].discard(name)
@@ -388,8 +387,8 @@ class Sink:
         if len(message.body) > smallest.body_bytes_max:
             return UsageError(
                 f"a body of {len(message.body)} bytes is more than the {smallest.body_bytes_max} that always fit into a "
-                f"message of {smallest.name!r} ({smallest.message_bytes_max} bytes with its envelope and as base64): raise "
-                f"the queue's MaximumMessageSize (up to {MESSAGE_BYTES_MAX}), or store the body elsewhere and send where it is"
+                f"message of {smallest.name!r} ({smallest.message_bytes_max} bytes, with envelope and as base64): raise "
+                f"the queue's MaximumMessageSize (up to {MESSAGE_BYTES_MAX}), or store it elsewhere and send its place"
             )
         return None
 
@@ -410,6 +409,10 @@ class _Receipt:
     over: bool = False  # it was said that SQS extends it no further
 
 
+def _header(attribute: Mapping[str, Any]) -> str:
+    return attribute["StringValue"] if "StringValue" in attribute else as_text(attribute["BinaryValue"])
+
+
 def _hidden_seconds(delivery: Delivery, seconds: float) -> int:
     """The whole seconds for which this delivery can be hidden from now on, at most `seconds`; 0 or less: none."""
     receipt: _Receipt = delivery.handle
@@ -419,50 +422,6 @@ def _hidden_seconds(delivery: Delivery, seconds: float) -> int:
 def _entry(index: int, delivery: Delivery) -> Entry:
     receipt: _Receipt = delivery.handle
     return {"Id": str(index), "ReceiptHandle": receipt.handle}
-
-
-def _send_entry(index: int, message: Message, *, fifo: bool) -> Entry:
-    headers, body = message.to_wire()
-    text, encoding = encoded_body(body)
-    attributes = headers if encoding is None else headers | {_ENCODING: encoding}
-    entry: Entry = {
-        "Id": str(index),
-        "MessageBody": text,
-        "MessageAttributes": {
-            name: {"DataType": "String", "StringValue": value} for name, value in attributes.items()
-        },
-    }  # fmt: skip
-    if fifo:
-        entry["MessageGroupId"] = group_id(message.subject or message.id)
-        # Another one for each send, never the message's id: for five minutes SQS confirms, and drops, what carries an id
-        # that it has seen, although it was consumed and deleted since. A message that was parked and redriven within that
-        # time would be lost. What the relay sends again comes twice, and the inbox turns it away. The client's own retry of
-        # one request carries the same value, so there SQS drops the double.
-        entry["MessageDeduplicationId"] = str(uuid7())
-    return entry
-
-
-def _entry_bytes(entry: Entry) -> int:
-    """As SQS counts: the body, and the name, type and value of every attribute, in UTF-8."""
-    attributes: Mapping[str, Mapping[str, str]] = entry["MessageAttributes"]
-    return len(entry["MessageBody"].encode()) + sum(
-        len(name) + len(value["DataType"]) + len(value["StringValue"].encode()) for name, value in attributes.items()
-    )
-
-
-def _requests(entries: Iterable[Entry], bytes_max: int) -> Iterator[list[Entry]]:
-    """The entries, in order, in requests that SQS takes."""
-    request: list[Entry] = []
-    request_bytes = 0
-    for entry in entries:
-        entry_bytes = _entry_bytes(entry)
-        if request and (len(request) == BATCH_MAX or request_bytes + entry_bytes > bytes_max):
-            yield request
-            request, request_bytes = [], 0
-        request.append(entry)
-        request_bytes += entry_bytes
-    if request:
-        yield request
 
 
 def _hold_back(
@@ -485,46 +444,6 @@ def _hold_back(
 def _send_error(failure: Entry) -> BaseException:
     kind = UsageError if failure.get("SenderFault") else TransportError
     return kind(f"SQS did not store it: {_said(failure)}")
-
-
-def group_id(subject: str) -> str:
-    """The message group of a subject: itself, where SQS takes it as one, else its hash."""
-    return subject if _GROUP_ID.fullmatch(subject) else f"sha256:{sha256(subject.encode()).hexdigest()}"
-
-
-def encoded_body(body: bytes) -> tuple[str, str | None]:
-    """The body as SQS carries it unchanged, and the name of its encoding; None: it is the body's own text."""
-    if not body:
-        return "empty", "empty"
-    try:
-        text = body.decode()
-    except UnicodeDecodeError:
-        return base64.b64encode(body).decode(), "base64"
-    return (base64.b64encode(body).decode(), "base64") if _NOT_CARRIED.search(text) else (text, None)
-
-
-def decoded_body(text: str, headers: dict[str, str]) -> bytes:
-    """The body that was sent; its encoding is no longer among the headers. Another producer's text is its UTF-8."""
-    encoding = headers.get(_ENCODING)
-    if encoding == "empty":
-        del headers[_ENCODING]
-        return b""
-    if encoding == "base64":
-        try:
-            body = base64.b64decode(text, validate=True)
-        except ValueError:
-            return text.encode()
-        del headers[_ENCODING]
-        return body
-    return text.encode(errors="surrogatepass")
-
-
-def attributes_as_headers(attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Message attributes as text to text; bytes that are not UTF-8 are shown as escapes."""
-    return {
-        name: value["StringValue"] if "StringValue" in value else value["BinaryValue"].decode(errors="backslashreplace")
-        for name, value in attributes.items()
-    }
 
 
 def _settings(client: Any, queue: str) -> QueueSettings:
