@@ -450,7 +450,7 @@ def _settings(client: Any, queue: str) -> QueueSettings:
     if not isinstance(queue, str) or not queue:
         raise UsageError(f"an SQS queue is named by its name or its URL, not by {queue!r}")
     with _explained(queue):
-        url = queue if _is_url(queue) else client.get_queue_url(QueueName=queue)["QueueUrl"]
+        url = queue if queue.startswith(("http://", "https://")) else client.get_queue_url(QueueName=queue)["QueueUrl"]
         attributes = _attributes(client, url)
         fifo = _is_fifo(url)
         policy = json.loads(attributes.get("RedrivePolicy", "{}"))
@@ -510,10 +510,6 @@ def _url(client: Any, name: str) -> str | None:
             return None
         raise
     return url
-
-
-def _is_url(queue: str) -> bool:
-    return queue.startswith(("http://", "https://"))
 
 
 def _is_fifo(queue: str) -> bool:
