@@ -279,6 +279,7 @@ class InboxTable:
         self.schema = schema
         self.worker = worker or worker_id()
         self.statements = statements(schema)
+        self._warned_of_pruning = False
 
     def key(self, message: Message) -> dict[str, Any]:
         """The parameters that name one row."""
@@ -400,8 +401,9 @@ class InboxTable:
         return float(row[0]) if row is not None else self.window.total_seconds()
 
     def warn_of_pruning(self) -> None:
-        """Where untimed ids are taken, the log says for how long a duplicate of one is recognised."""
-        if self.untimed_ids:
+        """Where untimed ids are taken, the log has said once for how long a duplicate of one is recognised."""
+        if self.untimed_ids and not self._warned_of_pruning:
+            self._warned_of_pruning = True
             logger.warning(
                 "consumer %r takes ids that are not UUIDv7: upkeep prunes a finished one %.0f s (its window) after it was "
                 "taken, and a duplicate that comes after that is taken as new", self.consumer, self.window.total_seconds(),

@@ -75,6 +75,11 @@ def effects(conn: Conn, message: Message) -> int:
     return int(scalar(conn, "SELECT count(*) FROM effects WHERE message_id = %s", (message.id,)))
 
 
+def keys(conn: Conn, table: str) -> set[Any]:
+    """The keys of all rows of this table."""
+    return {row[0] for row in conn.execute(f"SELECT message_id FROM onceward.{table}".encode())}
+
+
 def outbox(conn: Conn) -> list[Any]:
     with conn.cursor(row_factory=namedtuple_row) as cursor:
         return cursor.execute("SELECT * FROM onceward.outbox ORDER BY position").fetchall()
