@@ -18,6 +18,7 @@ from psycopg.conninfo import make_conninfo
 from tests.acceptance.processes import environment, onceward, refused, running
 from tests.support import rows
 from tests.support.deliveries import order
+from tests.support.pgbouncer import bouncing
 from tests.support.waiting import until
 
 from onceward.message import Message
@@ -305,3 +306,15 @@ def test_a_schema_that_is_not_migrated_is_one_line(empty_dsn: str, shop: Path) -
 def test_a_database_without_pgmq_says_where_it_comes_from(empty_dsn: str, shop: Path) -> None:
     onceward("migrate", "--database", empty_dsn)
     refused(onceward("relay", "--queues", "orders", "--database", empty_dsn, cwd=shop), "`onceward queue create orders`")
+
+
+def test_a_pooler_that_keeps_no_session_is_one_line(dsn: str, shop: Path) -> None:
+    with bouncing(dsn) as bouncer:
+        pooled, session = bouncer.dsn("transaction"), bouncer.dsn("session")
+        for command in (["run", "shop:orders", "--queue", "orders"], ["relay", "--queues", "orders"], ["upkeep"]):
+            refused(onceward(*command, "--database", pooled, cwd=shop), "--database", "session mode")
+        refused(
+            onceward("relay", "--queues", "orders", "--queue-database", pooled, "--database", dsn, cwd=shop),
+            "--queue-database", "session mode",
+        )  # fmt: skip
+        assert onceward("upkeep", "--database", session).returncode == 0
