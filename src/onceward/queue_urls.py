@@ -30,6 +30,7 @@ VISIBILITY_SECONDS: Final = 30
 FORMS: Final = "pgmq:NAME, sqs://NAME, amqp://HOST/VHOST?queue=NAME or kafka://HOST:PORT/TOPIC"
 # For a stand-in of SQS: as AWS_ENDPOINT_URL_SQS, but heard by nothing else in the process.
 SQS_ENDPOINT: Final = "ONCEWARD_SQS_ENDPOINT"
+CREATION: Final = ("partitions", "replication")
 Targets = str | dict[str, list[str]]  # of a sink: the name of one queue for all types, or the names for each type
 
 
@@ -175,7 +176,10 @@ class RabbitmqQueue(QueueUrl):
 
 @dataclass(frozen=True, slots=True)
 class KafkaTopic(QueueUrl):
-    """`kafka://HOST:PORT,HOST:PORT/TOPIC`. `settings`: of librdkafka, by its names; `group` is short for `group.id`."""
+    """`kafka://HOST:PORT,HOST:PORT/TOPIC`. `settings`: of librdkafka, by its names; `group` is short for `group.id`.
+
+    `partitions` and `replication` are numbers for the topic's creation.
+    """
 
     brokers: str
     settings: Mapping[str, str] = field(repr=False, hash=False)
@@ -205,10 +209,11 @@ class KafkaTopic(QueueUrl):
     def create(self) -> bool:
         from onceward.transports import kafka  # noqa: PLC0415
 
-        return kafka.create_topic(self._config(), self.name)
+        numbers = {name: int(value) for name, value in self.settings.items() if name in CREATION}
+        return kafka.create_topic(self._config(), self.name, **numbers)
 
     def _config(self) -> dict[str, Any]:
-        others = {name: value for name, value in self.settings.items() if name != "group"}
+        others = {name: value for name, value in self.settings.items() if name not in ("group", *CREATION)}
         return {"bootstrap.servers": self.brokers, **others}
 
 
@@ -248,7 +253,10 @@ def _kafka_topic(text: str) -> KafkaTopic:
     parts = urlsplit(text)
     if not parts.netloc:
         raise UsageError(f"{text!r} names no broker; write kafka://HOST:PORT/TOPIC")
-    return KafkaTopic(_named(unquote(parts.path.strip("/")), text), parts.netloc, dict(parse_qsl(parts.query)))
+    settings = dict(parse_qsl(parts.query))
+    if wrong := [name for name in CREATION if not settings.get(name, "1").isdecimal()]:
+        raise UsageError(f"{text!r}: {wrong[0]} is not a whole number; write {FORMS}")
+    return KafkaTopic(_named(unquote(parts.path.strip("/")), text), parts.netloc, settings)
 
 
 def _named(name: str, text: str) -> str:
