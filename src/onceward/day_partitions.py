@@ -93,10 +93,16 @@ def make_partitions(
 def make_partitions_steps(*, schema: str, days: Sequence[date] | None = None) -> Steps[list[str]]:
     """`make_partitions`, as steps."""
     wanted = days if days is not None else (yield from _days_around())
-    # Looked at without any lock first: where nothing is missing, a role that may make no partition needs no right to.
+    return (yield from in_transaction(_make_missing(schema, wanted)))
+
+
+def make_coming_partitions_steps(*, schema: str) -> Steps[list[str]]:
+    """As `make_partitions`, outside any transaction: where none is missing, no right to make one is needed."""
+    wanted = yield from _days_around()
+    # Not in make_partitions itself: inside a transaction, an older snapshot may show a day that has been retired since.
     if not (yield from _missing(schema, wanted)):
         return []
-    return (yield from in_transaction(_make_missing(schema, wanted)))
+    return (yield from make_partitions_steps(schema=schema, days=wanted))
 
 
 def _make_missing(schema: str, days: Sequence[date]) -> Steps[list[str]]:

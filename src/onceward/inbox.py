@@ -25,8 +25,8 @@ from onceward.day_partitions import (
     WINDOW_DEFAULT,
     WINDOW_MAX,
     day_of,
+    make_coming_partitions_steps,
     make_partition_for_steps,
-    make_partitions_steps,
     partition_name,
 )
 from onceward.errors import UsageError
@@ -119,7 +119,7 @@ class InboxCalls:
     def _register_steps(self, user: str) -> Steps[None]:
         yield from check_schema_steps(self._table.schema, user)
         yield from self._table.seen_steps()
-        yield from make_partitions_steps(schema=self._table.schema)
+        yield from make_coming_partitions_steps(schema=self._table.schema)
         self._table.warn_of_pruning()
 
     def _make_partition_steps(self, message: Message) -> Steps[list[str]]:
