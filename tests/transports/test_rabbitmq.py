@@ -2,46 +2,664 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, cast
 
 import pika
+import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
-from tests.support.brokers import fresh
+from tests.support import rows
+from tests.support.brokers import fresh, installed
+from tests.support.deliveries import order
+from tests.support.points import Recorder
+from tests.support.queues import consuming
+from tests.support.shop import transactional
+from tests.support.waiting import Background, until
 
+from onceward.consumer_loop import run
+from onceward.errors import TransportError, UsageError
+from onceward.message import MalformedMessage, Message
 from onceward.testing.proxy import Proxy
-from onceward.testing.transport import Rig, TransportSuite
+from onceward.testing.servers import RabbitMQ
+from onceward.testing.transport import OpenRig, Rig, TransportSuite, receive_all, receive_one
+from onceward.transport import ACK, Delivery, Outcome, Received, Settlement, release
 from onceward.transports import rabbitmq
+
+Db = psycopg.Connection[Any]
+CONSUMER_TIMEOUT_SECONDS = 2.0
+
+
+class Broker:
+    """A broker with queues of this test's own, which are deleted at its end."""
+
+    def __init__(self, parameters: pika.ConnectionParameters) -> None:
+        self.parameters = parameters
+        self._connection = pika.BlockingConnection(parameters)
+        self.channel = self._connection.channel()
+        self._made: list[str] = []
+
+    def queue(self, **options: Any) -> str:
+        name = fresh("test")
+        rabbitmq.create_queue(self.parameters, name, **options)
+        self._made.append(name)
+        return name
+
+    def declare(self, name: str, **arguments: Any) -> str:
+        """A queue as somebody else would make it."""
+        self.channel.queue_declare(name, durable=True, arguments={n.replace("_", "-"): v for n, v in arguments.items()})
+        self._made.append(name)
+        return name
+
+    def put(self, queue: str, body: bytes = b"{}", **properties: Any) -> None:
+        """A message of a stranger's."""
+        self.channel.basic_publish("", queue, body, pika.BasicProperties(**properties))
+
+    def many(self, queue: str) -> int:
+        return int(self.channel.queue_declare(queue, passive=True).method.message_count)
+
+    def close(self) -> None:
+        with pika.BlockingConnection(self.parameters) as connection:
+            channel = connection.channel()
+            for name in self._made:
+                for queue in (name, f"{name}.dead", *(f"{name}.delay.{n}s" for n in rabbitmq.DELAY_LEVELS_SECONDS)):
+                    channel.queue_delete(queue)
+        # A server that was killed has broken this one off.
+        with suppress(pika.exceptions.AMQPError):
+            self._connection.close()
+
+
+@pytest.fixture
+def broker(rabbitmq_url: str) -> Iterator[Broker]:
+    made = Broker(pika.URLParameters(rabbitmq_url))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[RabbitMQ]:
+    """A server that a test may kill."""
+    with cast(type[RabbitMQ], installed("rabbitmq")).start() as running:
+        yield running
+
+
+@pytest.fixture
+def own_broker(own_server: RabbitMQ) -> Iterator[Broker]:
+    made = Broker(pika.URLParameters(own_server.url))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def impatient_server() -> Iterator[RabbitMQ]:
+    """A server that waits for an ack no longer than this."""
+    server = cast(type[RabbitMQ], installed("rabbitmq"))
+    with server.start(consumer_timeout_seconds=CONSUMER_TIMEOUT_SECONDS) as running:
+        yield running
+
+
+@pytest.fixture
+def impatient_broker(impatient_server: RabbitMQ) -> Iterator[Broker]:
+    made = Broker(pika.URLParameters(impatient_server.url))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def queue(broker: Broker) -> str:
+    return broker.queue()
+
+
+@pytest.fixture
+def source(broker: Broker, queue: str, closing: Callable[[Any], Any]) -> rabbitmq.Source:
+    return closing(rabbitmq.Source(broker.parameters, queue))  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def sink(broker: Broker, queue: str, closing: Callable[[Any], Any]) -> rabbitmq.Sink:
+    return closing(rabbitmq.Sink(broker.parameters, queue))  # type: ignore[no-any-return]
 
 
 class TestRabbitMQ(TransportSuite):
     """The contract, through a proxy that can cut the connections."""
 
-    parameters: pika.ConnectionParameters
+    broker: Broker
     proxy: Proxy
+    through: pika.ConnectionParameters
+    queue: str
 
     @pytest.fixture(autouse=True)
-    def broker(self, rabbitmq_url: str) -> Iterator[None]:
-        self.parameters = pika.URLParameters(rabbitmq_url)
-        with Proxy(f"host={self.parameters.host} port={self.parameters.port}") as self.proxy:
+    def servers(self, broker: Broker) -> Iterator[None]:
+        self.broker = broker
+        with Proxy(f"host={broker.parameters.host} port={broker.parameters.port}") as self.proxy:
             yield
 
     def make(self) -> Rig:
-        queue = fresh("conformance")
-        rabbitmq.create_queue(self.parameters, queue)
-        through = pika.ConnectionParameters(
+        self.queue = self.broker.queue()
+        self.through = pika.ConnectionParameters(
             host="127.0.0.1",
             port=int(str(conninfo_to_dict(self.proxy.dsn)["port"])),
-            virtual_host=self.parameters.virtual_host,
-            credentials=self.parameters.credentials,
+            virtual_host=self.broker.parameters.virtual_host,
+            credentials=self.broker.parameters.credentials,
         )
         return Rig(
-            source=lambda: rabbitmq.Source(through, queue, prefetch=200),
-            sink=lambda: rabbitmq.Sink(through, queue),
+            source=lambda: rabbitmq.Source(self.through, self.queue, prefetch=200),
+            sink=lambda: rabbitmq.Sink(self.through, self.queue),
             cut=self.cut,
         )
 
     def cut(self) -> None:
         self.proxy.cut()
         self.proxy.heal()
+
+
+# ---- sending -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_message_that_no_queue_takes_is_an_error_of_its_own(broker: Broker, closing: Callable[[Any], Any]) -> None:
+    queue = broker.queue()
+    sink = closing(rabbitmq.Sink(broker.parameters, {"order.placed": queue, "order.lost": fresh("nobody")}))
+    fine, lost = order(), Message(type="order.lost")
+    errors = sink.publish([fine, lost, order()])
+    assert [error is None for error in errors] == [True, False, True]
+    assert "no queue takes it" in str(errors[1])
+
+
+def test_without_mandatory_a_message_that_no_queue_takes_would_be_lost_unseen(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, closing: Callable[[Any], Any]
+) -> None:
+    publish = pika.channel.Channel.basic_publish
+
+    def not_mandatory(channel: Any, *arguments: Any, **_: Any) -> None:
+        publish(channel, *arguments, mandatory=False)
+
+    monkeypatch.setattr(pika.channel.Channel, "basic_publish", not_mandatory)
+    sink = closing(rabbitmq.Sink(broker.parameters, fresh("nobody")))
+    assert list(sink.publish([order()])) == [None]
+
+
+def test_a_queue_that_is_full_refuses_and_what_it_refused_is_not_confirmed(
+    broker: Broker, closing: Callable[[Any], Any]
+) -> None:
+    full = broker.declare(fresh("full"), x_queue_type="quorum", x_max_length=2, x_overflow="reject-publish")
+    sink = closing(rabbitmq.Sink(broker.parameters, full))
+    errors = [error for _ in range(10) for error in sink.publish([order()])]
+    refused = [error for error in errors if error is not None]
+    assert refused
+    assert "basic.nack" in str(refused[0])
+    until(lambda: broker.many(full) == len(errors) - len(refused), "as many as were confirmed")
+
+
+def test_behind_a_message_that_is_refused_its_subject_waits_in_the_same_call(
+    broker: Broker, closing: Callable[[Any], Any]
+) -> None:
+    queue = broker.queue()
+    sink = closing(rabbitmq.Sink(broker.parameters, {"order.placed": queue, "order.lost": fresh("nobody")}))
+    batch = [order(subject="a"), Message(type="order.lost", subject="a"), order(subject="a"), order(subject="b")]
+    assert [error is None for error in sink.publish(batch)] == [True, False, False, True]
+    assert broker.many(queue) == 2
+
+
+def test_one_type_may_go_to_several_queues(broker: Broker, closing: Callable[[Any], Any]) -> None:
+    queues = [broker.queue(), broker.queue()]
+    sink = closing(rabbitmq.Sink(broker.parameters, {"order.placed": queues}))
+    message = order()
+    errors = sink.publish([message, Message(type="order.unheard")])
+    assert [error is None for error in errors] == [True, False]
+    for queue in queues:
+        source = closing(rabbitmq.Source(broker.parameters, queue))
+        assert receive_one(source).headers["id"] == message.id
+
+
+def test_an_exchange_gets_the_type_as_the_routing_key(broker: Broker, closing: Callable[[Any], Any]) -> None:
+    exchange, queue = fresh("exchange"), broker.queue()
+    broker.channel.exchange_declare(exchange, "topic", auto_delete=True)
+    broker.channel.queue_bind(queue, exchange, "order.*")
+    sink = closing(rabbitmq.Sink(broker.parameters, exchange=exchange))
+    errors = sink.publish([order(), Message(type="payment.made")])
+    assert [error is None for error in errors] == [True, False]
+    source = closing(rabbitmq.Source(broker.parameters, queue))
+    assert receive_one(source).headers["amqp_routing_key"] == "order.placed"
+
+
+def test_an_exchange_that_is_missing_is_an_error_of_each_message(broker: Broker, closing: Callable[[Any], Any]) -> None:
+    sink = closing(rabbitmq.Sink(broker.parameters, exchange=fresh("missing")))
+    errors = sink.publish([order(), order()])
+    assert ["NOT_FOUND" in str(error) for error in errors] == [True, True]
+
+
+def test_a_message_over_the_servers_limit_does_not_hold_up_the_others(
+    broker: Broker, queue: str, closing: Callable[[Any], Any]
+) -> None:
+    """The server closes the channel over it, and with it everything that is not confirmed yet."""
+    sink = closing(rabbitmq.Sink(broker.parameters, queue, body_bytes_max=256 * 1024 * 1024))
+    errors = sink.publish([order(), Message(type="order.placed", body=b"x" * (128 * 1024 * 1024 + 1)), order()])
+    assert [error is None for error in errors] == [True, False, True]
+
+
+def test_a_broker_that_is_away_is_raised_and_not_an_error_of_each_message(closing: Callable[[Any], Any]) -> None:
+    sink = closing(rabbitmq.Sink(pika.ConnectionParameters("127.0.0.1", 1), "orders"))
+    with pytest.raises(TransportError, match="refused"):
+        sink.publish([order(), order()])
+
+
+@pytest.mark.parametrize("options", [{}, {"queues": "a", "exchange": "b"}, {"queues": {}}, {"queues": 7}, {"exchange": ""}])
+def test_a_sink_that_names_no_target_is_a_usage_error(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        rabbitmq.Sink(pika.ConnectionParameters(), **options)
+
+
+def test_an_id_that_no_property_can_hold_travels_in_its_header(sink: rabbitmq.Sink, source: rabbitmq.Source) -> None:
+    message = order(id="x" * 1000)
+    assert list(sink.publish([message])) == [None]
+    assert receive_one(source).headers["id"] == message.id
+
+
+def test_a_type_that_is_too_long_for_a_routing_key_is_an_error_of_that_message(
+    broker: Broker, closing: Callable[[Any], Any]
+) -> None:
+    sink = closing(rabbitmq.Sink(broker.parameters, exchange="amq.topic"))
+    (error,) = sink.publish([Message(type="t" * 256)])
+    assert isinstance(error, UsageError)
+
+
+# ---- what others write ---------------------------------------------------------------------------------------------------
+
+
+def test_headers_of_every_type_become_text(broker: Broker, queue: str, source: rabbitmq.Source) -> None:
+    at = datetime(2024, 2, 29, 12, 30, 59, tzinfo=UTC)
+    headers = {
+        "text": "\u00fc", "bytes": b"\xff\x00a", "yes": True, "number": 7, "decimal": Decimal("1.25"), "at": at,
+        "table": {"a": [1, b"\xff", {"b": at}]}, "none": None,
+    }  # fmt: skip
+    broker.put(queue, headers=headers, message_id="m-1", content_type="text/plain")
+    got = dict(receive_one(source).headers)
+    assert got == {
+        "text": "\u00fc", "bytes": "\\xff\x00a", "yes": "true", "number": "7", "decimal": "1.25", "at": at.isoformat(),
+        "table": f'{{"a": [1, "\\\\xff", {{"b": "{at.isoformat()}"}}]}}',
+        "amqp_message_id": "m-1", "amqp_content_type": "text/plain", "amqp_routing_key": queue,
+    }  # fmt: skip
+
+
+def test_the_brokers_own_message_id_is_never_the_envelopes(broker: Broker, queue: str, source: rabbitmq.Source) -> None:
+    broker.put(queue, b"\xff\x00", message_id="m-1", type="order.placed")
+    delivery = receive_one(source)
+    with pytest.raises(MalformedMessage, match="without id and type"):
+        Message.from_wire(delivery.headers, delivery.body)
+
+
+@pytest.mark.parametrize("prefix", ["cloudEvents_", "cloudEvents:"])
+def test_an_envelope_of_another_producer_is_read(prefix: str, broker: Broker, queue: str, source: rabbitmq.Source) -> None:
+    sent = order(subject="s")
+    headers = {f"{prefix}{name}": value for name, value in sent.to_wire()[0].items()}
+    broker.put(queue, sent.body, headers=headers | {"id": "not the envelope's"})
+    got = receive_one(source)
+    assert Message.from_wire(got.headers, got.body) == sent
+
+
+def test_a_header_that_python_cannot_hold_does_not_stop_the_queue(
+    broker: Broker, queue: str, source: rabbitmq.Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Far(datetime):
+        """Milliseconds where AMQP means seconds, as some clients send them: the year 55,000."""
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pika.data.calendar.timegm", lambda _: 1_700_000_000_000)
+        broker.put(queue, b"far", headers={"at": Far(2024, 1, 1, tzinfo=UTC)})
+        broker.channel.queue_declare(queue, passive=True)
+    broker.put(queue, b"next")
+    assert {delivery.body for delivery in receive_all(source, 2)} == {b"far", b"next"}
+
+
+# ---- settling ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_ack_of_another_connection_is_lost_and_settles_nothing(
+    broker: Broker, queue: str, sink: rabbitmq.Sink, source: rabbitmq.Source, closing: Callable[[Any], Any]
+) -> None:
+    """Tags begin at 1 on each channel: an ack on the wrong one would settle another message."""
+    sink.publish([order()])
+    old = receive_one(source)
+    source.close()
+    other = closing(rabbitmq.Source(broker.parameters, queue))
+    new = receive_one(other)
+    assert new.handle.tag == old.handle.tag
+    assert list(other.settle([(old, ACK)])) == [Outcome.LOST]
+    assert list(other.settle([(new, release(0))])) == [Outcome.SETTLED]
+    assert receive_one(other).headers["id"] == new.headers["id"]
+
+
+def test_a_delayed_release_does_not_hold_up_the_queue_and_keeps_the_count(
+    broker: Broker, queue: str, sink: rabbitmq.Sink, closing: Callable[[Any], Any]
+) -> None:
+    source = closing(rabbitmq.Source(broker.parameters, queue, prefetch=1))
+    delayed = order(subject="a", traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    sink.publish([delayed])
+    first = receive_one(source)
+    began = time.monotonic()
+    assert list(source.settle([(first, release(1))])) == [Outcome.SETTLED]
+    # With a prefetch of 1: a delivery that waited in this process would be the only one.
+    sink.publish([Message(type="order.placed", body=b"next")])
+    following = receive_one(source)
+    assert following.body == b"next"
+    assert time.monotonic() - began < 1
+    source.settle([(following, ACK)])
+    again = receive_one(source)
+    assert time.monotonic() - began >= 1
+    assert Message.from_wire(again.headers, again.body) == delayed
+    source.settle([(again, release(0.2))])
+    third = receive_one(source)
+    source.settle([(third, release(0))])
+    assert [delivery.count for delivery in (first, again, third, receive_one(source))] == [1, 2, 3, 4]
+
+
+def test_a_message_that_is_delayed_many_times_is_not_dropped_as_a_cycle(
+    sink: rabbitmq.Sink, source: rabbitmq.Source
+) -> None:
+    sent = order()
+    sink.publish([sent])
+    for count in range(1, 6):
+        delivery = receive_one(source)
+        assert (delivery.headers["id"], delivery.count) == (sent.id, count)
+        source.settle([(delivery, release(0.05))])
+
+
+def test_a_short_delay_behind_a_long_one_waits_for_the_queue_of_its_own_length_only(
+    sink: rabbitmq.Sink, source: rabbitmq.Source
+) -> None:
+    sink.publish([Message(type="order.placed", body=b"long"), Message(type="order.placed", body=b"short")])
+    got = {delivery.body: delivery for delivery in receive_all(source, 2)}
+    source.settle([(got[b"long"], release(3600)), (got[b"short"], release(0.1))])
+    assert receive_one(source).body == b"short"
+
+
+def test_the_delay_queues_of_a_foreign_queue_are_made_and_what_is_released_meanwhile_waits_here(
+    broker: Broker, closing: Callable[[Any], Any]
+) -> None:
+    queue = broker.declare(fresh("foreign"), x_queue_type="quorum")
+    source = closing(rabbitmq.Source(broker.parameters, queue))
+    sent = order()
+    closing(rabbitmq.Sink(broker.parameters, queue)).publish([sent])
+    began = time.monotonic()
+    assert list(source.settle([(receive_one(source), release(0.5))])) == [Outcome.SETTLED]
+    again = receive_one(source)
+    assert time.monotonic() - began >= 0.5
+    assert (again.headers["id"], again.count) == (sent.id, 2)
+    assert broker.many(f"{queue}.delay.1s") == 0
+
+
+def test_at_the_delivery_limit_a_message_goes_to_the_dead_letter_queue_with_its_envelope(
+    broker: Broker, closing: Callable[[Any], Any]
+) -> None:
+    dead = fresh("dead")
+    queue = broker.queue(dead_letter=dead, delivery_limit=2)
+    broker.declare(dead, x_queue_type="quorum")  # as it is; to be deleted with the others
+    source = closing(rabbitmq.Source(broker.parameters, queue))
+    sent = order(subject="s")
+    closing(rabbitmq.Sink(broker.parameters, queue)).publish([sent])
+    counts = []
+    for _ in range(3):
+        delivery = receive_one(source)
+        counts.append(delivery.count)
+        source.settle([(delivery, release(0))])
+    assert counts == [1, 2, 3]
+    got = receive_one(closing(rabbitmq.Source(broker.parameters, dead)))
+    assert Message.from_wire(got.headers, got.body) == sent
+    assert "delivery_limit" in got.headers["x-death"]
+
+
+def test_a_classic_queue_is_consumed_and_what_it_does_not_count_is_not_counted(
+    broker: Broker, closing: Callable[[Any], Any]
+) -> None:
+    queue = broker.declare(fresh("classic"))
+    source = closing(rabbitmq.Source(broker.parameters, queue))
+    broker.put(queue)
+    first = receive_one(source)
+    source.settle([(first, release(0))])
+    assert [first.count, receive_one(source).count] == [1, 0]
+
+
+# ---- queues that are wrong, or gone --------------------------------------------------------------------------------------
+
+
+def test_a_queue_that_was_never_there_is_a_usage_error(broker: Broker, closing: Callable[[Any], Any]) -> None:
+    name = fresh("missing")
+    with pytest.raises(UsageError, match="create_queue"):
+        rabbitmq.check_queue(broker.parameters, name)
+    with pytest.raises(UsageError, match="NOT_FOUND"):
+        closing(rabbitmq.Source(broker.parameters, name)).receive(1, 0)
+
+
+def test_wrong_credentials_are_a_usage_error(broker: Broker, closing: Callable[[Any], Any]) -> None:
+    wrong = pika.ConnectionParameters(
+        broker.parameters.host, broker.parameters.port, credentials=pika.PlainCredentials("guest", "wrong")
+    )
+    with pytest.raises(UsageError, match="ACCESS_REFUSED"):
+        closing(rabbitmq.Source(wrong, "orders")).receive(1, 0)
+
+
+def test_a_queue_of_other_arguments_is_a_usage_error(broker: Broker) -> None:
+    classic = broker.declare(fresh("classic"))
+    with pytest.raises(UsageError, match="x-queue-type"):
+        rabbitmq.create_queue(broker.parameters, classic)
+
+
+def test_making_a_queue_twice_changes_nothing(broker: Broker) -> None:
+    queue = broker.queue(dead_letter=(dead := fresh("dead")), delivery_limit=3)
+    broker.declare(dead, x_queue_type="quorum")
+    rabbitmq.create_queue(broker.parameters, queue, dead_letter=dead, delivery_limit=3)
+    rabbitmq.check_queue(broker.parameters, queue)
+
+
+def test_a_limit_without_a_dead_letter_queue_is_refused() -> None:
+    with pytest.raises(UsageError, match="throws away"):
+        rabbitmq.create_queue(pika.ConnectionParameters(), "orders", delivery_limit=3)
+
+
+@pytest.mark.parametrize("prefetch", [0, -1, 65_536, True, 1.5])
+def test_prefetch_is_a_limit(prefetch: Any) -> None:
+    with pytest.raises(UsageError, match="prefetch"):
+        rabbitmq.Source(pika.ConnectionParameters(), "orders", prefetch=prefetch)
+
+
+def test_what_gives_no_parameters_is_a_usage_error(closing: Callable[[Any], Any]) -> None:
+    with pytest.raises(UsageError, match="URLParameters"):
+        closing(rabbitmq.Source(cast(Any, "amqp://localhost"), "orders")).receive(1, 0)
+
+
+def test_a_function_is_asked_for_the_parameters_at_every_connection(
+    broker: Broker, queue: str, closing: Callable[[Any], Any]
+) -> None:
+    asked: list[None] = []
+
+    def parameters() -> pika.ConnectionParameters:
+        asked.append(None)
+        return broker.parameters
+
+    source = closing(rabbitmq.Source(parameters, queue))
+    for _ in range(2):
+        source.receive(1, 0)
+        source.close()
+    assert len(asked) == 2
+
+
+def test_a_queue_that_is_deleted_and_made_again_is_consumed_again(
+    broker: Broker, queue: str, sink: rabbitmq.Sink, source: rabbitmq.Source
+) -> None:
+    sink.publish([order()])
+    held = receive_one(source)
+    broker.channel.queue_delete(queue)
+    lost: list[Delivery] = []
+    errors: list[str] = []
+
+    def is_refused() -> bool:
+        try:
+            lost.extend(source.receive(1, 0.1).lost)
+        except TransportError as error:
+            errors.append(str(error))
+        return "NOT_FOUND" in "".join(errors)
+
+    until(is_refused, "an error that names the missing queue")
+    assert lost == [held]
+    rabbitmq.create_queue(broker.parameters, queue)
+    sent = order()
+    sink.publish([sent])
+    assert receive_one(source).headers["id"] == sent.id
+
+
+# ---- a server that strikes -----------------------------------------------------------------------------------------------
+
+
+def test_a_handler_that_outlives_the_consumer_timeout_has_one_effect_and_ends_no_worker(
+    impatient_broker: Broker, background: Background, dsn: str, db: Db, closing: Callable[[Any], Any]
+) -> None:
+    queue, recorder, released = impatient_broker.queue(), Recorder(), threading.Event()
+    runs: list[str] = []
+
+    def place(message: Message, tx: Db) -> None:
+        runs.append(message.id)
+        rows.write_effect(tx, message)
+        if len(runs) == 1:
+            released.wait(20)
+
+    source = closing(rabbitmq.Source(impatient_broker.parameters, queue))
+    sink = closing(rabbitmq.Sink(impatient_broker.parameters, queue))
+    slow, following = order(), order()
+    with consuming(background, run, consumer=transactional(place), source=source, database=dsn, listeners=[recorder]):
+        sink.publish([slow])
+        # The server takes the delivery away, and gives it again, while its handler still runs.
+        recorder.wait_for("consumer.received", 2)
+        released.set()
+        sink.publish([following])
+        until(lambda: rows.scalar(db, "SELECT count(DISTINCT message_id) FROM effects") == 2, "both effects")
+        until(lambda: impatient_broker.many(queue) == 0, "an empty queue")
+    assert sorted(row[0] for row in db.execute("SELECT message_id FROM effects")) == sorted([slow.id, following.id])
+
+
+def test_a_late_ack_after_the_consumer_timeout_is_lost_and_the_source_goes_on(
+    impatient_broker: Broker, closing: Callable[[Any], Any]
+) -> None:
+    queue = impatient_broker.queue()
+    source = closing(rabbitmq.Source(impatient_broker.parameters, queue))
+    sink = closing(rabbitmq.Sink(impatient_broker.parameters, queue))
+    sink.publish([order()])
+    held = receive_one(source)
+    lost: list[Delivery] = []
+    until(lambda: lost.extend(source.receive(1, 0.5).lost) or lost, "the loss")
+    assert lost == [held]
+    assert list(source.settle([(held, ACK)])) == [Outcome.LOST]
+    with pytest.raises(TransportError, match="PRECONDITION_FAILED"):
+        source.receive(1, 0)
+    again = receive_one(source)
+    assert (again.headers["id"], again.count) == (held.headers["id"], 2)
+
+
+def test_a_server_that_is_killed_and_restarted_loses_nothing_that_it_confirmed(
+    own_server: RabbitMQ, own_broker: Broker, background: Background, dsn: str, db: Db, closing: Callable[[Any], Any]
+) -> None:
+    queue = own_broker.queue()
+    own_server.sync()
+    source = closing(rabbitmq.Source(own_broker.parameters, queue))
+    sink = closing(rabbitmq.Sink(own_broker.parameters, queue))
+    confirmed: set[str] = set()
+
+    def publish(many: int) -> None:
+        batch = [order() for _ in range(many)]
+        try:
+            errors = sink.publish(batch)
+        except TransportError:
+            return
+        confirmed.update(message.id for message, error in zip(batch, errors, strict=True) if error is None)
+
+    with consuming(background, run, consumer=transactional(), source=source, database=dsn):
+        for _ in range(5):
+            publish(20)
+        killed = background(own_server.kill)
+        while not killed.done():
+            publish(20)
+        own_server.restart()
+        until(lambda: publish(20) or len(confirmed) >= 120, "publishes after the restart")
+        until(lambda: confirmed <= done(db), "every confirmed message", seconds=60)
+    assert rows.scalar(db, "SELECT count(*) - count(DISTINCT message_id) FROM effects") == 0
+
+
+def done(db: Db) -> set[str]:
+    return {row[0] for row in db.execute("SELECT message_id FROM effects")}
+
+
+def test_a_delayed_release_survives_the_kill_of_its_server(
+    own_server: RabbitMQ, own_broker: Broker, closing: Callable[[Any], Any]
+) -> None:
+    queue = own_broker.queue()
+    own_server.sync()
+    source = closing(rabbitmq.Source(own_broker.parameters, queue))
+    sent = [order() for _ in range(20)]
+    closing(rabbitmq.Sink(own_broker.parameters, queue)).publish(sent)
+    source.settle([(delivery, release(1)) for delivery in receive_all(source, 20)])
+    own_server.kill()
+    own_server.restart()
+    seen: set[str] = set()
+
+    def all_came() -> bool:
+        try:
+            deliveries = source.receive(20, 0.5).deliveries
+        except TransportError:
+            return False
+        seen.update(delivery.headers["id"] for delivery in deliveries)
+        return len(seen) == 20
+
+    until(all_came, "all that was delayed", seconds=60)
+
+
+def test_a_broker_short_of_memory_is_an_error_of_publish_and_settling_goes_on(
+    own_server: RabbitMQ, own_broker: Broker, closing: Callable[[Any], Any]
+) -> None:
+    queue = own_broker.queue()
+    source = closing(rabbitmq.Source(own_broker.parameters, queue))
+    sink = closing(rabbitmq.Sink(own_broker.parameters, queue))
+    sink.publish([order(), order()])
+    first, second = receive_all(source, 2)
+    own_server.control("set_vm_memory_high_watermark", "0.0000001")
+    try:
+        with pytest.raises(TransportError, match="alarm"):
+            sink.publish([order()])
+        assert list(source.settle([(first, ACK), (second, release(0.1))])) == [Outcome.SETTLED] * 2
+    finally:
+        own_server.control("set_vm_memory_high_watermark", "absolute", "512MB")
+
+
+# ---- sabotage ------------------------------------------------------------------------------------------------------------
+
+
+class BelievesWhatItWrote(rabbitmq.Source):
+    """Takes an ack that was only written for one that the broker has taken."""
+
+    def receive(self, limit: int, wait_seconds: float) -> Received:
+        try:
+            return super().receive(limit, wait_seconds)
+        except TransportError:
+            return Received(())
+
+    def settle(self, entries: Sequence[tuple[Delivery, Settlement]]) -> Sequence[Outcome]:
+        with suppress(TransportError):
+            super().settle(entries)
+        return [Outcome.SETTLED] * len(entries)
+
+
+def test_a_source_that_believes_what_it_wrote_is_caught(broker: Broker) -> None:
+    class Suite(TestRabbitMQ):
+        def make(self) -> Rig:
+            return replace(super().make(), source=lambda: BelievesWhatItWrote(self.through, self.queue))
+
+    suite = Suite()
+    suite.broker = broker
+    with Proxy(f"host={broker.parameters.host} port={broker.parameters.port}") as suite.proxy, ExitStack() as stack:
+        rig = OpenRig(suite.make(), stack)
+        with pytest.raises(AssertionError, match="came again"):
+            suite.test_a_settle_after_a_lost_connection_does_not_raise_what_is_not_an_error_of_the_queue(rig)

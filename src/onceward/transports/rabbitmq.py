@@ -37,6 +37,7 @@ from pika.exceptions import (
     ConnectionClosedByBroker,
     ProbableAccessDeniedError,
     ProbableAuthenticationError,
+    StreamLostError,
 )
 from pika.frame import Header
 from pika.spec import FRAME_END_SIZE, FRAME_HEADER, FRAME_HEADER_SIZE, Basic
@@ -117,8 +118,8 @@ class _Connection(SelectConnection):  # type: ignore[misc]
 
     def drop(self) -> None:
         """The connection is broken off, although its peer does not answer."""
-        if self._transport is not None:
-            self._transport.abort()
+        if not self.is_closed:
+            self._terminate_stream(StreamLostError("it was broken off"))
 
 
 def _without_properties(data: bytes) -> tuple[int, Header | None]:

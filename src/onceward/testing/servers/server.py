@@ -303,7 +303,8 @@ class Server(ABC):
             _wait(lambda: not process.alive(), STOP_SECONDS_MAX)
         process.end()
         if self._popen is not None:
-            self._popen.poll()  # reaps it
+            with suppress(subprocess.TimeoutExpired):
+                self._popen.wait(_LET_GO_SECONDS_MAX)  # reaps it
         # A process with many threads is dead some milliseconds before the last of them has let go of its sockets.
         _wait(lambda: all(map(is_free, self._record.ports.values())), _LET_GO_SECONDS_MAX)
 
