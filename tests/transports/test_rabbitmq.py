@@ -31,6 +31,7 @@ from onceward.testing.servers import RabbitMQ
 from onceward.testing.transport import OpenRig, Rig, TransportSuite, receive_all, receive_one
 from onceward.transport import ACK, Delivery, Outcome, Received, Settlement, release
 from onceward.transports import rabbitmq
+from onceward.transports.rabbitmq.queues import DELAY_LEVELS_SECONDS
 
 Db = psycopg.Connection[Any]
 CONSUMER_TIMEOUT_SECONDS = 2.0
@@ -69,7 +70,7 @@ class Broker:
         with pika.BlockingConnection(self.parameters) as connection:
             channel = connection.channel()
             for name in self._made:
-                for queue in (name, f"{name}.dead", *(f"{name}.delay.{n}s" for n in rabbitmq.DELAY_LEVELS_SECONDS)):
+                for queue in (name, f"{name}.dead", *(f"{name}.delay.{n}s" for n in DELAY_LEVELS_SECONDS)):
                     channel.queue_delete(queue)
 
     def close(self) -> None:
