@@ -56,11 +56,11 @@ class Delays(Publisher):
         except Exception as error:  # noqa: BLE001 - whatever a caller's function of parameters raises; the delivery waits
             errors = [error] * len(delayed)
         if failed := [error for error in errors if error is not None]:
-            # Gone, it may be: then it is made again.
-            self._exist = not any(isinstance(error, Unroutable | Refused) for error in failed)
-            log = logger.info if any(isinstance(error, _Young) for error in failed) else logger.warning
-            log(
-                "%d deliveries of %s that are to come again later wait in this process, since no delay queue took them: %s",
+            # A queue that somebody has deleted is made again, at the next call.
+            self._exist = self._exist and not any(isinstance(error, Unroutable | Refused) for error in failed)
+            logger.log(
+                logging.INFO if isinstance(failed[0], _Young) else logging.WARNING,
+                "%d deliveries of %s wait in this process for their next try, because no delay queue took them: %s",
                 len(failed), self._queue, failed[0],
             )  # fmt: skip
         return errors

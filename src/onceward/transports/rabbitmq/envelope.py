@@ -41,8 +41,11 @@ def headers_of(properties: BasicProperties, routing_key: Any) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    plain = _plain(value)
-    return plain if isinstance(plain, str) else json.dumps(plain)
+    try:
+        plain = _plain(value)
+        return plain if isinstance(plain, str) else json.dumps(plain)
+    except RecursionError:
+        return "(nested too deeply)"
 
 
 def _plain(value: Any) -> Any:

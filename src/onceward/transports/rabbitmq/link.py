@@ -277,7 +277,8 @@ def _explained(reason: Any) -> TransportError:
     while isinstance(reason, AMQPConnectionWorkflowFailed) or hasattr(reason, "exception"):
         reason = reason.exceptions[-1] if isinstance(reason, AMQPConnectionWorkflowFailed) else reason.exception
     if isinstance(reason, ChannelClosedByBroker | ConnectionClosedByBroker):
-        text = f"RabbitMQ closed the channel: {reason.reply_code} {reason.reply_text}"
+        closed = "channel" if isinstance(reason, ChannelClosedByBroker) else "connection"
+        text = f"RabbitMQ closed the {closed}: {reason.reply_code} {reason.reply_text}"
         return (Refused if reason.reply_code in _REFUSED_CODES else Away)(text)
     kind = Refused if isinstance(reason, _FOUND_WRONG) else Away
     return kind(f"the connection to RabbitMQ is lost: {reason!r}")

@@ -94,7 +94,7 @@ class Publisher:
             try:
                 link.ask(partial(self._send, confirms), "to publishes")
             except TransportError as error:
-                # On the loss, the thread of the connection has done its last: nothing changes these any more.
+                # One whose confirm comes now is sent again: a double, which the inbox turns away.
                 return [error if each is UNCONFIRMED else each for each in confirms.errors]
             return confirms.errors
 

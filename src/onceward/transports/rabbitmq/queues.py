@@ -27,10 +27,12 @@ def create_queue(
 ) -> None:
     """The durable quorum queue `name` exists, with its delay queues, and with the queue `dead_letter` where it is given.
 
-    A message that was delivered more often than `delivery_limit` + 1 times, or that was rejected, goes to the queue
-    `dead_letter`, at least once. Without a limit, none is put aside.
+    A message that was given back after `delivery_limit` + 1 deliveries goes to the queue `dead_letter`, at least once.
+    Without a limit, none does. Raises `UsageError` when such a queue exists with other arguments, or when this user may not
+    make queues.
 
-    Raises `UsageError` when such a queue exists with other arguments, or when this user may not make queues.
+    Crash: what was made stays, and the next call makes the rest. But a node that is killed within seconds of this may lose
+    a new queue, and what it has confirmed: make queues some time before they are used.
     """
     if not name or not isinstance(name, str):
         raise UsageError(f"a queue has a name, not {name!r}")
@@ -92,7 +94,7 @@ def declare(parameters: ParametersOrFactory, declarations: Sequence[Declaration]
         # over it. Before, there was none, and this value is refused.
         unlimited = {"x-delivery-limit": -1} if link.server_major >= 4 else {}
 
-        def declare(channel: Any, answer: Future[None]) -> None:
+        def declaring(channel: Any, answer: Future[None]) -> None:
             for queue, arguments, passive in declarations:
                 arguments = {"x-queue-type": "quorum", **unlimited, **arguments}  # noqa: PLW2901
                 # Only the last is answered: an error closes the channel.
@@ -101,7 +103,7 @@ def declare(parameters: ParametersOrFactory, declarations: Sequence[Declaration]
                     queue, passive=passive, durable=True, arguments=None if passive else arguments, callback=last
                 )
 
-        link.ask(declare, "to queue.declare")
+        link.ask(declaring, "to queue.declare")
     finally:
         link.close()
         link.join()

@@ -21,6 +21,8 @@ from onceward.transports.rabbitmq.queues import DELAY_LEVELS_SECONDS
 
 PREFETCH_DEFAULT: Final = 32
 PREFETCH_MAX: Final = 65_535
+# What no delay queue took waits here for no longer than this, and comes too early if need be: it takes up prefetch, and the
+# broker closes the channel over what waits for too long.
 HELD_BACK_SECONDS_MAX: Final = 60.0
 Entry = tuple[Delivery, Settlement]
 
