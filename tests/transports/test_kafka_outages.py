@@ -116,9 +116,9 @@ def test_after_the_broker_was_killed_and_restarted_everything_goes_on(
 
     def both_are_done() -> bool:
         received = _again(lambda: source.receive(5, 0.2))
-        for delivery in received.deliveries if received is not None else ():
-            if _again(lambda given=delivery: source.settle([(given, ACK)])) is not None:
-                seen.add(delivery.headers["id"])
+        entries = [(delivery, ACK) for delivery in received.deliveries] if received is not None else []
+        if _again(lambda: source.settle(entries)) is not None:
+            seen.update(delivery.headers["id"] for delivery, _ in entries)
         return topic.committed() == topic.ends()
 
     # Still ours, or given again: in either case it is done once it is acknowledged.
