@@ -19,7 +19,7 @@ from collections.abc import Collection, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, Final, assert_never
 
-from onceward.testing.postgres import Cluster
+from onceward_proof.brokers.broker import Server
 from onceward_proof.prove.faults import (
     FREEZE_SECONDS,
     FREEZE_SECONDS_MAX,
@@ -47,7 +47,7 @@ class Controller:
     """Fires one schedule against one variant's processes."""
 
     def __init__(
-        self, schedule: Schedule, process_counts: Mapping[Role, int], servers: Mapping[ServerFault, Cluster]
+        self, schedule: Schedule, process_counts: Mapping[Role, int], servers: Mapping[ServerFault, Server]
     ) -> None:
         self.schedule = schedule
         self.counts = Counts()

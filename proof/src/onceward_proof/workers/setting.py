@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 Role = Literal["producer", "charge", "ledger", "relay"]
+QueueName = Literal["pgmq"]
 QUEUE_LEASE_SECONDS: Final = 2  # of a delivery; pgmq counts whole seconds, and calls it visibility
 QUEUES: Final = {"order.placed": "charges", "order.paid": "bookings"}  # message type -> queue
 CONSUMED: Final[dict[Role, str]] = {"charge": "order.placed", "ledger": "order.paid"}  # consumer -> message type
@@ -33,8 +34,9 @@ class Setting:
 
     variant: str
     database: str
-    queue_database: str
+    queue_address: str  # of the queues' server: a DSN, where that is a Postgres
     provider_url: str
+    queue: QueueName = "pgmq"
     control_socket: str = ""  # "": the worker's line was there before it was forked
     schedule: str = ""  # its file; "": orders and faults go on, and the controller is asked
     is_ablation: bool = False  # a row of the ablation: handlers report, and may be made to fail

@@ -17,6 +17,7 @@ from psycopg_pool import ConnectionPool
 from onceward.events import Event
 from onceward.provider import ProviderProfile
 from onceward.statements import statements
+from onceward_proof.brokers.find import find_broker
 from onceward_proof.prove.variants import import_all
 from onceward_proof.workers.line import Line
 from onceward_proof.workers.reports import Note, Point, Report
@@ -43,6 +44,7 @@ class Worker:
         self.line = line
         self.name = name
         self.orders = orders
+        self._broker = find_broker(setting.queue)
 
     def source(self, message_type: str) -> WatchedSource:
         return self._source(WatchedSource, message_type)
@@ -51,11 +53,11 @@ class Worker:
         return self._source(LoopSource, message_type)
 
     def _source(self, kind: type[SomeSource], message_type: str) -> SomeSource:
-        setting = self.setting
-        return kind(setting.queues[message_type], setting.queue_database, self.line, setting)
+        return kind(self._broker.source(self.setting, message_type), self.line, self.setting)
 
     def sink(self) -> WatchedSink:
-        return WatchedSink(self.setting.queues, self.setting.queue_database, self.line)
+        setting = self.setting
+        return WatchedSink(self._broker.sink(setting.queue_address, setting.queues), self.line)
 
     def connect(self) -> psycopg.Connection:
         return psycopg.connect(self.setting.database, autocommit=True, connect_timeout=5)
