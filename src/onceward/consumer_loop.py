@@ -10,6 +10,7 @@ import math
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -267,7 +268,7 @@ class Workers:
         self._room = room
         self._check = check
         self._stopping = stopping
-        self._waiting: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
+        self._waiting = Waiting()
         self._threads = [threading.Thread(target=self._work, name=f"onceward-{n}", daemon=True) for n in range(threads)]
         self._log = named(opened)
 
@@ -278,8 +279,7 @@ class Workers:
     def submit(self, deliveries: Sequence[Delivery]) -> None:
         """Each of these is delivered by the next thread that is free."""
         self._room.fill(len(deliveries))
-        for delivery in deliveries:
-            self._waiting.put(delivery)
+        self._waiting.put(deliveries)
 
     def drain(self, seconds: float) -> None:
         """Deliveries that wait are released at once.
@@ -287,12 +287,8 @@ class Workers:
         Running handlers may finish, within `seconds`.
         """
         deadline = time.monotonic() + seconds
-        waiting: list[Delivery] = []
-        with suppress(queue.Empty):
-            while (delivery := self._waiting.get_nowait()) is not None:
-                waiting.append(delivery)
-        for _ in self._threads:
-            self._waiting.put(None)
+        waiting = self._waiting.empty()
+        self._waiting.end(len(self._threads))
         # On a thread of its own: a source that does not answer must not take the handlers' time.
         releasing = threading.Thread(target=self._release, args=(waiting,), name="onceward-drain", daemon=True)
         releasing.start()
@@ -307,7 +303,7 @@ class Workers:
     def _work(self) -> None:
         while (delivery := self._waiting.get()) is not None:
             try:
-                self._settler.settle(delivery, self._deliver(delivery))
+                self._settle(delivery, self._deliver(delivery))
             except BaseException:  # noqa: BLE001 - logged with its traceback
                 # A worker outlives whatever happens: without workers this process would hold its messages and do nothing.
                 self._log.exception(
@@ -316,9 +312,25 @@ class Workers:
             finally:
                 self._room.fill(-1)
 
+    def _settle(self, delivery: Delivery, settlement: Settlement) -> None:
+        if delivery.order_key is None or settlement.action == "ack":
+            self._settler.settle(delivery, settlement)
+            self._waiting.go_on(delivery.order_key)
+            return
+        # What waits behind it goes back too, or it would be handled first. Its line is closed only once the queue was told:
+        # until then the queue, which knows of nothing, may still give the next ones.
+        entries: list[Entry] = [(delivery, settlement)]
+        while entries:
+            self._settler.settle_now(entries)
+            behind = self._waiting.take_behind(delivery.order_key)
+            entries = [(other, release(0)) for other in behind]
+            self._room.fill(-len(behind))
+
     def _deliver(self, delivery: Delivery) -> Settlement:
         if self._stopping.is_set():
             return release(0)
+        if self._opened.keeper.is_lost(delivery):
+            return LEAVE  # taken away while it waited here: whoever has it now need not be met at its inbox row
         try:
             settlement = self._opened.deliver(delivery)
         except BaseException:  # noqa: BLE001 - logged with its traceback, and left to redelivery
@@ -334,6 +346,73 @@ class Workers:
             self._settler.settle(delivery, release(0))
 
 
+class Waiting:
+    """The deliveries that wait for a thread.
+
+    Those of one order key stand in a line: the next is given out only when the one before it is settled.
+    """
+
+    def __init__(self) -> None:
+        self._ready: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
+        # A key is here while one of its deliveries is ready or in hand; in its line are those behind that one.
+        self._lines: dict[str, deque[Delivery]] = {}
+        self._lock = threading.Lock()
+
+    def put(self, deliveries: Sequence[Delivery]) -> None:
+        """These wait, in this order."""
+        with self._lock:
+            for delivery in deliveries:
+                line = None if delivery.order_key is None else self._lines.get(delivery.order_key)
+                if line is not None:
+                    line.append(delivery)
+                    continue
+                if delivery.order_key is not None:
+                    self._lines[delivery.order_key] = deque()
+                self._ready.put(delivery)
+
+    def get(self) -> Delivery | None:
+        """The next delivery, once there is one; None: this thread is to end."""
+        return self._ready.get()
+
+    def go_on(self, order_key: str | None) -> None:
+        """The one in hand is done: the next of its line is ready."""
+        if order_key is None:
+            return
+        with self._lock:
+            line = self._lines.get(order_key)
+            if line:
+                self._ready.put(line.popleft())
+            else:
+                self._lines.pop(order_key, None)
+
+    def take_behind(self, order_key: str) -> list[Delivery]:
+        """All that wait behind the one in hand; if nobody does, the line is closed."""
+        with self._lock:
+            behind = list(self._lines.get(order_key, ()))
+            if behind:
+                self._lines[order_key].clear()
+            else:
+                self._lines.pop(order_key, None)
+            return behind
+
+    def empty(self) -> list[Delivery]:
+        """All that wait, each line in its order; none of them waits any more."""
+        waiting: list[Delivery] = []
+        with self._lock:
+            with suppress(queue.Empty):
+                while (delivery := self._ready.get_nowait()) is not None:
+                    waiting.append(delivery)
+            for line in self._lines.values():
+                waiting.extend(line)
+                line.clear()
+        return waiting
+
+    def end(self, threads: int) -> None:
+        """So many threads are told to end, after what waits."""
+        for _ in range(threads):
+            self._ready.put(None)
+
+
 class Settler:
     """Settles from any thread.
 
@@ -343,6 +422,9 @@ class Settler:
     def __init__(self, opened: OpenConsumer, source: Source) -> None:
         self._opened = opened
         self._source = source
+        # A queue that takes nothing back by itself would keep what is left for as long as this process lives. It is given
+        # back then, after the time in which a claim that was left lapses.
+        self._left = LEAVE if source.traits.lease_seconds is not None else release(opened.runtime.inbox.lease_seconds)
         self._log = named(opened)
         self._pending: list[Entry] = []
         self._lock = threading.Lock()
@@ -359,6 +441,10 @@ class Settler:
             self._settling = True
         while entries := self._next_entries():
             self._settle_or_log(entries)
+
+    def settle_now(self, entries: Sequence[Entry]) -> None:
+        """The queue has been told of these, in this order, or has failed to hear."""
+        self._settle_or_log(entries)
 
     def _next_entries(self) -> list[Entry]:
         """All that is pending; if that is nothing, the turn of this thread is over."""
@@ -382,6 +468,7 @@ class Settler:
                 raise
 
     def _settle(self, entries: Sequence[Entry]) -> None:
+        entries = [(delivery, self._left if settlement is LEAVE else settlement) for delivery, settlement in entries]
         # First: an extension that is carried out after the settlement would hide a released message.
         self._opened.keeper.drop([delivery for delivery, _ in entries])
         self._emit("consumer.settling", entries)

@@ -67,9 +67,9 @@ class LeaseKeeper:
         self._consumer = inbox.consumer
         self._claim_seconds = inbox.lease_seconds
         self._listeners = listeners
-        leases = [inbox.lease_seconds] + ([source.traits.lease_seconds] if source is not None else [])
-        self._every_seconds = min(leases) / BEATS_PER_LEASE
-        self._queue = QueueLeases(source, self._every_seconds)
+        queue_seconds = None if source is None else source.traits.lease_seconds
+        self._every_seconds = min(inbox.lease_seconds, queue_seconds or inbox.lease_seconds) / BEATS_PER_LEASE
+        self._queue = QueueLeases(source, queue_seconds, self._every_seconds)
         self._claims = ClaimLeases(database, inbox, self._every_seconds)
         # By the arrival itself (id() of the object), not by its delivery id: a message that comes again while its first
         # delivery is still in hand may come under the same delivery id (pgmq), and settling the one must not end the
@@ -226,16 +226,20 @@ class QueueLeases:
     An answer that does not come is logged, and asked for again at the next beat.
     """
 
-    def __init__(self, source: Source | None, every_seconds: float) -> None:
+    def __init__(self, source: Source | None, lease_seconds: float | None, every_seconds: float) -> None:
         self._source = source
+        self._lease_seconds = lease_seconds
         self._every_seconds = every_seconds
 
     def extend(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Each delivery is ours for another lease; returns those that are not ours any more."""
-        if self._source is None:
+        """Each delivery is ours for another lease; returns those that are not ours any more.
+
+        Where the queue has no lease, nothing is asked: it says by itself, in `Received.lost`, what it takes away.
+        """
+        if self._source is None or self._lease_seconds is None:
             return []
         try:
-            outcomes = self._source.extend(deliveries, self._source.traits.lease_seconds)
+            outcomes = self._source.extend(deliveries, self._lease_seconds)
             return [delivery for delivery, outcome in zip(deliveries, outcomes, strict=True) if outcome is Outcome.LOST]
         except Exception as error:  # noqa: BLE001 - the next beat tries again; if none succeeds, redelivery decides
             logger.warning(

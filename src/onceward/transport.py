@@ -51,6 +51,8 @@ class Delivery:
     headers: Mapping[str, str]
     body: bytes
     count: int = 0  # how often the queue has delivered it, this time included; 0: the queue does not count
+    # Deliveries of one key are handled one at a time, in the order in which they came; None: in any order, all at once.
+    order_key: str | None = None
     # What the adapter needs to settle it. Not compared: two deliveries are the same by what they carry.
     handle: Any = field(default=None, compare=False, repr=False)
 
@@ -66,15 +68,21 @@ class Received(NamedTuple):
 class Traits:
     """What a transport can do; the conformance suite holds it to every line."""
 
-    lease_seconds: float  # a delivery comes again when it is neither settled nor extended for this long
+    # A delivery comes again when it is neither settled nor extended for this long. None: it stays ours for as long as the
+    # source is open and the queue does not take it away, and nothing needs extending.
+    lease_seconds: float | None
     settle_fenced: bool  # settling an old delivery of a message that was delivered again is refused (LOST)
     counts_deliveries: bool  # `Delivery.count` is right
+    ordered: bool = False  # of one `order_key`, nothing comes before what was sent earlier and is not acknowledged
     delay_step_seconds: float = 0.0  # the grain of a release's delay; 0: any
+    delay_seconds_max: float | None = None  # the longest delay of a release; a longer one is cut to it; None: any
+    dead_letters_after: int | None = None  # deliveries after which the queue itself puts a message aside; None: never
     poll_seconds_max: float | None = None  # `receive` must be called at least this often, also with limit 0
     receive_max: int = 100  # entries that one `receive` may give
     publish_max: int = 100  # entries that one `publish` takes
     body_bytes_max: int | None = None
-    retention_seconds: float | None = None  # how long the queue keeps a message; None: for ever
+    # How long the queue and its dead-letter queue, one after the other, keep a message; None: for ever, or not known.
+    retention_seconds: float | None = None
 
 
 class Source(Protocol):
@@ -100,12 +108,17 @@ class Source(Protocol):
     def settle(self, entries: Sequence[tuple[Delivery, Settlement]]) -> Sequence[Outcome]:
         """Carry out each settlement (`leave` does nothing); one outcome per entry, in order. Idempotent.
 
+        A loop never leaves a delivery at a source without a lease (`lease_seconds=None`): it is released instead.
+
         Crash: what was not settled is delivered again; the inbox turns a finished one away.
         """
         ...
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
-        """Each delivery stays ours for `seconds` from now; one outcome per entry, in order."""
+        """Each delivery stays ours for `seconds` from now; one outcome per entry, in order.
+
+        Of a source without a lease, only the outcome means anything: LOST is what was taken away.
+        """
         ...
 
     def close(self) -> None:

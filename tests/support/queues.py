@@ -66,7 +66,7 @@ class ListSource:
 
     name = "list"
 
-    def __init__(self, *, lease_seconds: float = 30.0, **traits: Any) -> None:
+    def __init__(self, *, lease_seconds: float | None = 30.0, **traits: Any) -> None:
         self.traits = Traits(lease_seconds=lease_seconds, settle_fenced=False, counts_deliveries=False, **traits)
         self.waiting: deque[Delivery] = deque()
         self.settled: list[tuple[str, Settlement]] = []

@@ -5,7 +5,8 @@
             queue = a_fresh_and_empty_queue()
             return Rig(source=lambda: MySource(queue), sink=lambda: MySink(queue))
 
-Make the source's lease short (a second or two): several tests wait for it to run out. Needs pytest.
+Make the source's lease short (a second or two): several tests wait for it to run out. Give `cut` too where the connections
+go through something that can be cut (`onceward.testing.proxy`). Needs pytest.
 """
 
 from __future__ import annotations
@@ -42,10 +43,15 @@ BODIES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Rig:
-    """A fresh, empty queue. Each call of `source` opens one more consumer of it; `sink` opens what sends to it."""
+    """A fresh, empty queue. Each call of `source` opens one more consumer of it; `sink` opens what sends to it.
+
+    `cut` breaks every connection to the queue that is open; new ones can be made at once. Without it, the tests of lost
+    connections are skipped.
+    """
 
     source: Callable[[], Source]
     sink: Callable[[], Sink]
+    cut: Callable[[], None] | None = None
 
 
 class OpenRig:
@@ -54,13 +60,23 @@ class OpenRig:
     def __init__(self, rig: Rig, stack: ExitStack) -> None:
         self._rig = rig
         self._stack = stack
-        self.sink = rig.sink()
-        stack.callback(self.sink.close)
+        self.sink = self.another_sink()
 
     def source(self) -> Source:
         source = self._rig.source()
         self._stack.callback(source.close)
         return source
+
+    def another_sink(self) -> Sink:
+        sink = self._rig.sink()
+        self._stack.callback(sink.close)
+        return sink
+
+    def cut(self) -> None:
+        """Every connection that is open breaks; the test is skipped where that cannot be had."""
+        if self._rig.cut is None:
+            pytest.skip("this rig does not say how its connections are cut")
+        self._rig.cut()
 
     def publish(self, *messages: Message) -> None:
         """Each is confirmed."""
@@ -160,7 +176,9 @@ class TransportSuite(ABC):
         rig.publish(a_message())
         source = rig.source()
         check(source.settle([(receive_one(source), ACK)]) == [SETTLED], "an ack in time was refused")
-        check(not received_within(source, source.traits.lease_seconds + 1), "an acknowledged message came again")
+        check(not received_within(source, lease_of(source) + 1), "an acknowledged message came again")
+        source.close()
+        check(not received_within(rig.source(), 1.0), "an acknowledged message came again to the next source")
 
     def test_what_is_not_settled_comes_again_when_its_lease_is_over(self, rig: OpenRig) -> None:
         sent = a_message()
@@ -168,7 +186,11 @@ class TransportSuite(ABC):
         source = rig.source()
         first = receive_one(source)
         check(list(source.settle([(first, LEAVE)])) == [SETTLED], "`leave` has nothing to refuse")
-        again = receive_one(source, source.traits.lease_seconds + SECONDS_MAX)
+        if source.traits.lease_seconds is None:
+            # Nothing runs out here: what a source holds is its own until it is gone.
+            source.close()
+            source = rig.source()
+        again = receive_one(source, lease_of(source) + SECONDS_MAX)
         check((again.headers["id"], again.body) == (sent.id, sent.body), "another message came")
         self._check_counts([first, again], source.traits)
 
@@ -180,7 +202,7 @@ class TransportSuite(ABC):
         began = time.monotonic()
         again = receive_one(source)
         # At once, and not when its lease would have been over anyhow.
-        check(time.monotonic() - began < max(1.0, source.traits.lease_seconds), "it came only when its lease was over")
+        check(time.monotonic() - began < max(1.0, lease_of(source)), "it came only when its lease was over")
         self._check_counts([first, again], source.traits)
 
     def test_a_release_with_a_delay_comes_after_it_and_not_before(self, rig: OpenRig) -> None:
@@ -218,7 +240,9 @@ class TransportSuite(ABC):
         if not source.traits.settle_fenced:
             pytest.skip("this transport declares that an old delivery may settle a newer one")
         old = receive_one(source)
-        new = receive_one(source, source.traits.lease_seconds + SECONDS_MAX)
+        if source.traits.lease_seconds is None:
+            source.settle([(old, release(0))])
+        new = receive_one(source, lease_of(source) + SECONDS_MAX)
         check(list(source.settle([(old, ACK)])) == [Outcome.LOST], "an old delivery was settled")
         check(list(source.settle([(new, ACK)])) == [SETTLED], "the newer delivery was settled by the old one")
 
@@ -230,7 +254,7 @@ class TransportSuite(ABC):
     def test_a_delivery_that_is_extended_stays_ours_past_its_lease(self, rig: OpenRig) -> None:
         rig.publish(a_message())
         source, other = rig.source(), rig.source()
-        lease_seconds = source.traits.lease_seconds
+        lease_seconds = lease_of(source)
         held = receive_one(source)
         check(list(source.extend([held], 4 * lease_seconds + 4)) == [SETTLED], "an extension in time was refused")
         check(not received_within(other, lease_seconds + 1), "it was delivered again while its lease was extended")
@@ -265,6 +289,85 @@ class TransportSuite(ABC):
             outcomes = list(pool.map(lambda delivery: source.settle([(delivery, ACK)]), got))
         check(outcomes == [[SETTLED]] * 16, f"not every one was settled: {outcomes}")
 
+    def test_what_a_closed_source_held_comes_to_the_next_one(self, rig: OpenRig) -> None:
+        sent = [a_message(), a_message()]
+        rig.publish(*sent)
+        source = rig.source()
+        receive_all(source, 2)
+        source.close()
+        got = receive_all(rig.source(), 2, lease_of(source) + SECONDS_MAX)
+        check({d.headers["id"] for d in got} == {m.id for m in sent}, "what it held is gone")
+
+    def test_what_was_confirmed_is_there_although_its_sink_is_closed_at_once(self, rig: OpenRig) -> None:
+        sent, sink = a_message(), rig.another_sink()
+        check(list(sink.publish([sent])) == [None], "a publish was not confirmed")
+        sink.close()
+        check(receive_one(rig.source()).headers["id"] == sent.id, "another message came")
+
+    def test_of_one_order_key_nothing_comes_before_what_was_sent_earlier(self, rig: OpenRig) -> None:
+        source = rig.source()
+        if not source.traits.ordered:
+            pytest.skip("this transport declares no order")
+        sent = [a_message(subject="a", body=b"%d" % n) for n in range(3)]
+        rig.publish(*sent)
+        rig.publish(a_message(subject="b", body=b"other"))
+        # Some give the next of a key only when the one before it is settled; all must keep the order.
+        began, released = time.monotonic(), False
+        seen: list[bytes] = []
+
+        def all_came() -> bool:
+            nonlocal released
+            deliveries = source.receive(10, 0.5).deliveries
+            check(all(delivery.order_key for delivery in deliveries), "a delivery has no order key")
+            if not released and (mine := [d for d in deliveries if d.body != b"other"]):
+                check(mine[0].body == b"0", f"{mine[0].body!r} came first")
+                # The first goes back, and so does what had come with it, as the loop does it.
+                source.settle([(mine[0], release(1.0)), *[(other, release(0)) for other in mine[1:]]])
+                deliveries, released = [d for d in deliveries if d.body == b"other"], True
+            seen.extend(delivery.body for delivery in deliveries)
+            source.settle([(delivery, ACK) for delivery in deliveries])
+            return len(seen) == 4
+
+        until(all_came, "four deliveries")
+        check([body for body in seen if body != b"other"] == [b"0", b"1", b"2"], f"they came as {seen}")
+        check(time.monotonic() - began >= 0.9, "it came again before its delay was over")
+
+    def test_after_a_lost_connection_everything_goes_on(self, rig: OpenRig) -> None:
+        before, after = a_message(), a_message()
+        rig.publish(before)
+        source = rig.source()
+        held = receive_one(source)
+        rig.cut()
+        until(lambda: publishes(rig.sink, after), "a publish after the cut")
+        seen: set[str] = set()
+
+        def both_came() -> bool:
+            try:
+                received = source.receive(10, 0.5)
+            except Exception:  # noqa: BLE001 - the contract allows it: call again
+                return False
+            check({lost.id for lost in received.lost} <= {held.id}, f"what was never given was taken away: {received.lost}")
+            seen.update(delivery.headers["id"] for delivery in received.deliveries)
+            source.settle([(delivery, ACK) for delivery in received.deliveries])
+            return {before.id, after.id} <= seen
+
+        until(both_came, "both messages", lease_of(source) + 3 * SECONDS_MAX)
+
+    def test_a_settle_after_a_lost_connection_does_not_raise_what_is_not_an_error_of_the_queue(self, rig: OpenRig) -> None:
+        """Whatever became of it, the source works on: the message comes again, or is settled."""
+        rig.publish(a_message())
+        source = rig.source()
+        held = receive_one(source)
+        rig.cut()
+        try:
+            outcomes = list(source.settle([(held, ACK)]))
+        except Exception:  # noqa: BLE001 - "unsettled": it comes again
+            outcomes = [Outcome.LOST]
+        if outcomes == [SETTLED]:
+            check(not received_within(source, lease_of(source) + 1), "what was acknowledged came again")
+        else:
+            until(lambda: comes_again(source, held), "the message", lease_of(source) + 3 * SECONDS_MAX)
+
     def test_closing_twice_is_harmless(self, rig: OpenRig) -> None:
         source = rig.source()
         source.receive(1, 0)
@@ -296,6 +399,25 @@ def too_large_for(sink: Sink, subject: str | None = None) -> Message:
     if bytes_max is None:
         pytest.skip("this transport declares no largest body, so nothing here can be refused")
     return a_message(body=b"x" * (bytes_max + 1), subject=subject)
+
+
+def lease_of(source: Source) -> float:
+    """The lease in seconds; where there is none, a short time in which it would have shown that there is one."""
+    return source.traits.lease_seconds or 1.0
+
+
+def publishes(sink: Sink, message: Message) -> bool:
+    try:
+        return list(sink.publish([message])) == [None]
+    except Exception:  # noqa: BLE001 - the contract allows it: nothing can be said of the entry, send it again
+        return False
+
+
+def comes_again(source: Source, delivery: Delivery) -> bool:
+    try:
+        return any(d.headers["id"] == delivery.headers["id"] for d in source.receive(10, 0.5).deliveries)
+    except Exception:  # noqa: BLE001 - the contract allows it: call again
+        return False
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = SECONDS_MAX) -> None:
