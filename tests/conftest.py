@@ -25,6 +25,7 @@ from onceward.testing.postgres.binaries import find_binaries
 from onceward.transport import Source
 from onceward.transports import pgmq
 
+pytest_plugins = ["tests.support.brokers"]
 TEMPLATE = "onceward_template"
 MEMORY = Path("/dev/shm")  # noqa: S108 - the folder in it gets a random name
 MEMORY_BYTES_MIN = 4 * 1024**3

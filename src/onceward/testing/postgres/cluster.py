@@ -82,7 +82,7 @@ class Cluster:
         self.folder = Path(entry.folder)
         self._data = self.folder / "data"
         self._log = self.folder / "log"
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self.socket_folder = _socket_folder(self.folder)
         self._port_fixed = port is not None
         self._settings = {**DURABLE, "cluster_name": name, **settings}
@@ -122,7 +122,7 @@ class Cluster:
             home.mkdir(mode=0o700, parents=True, exist_ok=folder is not None)
             with locked(home / "lock"):
                 _refuse_running(home)
-                if port is not None and not _is_free(port):
+                if port is not None and not is_free(port):
                     raise UsageError(f"port {port} of 127.0.0.1 is taken: stop what listens there, or ask for another")
                 cluster = cls(entry, port, name, settings or {})
                 cluster._make_data()
@@ -281,7 +281,7 @@ class Cluster:
         Raises `ClusterFailed` for any other reason.
         """
         if "Address already in use" in log and not self._port_fixed:
-            self.port = _free_port()
+            self.port = free_port()
         elif "pre-existing shared memory block" in log:
             time.sleep(_POLL_SECONDS)  # backends of a postmaster that was killed from outside are about to end
         else:
@@ -385,11 +385,11 @@ def _socket_folder(folder: Path) -> Path | None:
     return folder if len(os.fsencode(longest)) <= _SOCKET_PATH_BYTES_MAX and '"' not in str(folder) else None
 
 
-def _free_port() -> int:
-    return next(filter(_is_free, random.sample(_PORTS, len(_PORTS))))
+def free_port() -> int:
+    return next(filter(is_free, random.sample(_PORTS, len(_PORTS))))
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
     with socket.socket() as probe, suppress(OSError):
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Postgres does
         probe.bind(("127.0.0.1", port))
