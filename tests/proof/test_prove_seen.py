@@ -132,11 +132,11 @@ def test_what_a_worker_settled_before_its_end_it_did_not_hold() -> None:
 
 def told(fault: str, *, passed_again_at: float = math.inf) -> Told:
     kind = BY_NAME[fault]
-    return Told(kind, Place(kind.boundary, kind.message_type, "O-1"), "4", passed_again_at)
+    return Told(kind, Place(kind.boundary, kind.message_type, "O-1"), passed_again_at)
 
 
 STORED = Witnessed(Passed({(PLACED, "O-1"): 20.0}, {}), Counter())
-REMOVED = Witnessed(Passed({}, {(PLACED, "4"): 20.0}), Counter())
+REMOVED = Witnessed(Passed({}, {(PLACED, "O-1"): 20.0}), Counter())
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,9 @@ def acked(db: Db, dsn: str, closing: Callable[[Any], Any]) -> Acked:
         closing(pgmq.Sink(QUEUE, dsn)).publish([Message(type="order.placed", data={})])
         ours, _ = map(closing, socket.socketpair())
         chosen = Setting(variant="naive", database=dsn, queue_address=dsn, provider_url="", **setting)
-        source = closing(WatchedSource(Pgmq().source(chosen, "order.placed"), Line(ours, lambda _: False), chosen))
+        source = closing(
+            WatchedSource(Pgmq().source(chosen, "order.placed", "charge-0"), Line(ours, lambda _: False), chosen)
+        )
         return list(source.settle([(delivery, ACK) for delivery in source.receive(1, 1.0).deliveries]))
 
     return ack
@@ -69,5 +71,5 @@ def test_the_lease_of_the_queue_hides_a_delivery_for_so_long(db: Db, dsn: str, c
     pgmq.create_queue(db, QUEUE)
     setting = Setting(variant="naive", database=dsn, queue_address=dsn, provider_url="", visibility_seconds=60)
     ours, _ = map(closing, socket.socketpair())
-    source = Pgmq().source(setting, "order.placed")
+    source = Pgmq().source(setting, "order.placed", "charge-0")
     assert closing(WatchedSource(source, Line(ours, lambda _: False), setting)).traits.lease_seconds == 60

@@ -35,10 +35,26 @@ class Passed:
     """What was seen to pass a variant's queues, by somebody whom no worker knows of. Times are since the epoch."""
 
     stored: Mapping[tuple[str, str], float]  # (message type, order) -> when the first message was stored
-    removed: Mapping[tuple[str, str], float]  # (message type, the queue's id) -> when it was removed
+    removed: Mapping[tuple[str, str], float]  # (message type, order) -> when the first was removed
+    cut: frozenset[tuple[str, str]] = frozenset()  # (message type, order) of acks with which a connection was cut
 
 
-class Queues(Protocol):
+class Struck(Protocol):
+    """Queues that faults between worker and server can strike."""
+
+    def cut_at_ack(self, message_type: str, order: str) -> None:
+        """The connection by which the next ack of this message is sent will break, before the server sees the ack."""
+        ...
+
+    def redrive(self, number: int) -> str:
+        """A message that was processed is in its queue again, under another id of the queue's; whose it is.
+
+        Of all that were processed, the one of this number, counted around. '' where the queue has not done so.
+        """
+        ...
+
+
+class Queues(Struck, Protocol):
     """The queues of one variant, which were empty when it began."""
 
     @property
@@ -63,6 +79,16 @@ class Queues(Protocol):
         ...
 
 
+class NeverStruck:
+    """Of queues on which a fault between worker and server cannot happen: the schedule has none."""
+
+    def cut_at_ack(self, message_type: str, order: str) -> None:
+        raise AssertionError(f"no connection of {message_type} of {order} can be cut here")
+
+    def redrive(self, number: int) -> str:
+        raise AssertionError(f"no message can be redriven here, the one of number {number} neither")
+
+
 class RunningBroker(Protocol):
     """A broker's server while a proof runs."""
 
@@ -76,6 +102,11 @@ class RunningBroker(Protocol):
         """The fault that strikes it."""
         ...
 
+    @property
+    def recovery_seconds(self) -> float:
+        """Nothing may be delivered for so long after a restart of it, in addition to the lease."""
+        ...
+
     def make_queues(self, variant: str) -> Queues:
         """Fresh ones, and a witness of what will pass them."""
         ...
@@ -83,6 +114,10 @@ class RunningBroker(Protocol):
 
 class Broker(Protocol):
     """One kind of queue."""
+
+    def check(self) -> None:
+        """Raises `UsageError`, with what to install, when it cannot be started here."""
+        ...
 
     def start(self, folder: Path, postgres_settings: Mapping[str, str]) -> AbstractContextManager[RunningBroker]:
         """Its server runs, with its files in `folder`; it is gone afterwards.
@@ -95,8 +130,8 @@ class Broker(Protocol):
         """What every worker would import is imported: once, before any fork. No thread and no connection is left of it."""
         ...
 
-    def source(self, setting: Setting, message_type: str) -> Source:
-        """In a worker: where its messages of this type come from."""
+    def source(self, setting: Setting, message_type: str, member: str) -> Source:
+        """In a worker: where its messages of this type come from. `member`: its name, also after a restart."""
         ...
 
     def sink(self, address: str, queues: Mapping[str, str]) -> Sink:

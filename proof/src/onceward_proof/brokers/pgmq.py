@@ -19,7 +19,7 @@ from psycopg_pool import ConnectionPool
 from onceward.testing.postgres import Cluster
 from onceward.transport import Sink, Source
 from onceward.transports import pgmq
-from onceward_proof.brokers.broker import Passed
+from onceward_proof.brokers.broker import NeverStruck, Passed
 from onceward_proof.prove.faults import ServerFault
 from onceward_proof.workers.setting import QUEUES, Setting
 
@@ -27,13 +27,14 @@ from onceward_proof.workers.setting import QUEUES, Setting
 _TABLES: Final = """
 CREATE SCHEMA witness;
 CREATE TABLE witness.stored (message_type text NOT NULL, subject text NOT NULL, at double precision NOT NULL);
-CREATE TABLE witness.removed (message_type text NOT NULL, msg_id bigint NOT NULL, at double precision NOT NULL);
+CREATE TABLE witness.removed (message_type text NOT NULL, subject text NOT NULL, at double precision NOT NULL);
 CREATE FUNCTION witness.store() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     INSERT INTO witness.stored VALUES
         (NEW.headers->>'type', NEW.headers->>'subject', extract(epoch FROM clock_timestamp()));
     RETURN NULL; END $$;
 CREATE FUNCTION witness.remove() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-    INSERT INTO witness.removed VALUES (OLD.headers->>'type', OLD.msg_id, extract(epoch FROM clock_timestamp()));
+    INSERT INTO witness.removed VALUES
+        (OLD.headers->>'type', OLD.headers->>'subject', extract(epoch FROM clock_timestamp()));
     RETURN NULL; END $$;
 """
 _TRIGGERS: Final = (
@@ -41,10 +42,10 @@ _TRIGGERS: Final = (
     "CREATE TRIGGER witness_remove AFTER DELETE ON {queue} FOR EACH ROW EXECUTE FUNCTION witness.remove()",
 )
 _STORED: Final = "SELECT message_type, subject, min(at) FROM witness.stored GROUP BY message_type, subject"
-_REMOVED: Final = "SELECT message_type, msg_id::text, at FROM witness.removed"
+_REMOVED: Final = "SELECT message_type, subject, min(at) FROM witness.removed GROUP BY message_type, subject"
 
 
-class PgmqQueues:
+class PgmqQueues(NeverStruck):
     """One variant's queues: a database of their own. Their address is its DSN."""
 
     names: Mapping[str, str] = QUEUES
@@ -71,6 +72,7 @@ class RunningPgmq:
 
     server: Cluster
     fault: ServerFault = "kill-postgres-queue"
+    recovery_seconds: float = 0.0
 
     def make_queues(self, variant: str) -> PgmqQueues:
         dsn = self.server.create_database(f"queue_{variant}".replace("-", "_"))
@@ -82,6 +84,9 @@ class RunningPgmq:
 class Pgmq:
     """The queue in Postgres."""
 
+    def check(self) -> None:
+        """It needs what every proof needs."""
+
     @contextmanager
     def start(self, folder: Path, postgres_settings: Mapping[str, str]) -> Iterator[RunningPgmq]:  # noqa: ARG002 - its own
         with Cluster.start(name="prove-queue", settings=postgres_settings) as cluster:
@@ -91,7 +96,7 @@ class Pgmq:
         ConnectionPool(setting.queue_address, min_size=1, open=False).close()
         psycopg.connect(setting.queue_address).close()
 
-    def source(self, setting: Setting, message_type: str) -> Source:
+    def source(self, setting: Setting, message_type: str, member: str) -> Source:  # noqa: ARG002 - pgmq knows no members
         return pgmq.Source(
             setting.queues[message_type], setting.queue_address, visibility_seconds=setting.visibility_seconds,
             archive=setting.archive,

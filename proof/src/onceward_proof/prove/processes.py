@@ -57,6 +57,7 @@ class Processes:
         self.ledger = files / "ledger.sqlite"
         self.database = prepare_database(clusters, subject.name)
         self.queues = clusters.broker.make_queues(subject.name)
+        controller.queues = self.queues
         self._queue = clusters.queue
         self._files = files
         self._controller = controller

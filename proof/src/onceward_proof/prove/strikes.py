@@ -18,7 +18,6 @@ class Told:
 
     fault: Fault
     place: Place
-    delivery: str = ""  # the queue's id of the delivery, where it is about one
     passed_again_at: float = math.inf  # when (since the epoch) the same place was first passed, and nothing struck
 
     def passed_again(self, at: float) -> None:
@@ -53,5 +52,9 @@ def is_stopped(pid: int) -> bool:
 
 
 def runs(pid: int) -> bool:
-    """There is a process of this pid."""
-    return bool(psutil.pid_exists(pid))
+    """There is a process of this pid, and it has not ended."""
+    try:
+        # One that nobody has waited for yet is still there, and does nothing any more.
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

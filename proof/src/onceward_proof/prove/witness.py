@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onceward_proof.brokers.broker import Passed, Queues
-from onceward_proof.prove.faults import Answer, Boundary
+from onceward_proof.prove.faults import Answer, Boundary, Wire
 from onceward_proof.prove.provider_hook import VERDICTS
 from onceward_proof.prove.strikes import Told
 
@@ -31,15 +31,18 @@ class Witnessed:
     def saw(self, told: Told) -> bool:
         """The fault had its effect."""
         place = told.place
+        message = place.message_type, place.order
         match told.fault.action:
             # What happened at the queue happened because somebody else passed there later, and nothing struck them. The
             # delivery's count would not tell for an ack: another thread may still have an older delivery of the message.
             case Answer.DROP:
-                return self.passed.stored.get((place.message_type, place.order), math.inf) >= told.passed_again_at
+                return self.passed.stored.get(message, math.inf) >= told.passed_again_at
             case Answer.LOSE if place.boundary is Boundary.ACK_BEFORE:
-                return self.passed.removed.get((place.message_type, told.delivery), math.inf) >= told.passed_again_at
+                return self.passed.removed.get(message, math.inf) >= told.passed_again_at
             case Answer.LOSE:
-                return (place.message_type, place.order) in self.passed.stored
+                return message in self.passed.stored
+            case Wire.CUT_AT_ACK:
+                return message in self.passed.cut
             case (Answer.SLOW | Answer.CUT | Answer.ERROR_BEFORE | Answer.ERROR_AFTER) as action:
                 return self.carried_out[VERDICTS[Answer(action)].kind.value, place.order] > 0
             case _:

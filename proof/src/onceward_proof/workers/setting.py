@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 Role = Literal["producer", "charge", "ledger", "relay"]
-QueueName = Literal["pgmq"]
+QueueName = Literal["pgmq", "sqs", "sqs-fifo", "rabbitmq", "kafka"]
+QUEUE_NAMES: Final[tuple[QueueName, ...]] = get_args(QueueName)
 QUEUE_LEASE_SECONDS: Final = 2  # of a delivery; pgmq counts whole seconds, and calls it visibility
 QUEUES: Final = {"order.placed": "charges", "order.paid": "bookings"}  # message type -> queue
 CONSUMED: Final[dict[Role, str]] = {"charge": "order.placed", "ledger": "order.paid"}  # consumer -> message type

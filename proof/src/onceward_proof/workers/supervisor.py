@@ -75,7 +75,7 @@ class Supervisor:
         connection.connect(self._setting.control_socket)
         line = Line(connection, self._waits)
         line.report(Report(Note.HELLO, role=role, slot=slot, pid=os.getpid()))
-        worker = Worker(self._setting, line, f"{role}-{slot}-{os.getpid()}", self._orders)
+        worker = Worker(self._setting, line, f"{role}-{slot}-{os.getpid()}", self._orders, f"{role}-{slot}")
         # Only now, in this one process: a layer that is removed does not come back.
         for layer in self._setting.without:
             remove_layer(layer, worker.sink)

@@ -36,14 +36,18 @@ SomeSource = TypeVar("SomeSource", bound=WatchedSource)
 class Worker:
     """What a role works with.
 
-    `orders`: what a producer is to place; of a schedule without a file, it asks for them.
+    `orders`: what a producer is to place; of a schedule without a file, it asks for them. `member`: its name at the queue,
+    which the worker that follows it has, too.
     """
 
-    def __init__(self, setting: Setting, line: Line, name: str, orders: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self, setting: Setting, line: Line, name: str, orders: Sequence[dict[str, Any]] = (), member: str = ""
+    ) -> None:
         self.setting = setting
         self.line = line
         self.name = name
         self.orders = orders
+        self._member = member or name
         self._broker = find_broker(setting.queue)
 
     def source(self, message_type: str) -> WatchedSource:
@@ -53,7 +57,7 @@ class Worker:
         return self._source(LoopSource, message_type)
 
     def _source(self, kind: type[SomeSource], message_type: str) -> SomeSource:
-        return kind(self._broker.source(self.setting, message_type), self.line, self.setting)
+        return kind(self._broker.source(self.setting, message_type, self._member), self.line, self.setting)
 
     def sink(self) -> WatchedSink:
         setting = self.setting
