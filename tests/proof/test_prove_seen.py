@@ -132,11 +132,11 @@ def test_what_a_worker_settled_before_its_end_it_did_not_hold() -> None:
 
 def told(fault: str, *, passed_again_at: float = math.inf) -> Told:
     kind = BY_NAME[fault]
-    return Told(kind, Place(kind.boundary, kind.message_type, "O-1"), passed_again_at)
+    return Told(kind, Place(kind.boundary, kind.message_type, "O-1"), 10.0, passed_again_at)
 
 
 STORED = Witnessed(Passed({(PLACED, "O-1"): 20.0}, {}), Counter())
-REMOVED = Witnessed(Passed({}, {(PLACED, "O-1"): 20.0}), Counter())
+REMOVED = Witnessed(Passed({}, {(PLACED, "O-1"): [20.0]}), Counter())
 
 
 @pytest.mark.parametrize(
@@ -152,6 +152,9 @@ REMOVED = Witnessed(Passed({}, {(PLACED, "O-1"): 20.0}), Counter())
         (told("lose-ack-charge", passed_again_at=21.0), REMOVED, False),
         (told("lose-ack-charge", passed_again_at=19.0), REMOVED, True),
         (told("lose-ack-charge"), STORED, True),
+        (told("lose-ack-charge"), Witnessed(Passed({}, {(PLACED, "O-1"): [9.0]}), Counter()), True),
+        (told("cut-at-ack-charge"), STORED, False),
+        (told("cut-at-ack-charge"), Witnessed(Passed({}, {}, frozenset({(PLACED, "O-1")})), Counter()), True),
         (told("slow-charge"), Witnessed(Passed({}, {}), Counter({("slow_response", "O-1"): 1})), True),
         (told("slow-charge"), Witnessed(Passed({}, {}), Counter({("slow_response", "O-2"): 1})), False),
         (told("error-before-charge"), Witnessed(Passed({}, {}), Counter({("error_after", "O-1"): 1})), False),

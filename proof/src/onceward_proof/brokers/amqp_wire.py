@@ -26,7 +26,9 @@ class Parser:
             if not consumed:
                 return
             self._buffer = self._buffer[consumed:]
-            yield found
+            # What a client begins with is no frame of any channel.
+            if not isinstance(found, frame.ProtocolHeader):
+                yield found
 
 
 @dataclass(slots=True)

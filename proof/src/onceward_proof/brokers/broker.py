@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ class Passed:
     """What was seen to pass a variant's queues, by somebody whom no worker knows of. Times are since the epoch."""
 
     stored: Mapping[tuple[str, str], float]  # (message type, order) -> when the first message was stored
-    removed: Mapping[tuple[str, str], float]  # (message type, order) -> when the first was removed
+    removed: Mapping[tuple[str, str], Sequence[float]]  # (message type, order) -> whenever one was removed
     cut: frozenset[tuple[str, str]] = frozenset()  # (message type, order) of acks with which a connection was cut
 
 

@@ -42,7 +42,7 @@ _TRIGGERS: Final = (
     "CREATE TRIGGER witness_remove AFTER DELETE ON {queue} FOR EACH ROW EXECUTE FUNCTION witness.remove()",
 )
 _STORED: Final = "SELECT message_type, subject, min(at) FROM witness.stored GROUP BY message_type, subject"
-_REMOVED: Final = "SELECT message_type, subject, min(at) FROM witness.removed GROUP BY message_type, subject"
+_REMOVED: Final = "SELECT message_type, subject, array_agg(at) FROM witness.removed GROUP BY message_type, subject"
 
 
 class PgmqQueues(NeverStruck):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Final
 from urllib.request import Request, urlopen
 
 import pika
+from pika.exceptions import AMQPError
 
 from onceward.testing.servers import RabbitMQ
 from onceward.transport import Sink, Source
@@ -48,17 +49,30 @@ class RabbitQueues(NeverStruck):
         server.sync()
 
     def waiting(self) -> Mapping[str, int] | None:
-        request = Request(f"{self._server.management_url}{_COUNTED}", headers={"Authorization": f"Basic {_USER}"})  # noqa: S310
         try:
-            with urlopen(request, timeout=_ANSWER_SECONDS_MAX) as answer:  # noqa: S310 - loopback
-                queues: list[dict[str, Any]] = json.load(answer)
-        except (OSError, HTTPException, ValueError):
+            counted = self._counted()
+            ready = self._ready(counted)
+        except (OSError, HTTPException, ValueError, AMQPError):
             return None
-        # Also the queues in which a release waits for its delay.
+        if not set(self.names.values()) <= counted.keys():
+            return None
+        return {f"queue {name}": max(count, ready[name]) for name, count in counted.items()}
+
+    def _counted(self) -> dict[str, int]:
+        """What each queue has written down of its messages, in flight ones too; also those that wait for a delay."""
+        request = Request(f"{self._server.management_url}{_COUNTED}", headers={"Authorization": f"Basic {_USER}"})  # noqa: S310
+        with urlopen(request, timeout=_ANSWER_SECONDS_MAX) as answer:  # noqa: S310 - loopback
+            queues: list[dict[str, Any]] = json.load(answer)
         ours = [queue for queue in queues if queue["name"].startswith(tuple(self.names.values()))]
-        if len(ours) < len(self.names):
-            return None
-        return {f"queue {queue['name']}": int(queue.get("messages", 0)) for queue in ours}
+        return {queue["name"]: int(queue.get("messages", 0)) for queue in ours}
+
+    def _ready(self, names: Iterable[str]) -> dict[str, int]:
+        """What each queue has to deliver, asked of itself: a node that has just come back has nothing written down yet."""
+        parameters = pika.URLParameters(self._server.url)
+        parameters.socket_timeout = parameters.blocked_connection_timeout = _ANSWER_SECONDS_MAX
+        with closing(pika.BlockingConnection(parameters)) as connection:
+            channel = connection.channel()
+            return {name: int(channel.queue_declare(name, passive=True).method.message_count) for name in names}
 
     def passed(self) -> Passed:
         return self._recording.passed(self.names)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Protocol, TextIO
 
 Wire = Literal["http", "amqp"]
+Noted = Literal["stored", "removed", "cut"]
 CHUNK_BYTES: Final = 65_536
 
 
@@ -41,7 +42,7 @@ class Log:
     received: dict[str, Content] = field(default_factory=dict)  # of a queue whose acks may come by another connection
     to_be_cut: set[Content] = field(default_factory=set)
 
-    def note(self, what: Literal["stored", "removed", "cut"], content: Content, **more: Any) -> None:
+    def note(self, what: Noted, content: Content, **more: Any) -> None:
         """It is in the file, with the time: the reader may come at any moment."""
         self.file.write(json.dumps({"what": what, **content._asdict(), "at": time.time(), **more}) + "\n")
         self.file.flush()
@@ -101,7 +102,10 @@ class Recorder:
             theirs_writer.transport.abort()
             for pump in pumps:
                 pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+            for ended in await asyncio.gather(*pumps, return_exceptions=True):
+                # What it does not understand it must not hide: without its log, the witness would seem to have seen nothing.
+                if isinstance(ended, Exception) and not isinstance(ended, OSError):
+                    raise ended
         writer.close()
 
     async def _from_worker(

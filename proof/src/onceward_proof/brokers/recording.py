@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onceward_proof.brokers.broker import Passed
-from onceward_proof.brokers.recorder import Wire
+from onceward_proof.brokers.recorder import Noted, Wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,12 @@ class Recording:
     def passed(self, names: Mapping[str, str]) -> Passed:
         """What passed the queues of these message types."""
         types = {queue: message_type for message_type, queue in names.items()}
-        times: dict[str, dict[tuple[str, str], float]] = {"stored": {}, "removed": {}, "cut": {}}
+        times: dict[Noted, dict[tuple[str, str], list[float]]] = {"stored": {}, "removed": {}, "cut": {}}
         for line in self._lines():
             if line["queue"] in types:
-                times[line["what"]].setdefault((types[line["queue"]], line["order"]), line["at"])
-        return Passed(times["stored"], times["removed"], frozenset(times["cut"]))
+                times[line["what"]].setdefault((types[line["queue"]], line["order"]), []).append(line["at"])
+        stored = {message: at[0] for message, at in times["stored"].items()}
+        return Passed(stored, times["removed"], frozenset(times["cut"]))
 
     def processed(self, queue: str) -> list[tuple[str, Any]]:
         """The orders whose messages were removed from this queue, each with what the first was sent as; oldest first."""

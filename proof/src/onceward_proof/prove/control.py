@@ -36,7 +36,7 @@ from onceward_proof.prove.faults import (
 from onceward_proof.prove.live import Counts, LiveWorker
 from onceward_proof.prove.moments import FOUND, QUEUE, Kind, Moment, of_passage
 from onceward_proof.prove.schedule import Schedule, Timed
-from onceward_proof.prove.strikes import Killing, Told, is_stopped, runs, to_the_dead
+from onceward_proof.prove.strikes import Killing, Told, is_stopped, runs, since_epoch, to_the_dead
 from onceward_proof.workers.reports import Note, Point, Reply, Report
 from onceward_proof.workers.setting import CONSUMED, LEASE_SECONDS, Role
 
@@ -234,7 +234,7 @@ class Controller:
             self._passed.add(place)
             if place.boundary is Boundary.ACK_AFTER:
                 self._acked(place)
-        return Answer.GO if fault is None else self._fire(fault, place, target)
+        return Answer.GO if fault is None else self._fire(fault, place, report.at, target)
 
     def _follow_ack(self, place: Place, report: Report, target: LiveWorker, answer: Answer) -> None:
         behind = place._replace(boundary=Boundary.ACK_AFTER)
@@ -259,8 +259,8 @@ class Controller:
             self._acked_after_placed += 1
             self._fire_timed()
 
-    def _fire(self, fault: Fault, place: Place, target: LiveWorker | None) -> Answer:
-        """Do it; what the one that asked is to do."""
+    def _fire(self, fault: Fault, place: Place, at: float, target: LiveWorker | None) -> Answer:
+        """Do it; what the one that asked at this instant is to do."""
         who = target.name if target else "?"
         self._add_moment(place.order, Moment(self._seconds(), Kind.STRUCK, who, fault=fault.name))
         match fault.action:
@@ -277,11 +277,11 @@ class Controller:
                 return Answer.GO
             case Answer() as answer:
                 self.counts.fired[fault.name] += 1
-                self.told[place] = Told(fault, place)
+                self.told[place] = Told(fault, place, since_epoch(at))
                 return answer
             case Wire.CUT_AT_ACK:
                 self.counts.fired[fault.name] += 1
-                self.told[place] = Told(fault, place)
+                self.told[place] = Told(fault, place, since_epoch(at))
                 self.queues.cut_at_ack(place.message_type, place.order)
                 return Answer.GO
             case never:

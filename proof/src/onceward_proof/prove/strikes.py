@@ -12,18 +12,24 @@ from onceward_proof.prove.faults import Answer, Boundary, Fault, Place
 from onceward_proof.prove.schedule import Timed
 
 
+def since_epoch(at: float) -> float:
+    """An instant of the machine's monotonic clock, since the epoch."""
+    # Every process of a run is on one machine: both clocks are the same for all, and for the queue.
+    return at + time.time() - time.monotonic()
+
+
 @dataclass(slots=True)
 class Told:
     """A fault that strikes by what a process is told to do at `place`, by an `Answer`."""
 
     fault: Fault
     place: Place
-    passed_again_at: float = math.inf  # when (since the epoch) the same place was first passed, and nothing struck
+    struck_at: float = 0.0  # since the epoch
+    passed_again_at: float = math.inf  # when the same place was first passed, and nothing struck
 
     def passed_again(self, at: float) -> None:
         """Somebody passed the same place at this instant of the machine's monotonic clock, as a worker reported it."""
-        # Every process of a run is on one machine: both clocks are the same for all, and for the database.
-        self.passed_again_at = min(self.passed_again_at, at + time.time() - time.monotonic())
+        self.passed_again_at = min(self.passed_again_at, since_epoch(at))
 
 
 @dataclass(frozen=True, slots=True)

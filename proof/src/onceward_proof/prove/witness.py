@@ -38,7 +38,8 @@ class Witnessed:
             case Answer.DROP:
                 return self.passed.stored.get(message, math.inf) >= told.passed_again_at
             case Answer.LOSE if place.boundary is Boundary.ACK_BEFORE:
-                return self.passed.removed.get(message, math.inf) >= told.passed_again_at
+                removed = self.passed.removed.get(message, ())
+                return not any(told.struck_at <= at < told.passed_again_at for at in removed)
             case Answer.LOSE:
                 return message in self.passed.stored
             case Wire.CUT_AT_ACK:
