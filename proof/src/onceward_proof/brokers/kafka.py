@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from onceward.testing.servers import Kafka as KafkaServer
 from onceward.transport import Sink, Source
@@ -31,7 +30,7 @@ _SETTINGS: Final = {
     "log.message.timestamp.type": "LogAppendTime",
     "group.min.session.timeout.ms": "1000",
 }
-SESSION_SECONDS: Final = 1.5
+SESSION_SECONDS: Final = 2.0
 POLL_SECONDS_MAX: Final = 2.0
 
 
@@ -49,6 +48,11 @@ def member_config(address: str, group: str, member: str) -> dict[str, Any]:
     }
 
 
+def asking_config(address: str, group: str) -> dict[str, Any]:
+    """Of a consumer that reads for the proof, and never for the service."""
+    return {"bootstrap.servers": address, "group.id": group, "enable.auto.commit": False, "log_level": 0}
+
+
 def group_of(topic: str) -> str:
     """The group that consumes this topic."""
     return f"{topic}-group"
@@ -60,9 +64,12 @@ class KafkaQueues(NeverStruck):
     def __init__(self, names: Mapping[str, str], address: str) -> None:
         self.names = names
         self.address = address
-        self._admin = AdminClient({"bootstrap.servers": address, "log_level": 0})
+        self._partitions: dict[str, list[TopicPartition]] = {}
         for name in names.values():
             kafka.create_topic({"bootstrap.servers": address}, name, partitions=PARTITIONS)
+            self._partitions[name] = [TopicPartition(name, number) for number in range(PARTITIONS)]
+        # They never join their groups: they only ask what has been committed.
+        self._askers = {name: Consumer(asking_config(address, group_of(name))) for name in names.values()}
 
     def waiting(self) -> Mapping[str, int] | None:
         try:
@@ -72,14 +79,14 @@ class KafkaQueues(NeverStruck):
 
     def _lag(self, name: str) -> int:
         """How many messages of the topic its group has not committed."""
-        partitions = [TopicPartition(name, number) for number in range(PARTITIONS)]
-        ends = self._admin.list_offsets(
-            {partition: OffsetSpec.latest() for partition in partitions}, request_timeout=_ANSWER_SECONDS_MAX
-        )
-        asked = [ConsumerGroupTopicPartitions(group_of(name), partitions)]
-        group = self._admin.list_consumer_group_offsets(asked, request_timeout=_ANSWER_SECONDS_MAX)[group_of(name)]
-        committed = {each.partition: max(each.offset, 0) for each in group.result().topic_partitions}
-        return sum(end.result().offset - committed.get(partition.partition, 0) for partition, end in ends.items())
+        asker = self._askers[name]
+        lag = 0
+        for partition in asker.committed(self._partitions[name], timeout=_ANSWER_SECONDS_MAX):
+            if partition.error is not None:
+                raise KafkaException(partition.error)
+            _, end = asker.get_watermark_offsets(partition, timeout=_ANSWER_SECONDS_MAX)
+            lag += end - max(partition.offset, 0)
+        return lag
 
     def passed(self) -> Passed:
         stored: dict[tuple[str, str], float] = {}
@@ -90,8 +97,7 @@ class KafkaQueues(NeverStruck):
 
     def _read(self, name: str) -> Iterator[tuple[str, float]]:
         """The order of every message of the topic, and when it was stored; not in the order of their partitions."""
-        config = {"bootstrap.servers": self.address, "group.id": "witness", "enable.auto.commit": False}
-        with closing(Consumer(config)) as consumer:
+        with closing(Consumer(asking_config(self.address, "witness"))) as consumer:
             for number in range(PARTITIONS):
                 partition = TopicPartition(name, number, 0)
                 _, end = consumer.get_watermark_offsets(partition, timeout=10)
