@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from signal import SIGKILL
 
@@ -136,6 +137,7 @@ def told(fault: str, *, passed_again_at: float = math.inf) -> Told:
 
 
 STORED = Witnessed(Passed({(PLACED, "O-1"): 20.0}, {}), Counter())
+CUT = Witnessed(Passed({}, {}, frozenset({(PLACED, "O-1")})), Counter())
 REMOVED = Witnessed(Passed({}, {(PLACED, "O-1"): [20.0]}), Counter())
 
 
@@ -154,7 +156,8 @@ REMOVED = Witnessed(Passed({}, {(PLACED, "O-1"): [20.0]}), Counter())
         (told("lose-ack-charge"), STORED, True),
         (told("lose-ack-charge"), Witnessed(Passed({}, {(PLACED, "O-1"): [9.0]}), Counter()), True),
         (told("cut-at-ack-charge"), STORED, False),
-        (told("cut-at-ack-charge"), Witnessed(Passed({}, {}, frozenset({(PLACED, "O-1")})), Counter()), True),
+        (told("cut-at-ack-charge"), CUT, True),
+        (told("cut-at-ack-charge"), replace(CUT, passed=replace(CUT.passed, removed=REMOVED.passed.removed)), False),
         (told("slow-charge"), Witnessed(Passed({}, {}), Counter({("slow_response", "O-1"): 1})), True),
         (told("slow-charge"), Witnessed(Passed({}, {}), Counter({("slow_response", "O-2"): 1})), False),
         (told("error-before-charge"), Witnessed(Passed({}, {}), Counter({("error_after", "O-1"): 1})), False),

@@ -9,7 +9,7 @@ from typing import Any
 
 from pika import frame, spec
 
-from onceward_proof.brokers.recorder import Content, Log, order_of
+from onceward_proof.brokers.recorder import Acks, Content, Log, order_of
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class AmqpInterpreter:
     _from_broker: Parser = field(default_factory=Parser)
     _channels: defaultdict[int, Channel] = field(default_factory=lambda: defaultdict(Channel))
 
-    def from_worker(self, chunk: bytes) -> list[Content] | None:
+    def from_worker(self, chunk: bytes) -> Acks:
         acked: list[Content] = []
         for found in self._from_worker.feed(chunk):
             channel = self._channels[found.channel_number]
@@ -71,9 +71,8 @@ class AmqpInterpreter:
             elif (whole := _follow(channel, "worker", found, spec.Basic.Publish)) is not None:
                 channel.published += 1
                 channel.unconfirmed[channel.published] = whole
-        # The whole chunk is lost, as it would be on a wire: a worker's other acks in it come again, too.
-        cut = [content for content in acked if self.log.cuts(content)]
-        return None if cut else acked
+        # RabbitMQ does not answer an ack.
+        return Acks(acked, final=True)
 
     def from_broker(self, chunk: bytes) -> None:
         for found in self._from_broker.feed(chunk):

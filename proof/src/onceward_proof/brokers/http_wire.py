@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from onceward_proof.brokers.recorder import Content, Log, order_of
+from onceward_proof.brokers.recorder import Acks, Content, Log, order_of
 
 _HEAD_END: Final = b"\r\n\r\n"
 _MESSAGE: Final = ("MessageBody", "MessageAttributes")  # what a message is, wherever it is sent
@@ -66,15 +66,16 @@ class SqsInterpreter:
     _answers: Parser = field(default_factory=Parser)
     _open: deque[tuple[str, Any]] = field(default_factory=deque)  # what was asked, and not answered yet
 
-    def from_worker(self, chunk: bytes) -> list[Content] | None:
+    def from_worker(self, chunk: bytes) -> Acks:
+        asked: list[Content] = []
         for request in self._requests.feed(chunk):
             action = header(request.head, b"x-amz-target").decode().rpartition(".")[2]
             document = request.document
-            if any(self.log.cuts(self.log.received.get(handle)) for handle in _deleted(action, document).values()):
-                return None
+            handles = _deleted(action, document).values()
+            asked += [self.log.received[handle] for handle in handles if handle in self.log.received]
             self._open.append((action, document))
         # Nothing is gone before the server says so: `from_broker` notes it.
-        return []
+        return Acks(asked, final=False)
 
     def from_broker(self, chunk: bytes) -> None:
         for answer in self._answers.feed(chunk):

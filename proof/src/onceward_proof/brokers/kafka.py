@@ -105,9 +105,9 @@ class KafkaQueues(NeverStruck):
                 read = 0
                 while read < end:
                     for message in consumer.consume(500, timeout=1.0):
-                        read = message.offset() + 1
+                        read = (message.offset() or 0) + 1
                         # Kafka counts milliseconds, and cuts off the rest: the end of that one is never too early.
-                        yield order_of(message.value()), (message.timestamp()[1] + 1) / 1000
+                        yield order_of(message.value() or b""), (message.timestamp()[1] + 1) / 1000
 
 
 @dataclass(frozen=True, slots=True)

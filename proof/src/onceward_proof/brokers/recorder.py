@@ -15,7 +15,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -47,20 +47,26 @@ class Log:
         self.file.write(json.dumps({"what": what, **content._asdict(), "at": time.time(), **more}) + "\n")
         self.file.flush()
 
-    def cuts(self, content: Content | None) -> bool:
-        """The ack of this message is to be cut off: once."""
-        if content is None or content not in self.to_be_cut:
-            return False
-        self.to_be_cut.discard(content)
-        self.note("cut", content)
-        return True
+    def take_cut(self, acked: Iterable[Content]) -> Content | None:
+        """The first of these messages whose ack is to be cut off, which it will be once."""
+        content = next((content for content in acked if content in self.to_be_cut), None)
+        if content is not None:
+            self.to_be_cut.discard(content)
+        return content
+
+
+class Acks(NamedTuple):
+    """The acks in one chunk of what a worker sends."""
+
+    asked: list[Content]  # in the chunk
+    final: bool  # they stand once the broker has the chunk; False: it has yet to answer
 
 
 class Interpreter(Protocol):
     """Understands one connection."""
 
-    def from_worker(self, chunk: bytes) -> list[Content] | None:
-        """What is acknowledged for good once the broker has this chunk; None: cut the connection instead."""
+    def from_worker(self, chunk: bytes) -> Acks:
+        """What is acknowledged in this chunk."""
         ...
 
     def from_broker(self, chunk: bytes) -> None:
@@ -103,7 +109,7 @@ class Recorder:
             for pump in pumps:
                 pump.cancel()
             for ended in await asyncio.gather(*pumps, return_exceptions=True):
-                # What it does not understand it must not hide: without its log, the witness would seem to have seen nothing.
+                # What it does not understand must not be hidden: the witness would seem to have seen nothing.
                 if isinstance(ended, Exception) and not isinstance(ended, OSError):
                     raise ended
         writer.close()
@@ -112,12 +118,15 @@ class Recorder:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, interpreter: Interpreter
     ) -> None:
         while chunk := await reader.read(CHUNK_BYTES):
-            acked = interpreter.from_worker(chunk)
-            if acked is None:
+            acks = interpreter.from_worker(chunk)
+            if (cut := self._log.take_cut(acks.asked)) is not None:
+                # The whole chunk is lost, as it would be on a wire: what else is in it comes again, too.
+                writer.transport.abort()
+                self._log.note("cut", cut)
                 return
             writer.write(chunk)
             await writer.drain()
-            for content in acked:
+            for content in acks.asked if acks.final else ():
                 self._log.note("removed", content)
 
     async def _from_broker(

@@ -38,17 +38,20 @@ class Witnessed:
             case Answer.DROP:
                 return self.passed.stored.get(message, math.inf) >= told.passed_again_at
             case Answer.LOSE if place.boundary is Boundary.ACK_BEFORE:
-                removed = self.passed.removed.get(message, ())
-                return not any(told.struck_at <= at < told.passed_again_at for at in removed)
+                return self._kept(message, told)
             case Answer.LOSE:
                 return message in self.passed.stored
             case Wire.CUT_AT_ACK:
-                return message in self.passed.cut
+                return message in self.passed.cut and self._kept(message, told)
             case (Answer.SLOW | Answer.CUT | Answer.ERROR_BEFORE | Answer.ERROR_AFTER) as action:
                 return self.carried_out[VERDICTS[Answer(action)].kind.value, place.order] > 0
             case _:
                 # A failed statement of a handler shows in nothing but what the handler makes of it.
                 return True
+
+    def _kept(self, message: tuple[str, str], told: Told) -> bool:
+        """Nobody took the message away before the same place was passed again."""
+        return not any(told.struck_at <= at < told.passed_again_at for at in self.passed.removed.get(message, ()))
 
 
 def hear(queues: Queues, ledger: Path) -> Witnessed:
