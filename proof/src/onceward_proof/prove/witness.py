@@ -42,7 +42,9 @@ class Witnessed:
             case Answer.LOSE:
                 return message in self.passed.stored
             case Wire.CUT_AT_ACK:
-                return message in self.passed.cut and self._kept(message, told)
+                # Had the ack arrived, the message would never have come again.
+                came_again = told.passed_again_at < math.inf
+                return message in self.passed.cut and came_again and self._kept(message, told)
             case (Answer.SLOW | Answer.CUT | Answer.ERROR_BEFORE | Answer.ERROR_AFTER) as action:
                 return self.carried_out[VERDICTS[Answer(action)].kind.value, place.order] > 0
             case _:
