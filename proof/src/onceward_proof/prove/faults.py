@@ -22,7 +22,9 @@ Leg = Literal["dual write", "leg 1", "leg 2", "leg 3", "timeout", "outside effec
 ServerFault = Literal["kill-postgres-app", "kill-postgres-queue", "kill-broker"]
 TimedFault = ServerFault | Literal["kill-random", "redrive"]
 
-SLOW_SECONDS: Final = 3.0  # longer than the visibility timeout (2 s)
+# Longer than a queue leaves a delivery to its consumer (2 s): the visibility timeout, RabbitMQ's consumer timeout, Kafka's
+# max.poll.interval.ms.
+SLOW_SECONDS: Final = 3.0
 FREEZE_SECONDS: Final = 3.0  # longer than the lease (1.5 s) and the visibility timeout
 FREEZE_SECONDS_MAX: Final = 8.0  # where no other worker took the message over
 # Placing an order takes a few ms, publish included: the producer dies before, in or after each of its steps.
@@ -155,7 +157,7 @@ _ALL: Final = (
           story="the card is charged, the connection is cut before the answer",
           harms=_CHARGED),
     Fault("slow-charge", "timeout", Boundary.RESPONSE, "order.placed", Answer.SLOW, 1.5,
-          story="the card is charged, the answer comes after the visibility timeout",
+          story="the card is charged, the answer comes after the time for which the queue leaves a delivery to a consumer",
           harms=_CHARGED),
     Fault("freeze-after-charge", "timeout", Boundary.RESPONSE, "order.placed", Signal.FREEZE, 1.5,
           story="the consumer is stopped past its lease when the card is charged, then woken",
