@@ -67,11 +67,11 @@ def test_the_same_module_consumes_from_every_queue(
     dsn: str, db: Db, shop: Path, queues: tuple[str, str, dict[str, str]]
 ) -> None:
     orders, noted, more = queues
-    created = onceward("queue", "create", orders, noted, "--database", dsn, **more)
+    created = onceward("queue", "create", orders, noted, "--database", dsn, cwd=shop, **more)
     assert created.returncode == 0, created
     assert created.stdout.count("is made") == 2, created.stdout
     targets = f"order.placed={orders}", f"order.noted={noted}"
-    relay = running("relay", "--queues", *targets, "--poll", "0.05", "--database", dsn, **more)
+    relay = running("relay", "--queues", *targets, "--poll", "0.05", "--database", dsn, cwd=shop, **more)
     charging = running("run", "shop:orders", "--queue", orders, "--database", dsn, cwd=shop, **more)
     booking = running("run", "shop:ledger", "--queue", noted, "--database", dsn, cwd=shop, **more)
     with relay as relaying, charging as first, booking as second:
@@ -102,7 +102,7 @@ def test_a_queue_that_does_not_exist_is_an_error_at_start(
 @pytest.mark.parametrize(
     ("queue", "client"),
     [
-        ("sqs://orders", "sqs"),
+        ("sqs://orders", "http://127.0.0.1:1"),
         ("amqp://127.0.0.1:1/?queue=orders", "127.0.0.1:1"),
         ("kafka://127.0.0.1:1/orders", "127.0.0.1:1"),
     ],
