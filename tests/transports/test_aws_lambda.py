@@ -319,11 +319,11 @@ def test_an_environment_whose_connections_died_while_it_was_frozen_works_on(
 ) -> None:
     queue = fresh_queue(client)
     handler = function()
-    for _ in range(2):
+    for _ in range(4):
         sent(client, queue, 1)
         assert handler(Mapping(client, queue).full_event(1), Context()) == {"batchItemFailures": []}
         db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'onceward %'")
-    assert effects(db) == 2
+    assert effects(db) == 4
 
 
 def test_nothing_connects_before_the_first_invocation() -> None:

@@ -49,8 +49,6 @@ class Context(Protocol):
 class Opened(Protocol):
     """A consumer with its database, as `Consumer.open` gives it."""
 
-    database: Any
-
     def deliver(self, delivery: Delivery) -> Settlement:
         """What is to become of this delivery."""
         ...
@@ -149,9 +147,6 @@ class LambdaHandler:
     def _connected(self) -> Opened:
         if self._opened is None:
             self._opened = self._opens()
-        else:
-            # Lambda freezes a process between two events, perhaps for long: its connections may be gone.
-            self._opened.database.forget_broken()
         return self._opened
 
     def _undone(self, opened: Opened, items: Sequence[Item], context: Context) -> list[tuple[Item, Settlement]]:

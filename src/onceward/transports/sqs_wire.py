@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 from onceward.message import Message, uuid7
 
+__all__: list[str] = []  # internal: what two transports share
 BATCH_MAX: Final = 10  # entries in one request, of whatever kind
 # SQS keeps a delivery hidden for at most 12 hours since it was received, and refuses a request that would go beyond. A
 # minute less: the request may reach it that much later than it was made.
