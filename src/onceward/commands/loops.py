@@ -21,8 +21,12 @@ RUN: Final = """\
 examples:
   onceward run shop.consumers:charges --queue orders
   onceward run shop.consumers:charges --queue orders --threads 16 --visibility 60 --drain 30
+  onceward run shop.consumers:charges --queue sqs://orders            # or amqp://…, kafka://…: the same consumer
   onceward run shop.consumers:charges --source shop.queues:orders     # orders() gives a Source
   onceward run shop.consumers:charges --queue orders --log-format json --health :8080
+
+A queue is pgmq:NAME (a bare NAME is the same), sqs://NAME, amqp://USER:PASSWORD@HOST/VHOST?queue=NAME or
+kafka://HOST:PORT/TOPIC?group=GROUP. Credentials and regions are each client's own to find.
 
 SIGTERM or Ctrl-C: receives nothing more, lets running handlers finish (at most --drain seconds), releases the rest, ends.
 """
@@ -30,6 +34,7 @@ RELAY: Final = """\
 examples:
   onceward relay --queues order.placed=orders order.paid=ledger,emails
   onceward relay --queues events                       # every type to one queue
+  onceward relay --queues order.placed=sqs://orders order.paid=sqs://ledger,sqs://emails
   onceward relay --sink shop.queues:sink               # sink() gives a Sink
   onceward relay --queues events --until-empty         # send what is there, then end: 0 = empty
 
@@ -48,7 +53,7 @@ def _add_run(commands: Any) -> None:
     )
     parser.add_argument("consumer", metavar="MODULE:CONSUMER", help="your Consumer; imported with the current folder first")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--queue", metavar="NAME", help="a pgmq queue")
+    source.add_argument("--queue", metavar="NAME", help="a pgmq queue, or the URL of a queue")
     source.add_argument("--source", metavar="MODULE:FACTORY", help="your Source, or a function that gives one")
     parser.add_argument("--queue-database", metavar="DSN", help="where the pgmq queue is (default: the same database)")
     parser.add_argument("--threads", type=whole(1, 1000), default=8, metavar="N", help="handlers at once (default: 8)")
@@ -66,7 +71,7 @@ def _add_relay(commands: Any) -> None:
         "relay", help="send what is in the outbox", description="Send what is in the outbox until SIGTERM.", epilog=RELAY
     )
     sink = parser.add_mutually_exclusive_group(required=True)
-    sink.add_argument("--queues", nargs="+", metavar="TYPE=QUEUE[,QUEUE]", help="which type goes to which pgmq queues")
+    sink.add_argument("--queues", nargs="+", metavar="TYPE=QUEUE[,QUEUE]", help="which type goes to which queues")
     sink.add_argument("--sink", metavar="MODULE:FACTORY", help="your Sink, or a function that gives one")
     parser.add_argument("--queue-database", metavar="DSN", help="where the pgmq queues are (default: the same database)")
     parser.add_argument("--batch", type=whole(1, 10_000), default=100, metavar="N", help="rows sent at once (100)")
@@ -107,7 +112,7 @@ def run_command(arguments: Namespace) -> int:
     if not isinstance(consumer, Consumer):
         raise UsageError(f"{arguments.consumer} is a {type(consumer).__name__}, not a Consumer")
     dsn = answering(arguments.database, schema=consumer.schema)
-    source = _source(arguments, dsn)
+    source = _source(arguments, dsn, consumer.name)
     listeners = _listeners(arguments.listeners)
     # After the user's module was imported: if that has configured logging, it stands.
     log_to_stderr(arguments.log_level, arguments.log_format)
@@ -124,15 +129,15 @@ def run_command(arguments: Namespace) -> int:
     return 0
 
 
-def _source(arguments: Namespace, dsn: str) -> SourceOrFactory:
+def _source(arguments: Namespace, dsn: str, consumer: str) -> SourceOrFactory:
     if arguments.source is not None:
         source: SourceOrFactory = _found(arguments.source, "a Source, or a function that gives a Source", or_with="receive")
         return source
-    from onceward.transports import pgmq  # noqa: PLC0415
+    from onceward import queue_urls  # noqa: PLC0415
 
-    queue_dsn = _queue_dsn(arguments, dsn)
-    pgmq.check_queue(queue_dsn, arguments.queue)
-    return lambda: pgmq.Source(arguments.queue, queue_dsn, visibility_seconds=arguments.visibility)
+    queue = queue_urls.parse(arguments.queue, database=_queue_dsn(arguments, dsn))
+    queue.check()
+    return queue.source(consumer=consumer, visibility_seconds=arguments.visibility)
 
 
 def _queue_dsn(arguments: Namespace, dsn: str) -> str:
@@ -152,7 +157,7 @@ def relay_command(arguments: Namespace) -> int:
     else:
         queues = parse_queues(arguments.queues)
         dsn = answering(arguments.database, schema=arguments.schema)
-        sink = _pgmq_sink(queues, _queue_dsn(arguments, dsn))
+        sink = _sink(queues, _queue_dsn(arguments, dsn))
     listeners = _listeners(arguments.listeners)
     log_to_stderr(arguments.log_level, arguments.log_format)
     health = Health()
@@ -185,12 +190,13 @@ def _warn_of_what_waits(arguments: Namespace) -> int:
     return 1 if outbox.oldest_seconds is not None or outbox.set_aside else 0
 
 
-def _pgmq_sink(queues: str | dict[str, list[str]], dsn: str) -> Callable[[], Sink]:
-    from onceward.transports import pgmq  # noqa: PLC0415
+def _sink(queues: str | dict[str, list[str]], dsn: str) -> Callable[[], Sink]:
+    from onceward import queue_urls  # noqa: PLC0415
 
-    for name in [queues] if isinstance(queues, str) else {name for names in queues.values() for name in names}:
-        pgmq.check_queue(dsn, name)
-    return lambda: pgmq.Sink(queues, dsn)
+    sink = queue_urls.sink_at(queues, database=dsn)
+    for url in [queues] if isinstance(queues, str) else {url for urls in queues.values() for url in urls}:
+        queue_urls.parse(url, database=dsn).check()
+    return sink
 
 
 def _listeners(targets: list[str]) -> list[Listener]:
@@ -210,12 +216,15 @@ def _found(target: str, what: str, *, or_with: str = "") -> Any:
 
 def parse_queues(items: list[str]) -> str | dict[str, list[str]]:
     """`TYPE=QUEUE,QUEUE ...` as a mapping; one bare QUEUE takes every type."""
-    if len(items) == 1 and "=" not in items[0]:
+    from onceward.queue_urls import split  # noqa: PLC0415
+
+    # A URL may have an equals sign of its own, behind its scheme.
+    if len(items) == 1 and "=" not in items[0].partition(":")[0]:
         return items[0]
     queues: dict[str, list[str]] = {}
     for item in items:
         message_type, _, names = item.partition("=")
-        targets = [name.strip() for name in names.split(",")]
+        targets = split(names)
         if not message_type or not all(targets):
             raise UsageError(f"--queues: {item!r} is not TYPE=QUEUE[,QUEUE]; example: order.paid=ledger,emails")
         if message_type in queues:

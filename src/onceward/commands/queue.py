@@ -1,10 +1,11 @@
-"""`onceward queue`: the pgmq queues that `run` reads and `relay` fills."""
+"""`onceward queue`: the queues that `run` reads and `relay` fills."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
 from onceward.commands.arguments import add_database, add_json, connected, dsn_of, say, say_json
+from onceward.errors import UsageError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -15,8 +16,13 @@ QUEUE: Final = """\
 examples:
   onceward queue create orders bookings    pgmq too, where it is missing
   onceward queue create orders --sql       the same as SQL, for a DBA to run
+  onceward queue create sqs://orders amqp://localhost?queue=orders kafka://localhost:9092/orders
   onceward queue list
   onceward queue list --json
+
+At a broker, a queue is made as our adapters want it: durable, and replicated
+where the broker does that. What your operations team makes is as good, if
+`onceward queue create` finds it there already. `list` and --sql know pgmq's.
 
 pgmq is tables and functions in Postgres, and needs no extension. Safe to run
 twice, and by two at once. The role that runs it owns what it makes.
@@ -30,7 +36,7 @@ SCRIPT: Final = """\
 
 def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
-        "queue", help="pgmq queues: create, list", description="The pgmq queues of a database.", epilog=QUEUE
+        "queue", help="queues: create, list", description="Queues: made at any server; listed of pgmq.", epilog=QUEUE
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     creating = verbs.add_parser(
@@ -39,7 +45,7 @@ def add_commands(commands: Any) -> None:
         description="Make queues, and install pgmq where it is missing.",
         epilog=QUEUE,
     )
-    creating.add_argument("names", metavar="NAME", nargs="+", help="a queue; there may be several")
+    creating.add_argument("names", metavar="NAME", nargs="+", help="a queue, or its URL; there may be several")
     creating.add_argument("--sql", action="store_true", help="print the SQL, and change nothing: no database is asked")
     listing = verbs.add_parser("list", help="the queues, with what is in them", description="The queues.", epilog=QUEUE)
     for verb, perform in ((creating, create), (listing, list_)):
@@ -61,24 +67,29 @@ def _named(arguments: Namespace) -> tuple[str | None, str]:
 
 
 def create(arguments: Namespace) -> int:
+    from onceward.queue_urls import PgmqQueue, parse  # noqa: PLC0415
     from onceward.transports import pgmq  # noqa: PLC0415
 
-    if arguments.sql:
-        say(SCRIPT + pgmq.creation_sql(arguments.names))
-        return 0
     value, option = _named(arguments)
-    with connected(value, option=option) as conn:
-        installed = pgmq.install(conn)
-        made = [name for name in dict.fromkeys(arguments.names) if pgmq.create_queue(conn, name)]
     dsn = dsn_of(value, option=option)
-    for name in arguments.names:
-        pgmq.check_queue(dsn, name)
+    queues = {name: parse(name, database=dsn) for name in arguments.names}
+    in_postgres = [queue.name for queue in queues.values() if isinstance(queue, PgmqQueue)]
+    if arguments.sql:
+        if len(in_postgres) != len(queues):
+            raise UsageError("--sql is for pgmq queues: those of a broker are not made by SQL")
+        say(SCRIPT + pgmq.creation_sql(in_postgres))
+        return 0
+    installed = False
+    if in_postgres:
+        with connected(value, option=option) as conn:
+            installed = pgmq.install(conn)
+    made = [name for name, queue in queues.items() if queue.create()]
     if arguments.json:
         say_json({"pgmq_installed": installed, "created": made})
         return 0
     if installed:
         say("pgmq is installed")
-    for name in dict.fromkeys(arguments.names):
+    for name in queues:
         say(f"queue {name!r} is made" if name in made else f"queue {name!r} was there already, nothing to do")
     return 0
 
