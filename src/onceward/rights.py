@@ -18,7 +18,7 @@ from onceward.errors import UsageError
 from onceward.statements import statements
 
 logger = logging.getLogger("onceward")
-WRITTEN: Final = ("inbox", "intents", "outbox", "attempts", "parked", "consumers")
+WRITTEN: Final = ("inbox", "intents", "outbox", "attempts", "parked", "consumers", "handler_times")
 READ: Final = ("migrations", "retired")
 _DML: Final = "SELECT, INSERT, UPDATE, DELETE"
 
