@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from onceward.events import POINTS as POINTS
     from onceward.events import Event as Event
     from onceward.events import Listener as Listener
+    from onceward.foreign import Foreign as Foreign
+    from onceward.foreign import Header as Header
     from onceward.inbox import Inbox as Inbox
     from onceward.inbox import Take as Take
     from onceward.inbox import TakeResult as TakeResult
@@ -98,6 +100,7 @@ else:
         "errors": "ConflictError Defer EffectRefused LeaseLost NotInTransaction OncewardError Reject SchemaMismatch"
         " TransportError UnknownOutcome UsageError",
         "events": "POINTS Event Listener",
+        "foreign": "Foreign Header",
         "inbox": "Inbox Take TakeResult",
         "intents": "Intent IntentResult Intents Record RecordResult",
         "message": "MalformedMessage Message",

@@ -57,7 +57,19 @@ EXTRA_OF: Final = {
 PROOF: Final = "onceward-proof"
 COMMANDS_OF_PROOF: Final = ("prove", "demo", "explore", "provider", "bench", "docs")
 PROOF_MISSING: Final = "needs onceward-proof: pip install 'onceward[prove]'"
-OWN_COMMANDS: Final = ("dev", "servers", "migrate", "upkeep", "queue", "run", "relay", "doctor", "parked", "outbox", "status")
+OWN_COMMANDS: Final = (
+    "dev",
+    "servers",
+    "migrate",
+    "upkeep",
+    "queue",
+    "run",
+    "relay",
+    "doctor",
+    "parked",
+    "outbox",
+    "status",
+)
 
 
 class HelpFormatter(RawDescriptionHelpFormatter):

@@ -19,6 +19,7 @@ from onceward.day_partitions import WINDOW_DEFAULT, make_partition_for
 from onceward.endpoints import SourceOrFactory, opened_source
 from onceward.errors import UsageError
 from onceward.events import Listener, Listeners
+from onceward.foreign import Foreign, read_message
 from onceward.handler_times import HandlerClock, LeaseWatch
 from onceward.inbox import LEASE_SECONDS_DEFAULT, InboxTable, check_identity
 from onceward.intents import Intents
@@ -65,6 +66,8 @@ class Consumer:
     `deliveries_max`: a message that came so often without any outcome (its worker died each time) is parked.
     `other_types`: what becomes of a message whose type has no handler here.
     `handler_seconds_max`: how long one statement of a handler may take, and how long it may idle in its transaction.
+    `untimed_ids`: ids that are not UUIDv7 are taken, too; a duplicate that comes after its row was pruned is taken as new.
+    `foreign`: where the id and the type of a message stand whose producer is not ours.
     `schema`: where our tables are.
 
     Raises `UsageError` for values that cannot work.
@@ -79,6 +82,8 @@ class Consumer:
     backoff: Backoff = Backoff()  # noqa: RUF009 - immutable
     other_types: OtherTypes = "park"
     handler_seconds_max: float = HANDLER_SECONDS_MAX
+    untimed_ids: bool = False
+    foreign: Foreign | None = None
     schema: str = SCHEMA_DEFAULT
 
     def __post_init__(self) -> None:
@@ -92,6 +97,8 @@ class Consumer:
             raise UsageError("handler_seconds_max must be more than 0")
         if self.other_types not in ("park", "ignore"):
             raise UsageError(f"other_types is 'park' or 'ignore', not {self.other_types!r}")
+        if self.foreign is not None and not isinstance(self.foreign, Foreign):
+            raise UsageError(f"foreign is a Foreign(id=..., type=...), not {self.foreign!r}")
         self.limits = Limits(self.attempts_max, self.deliveries_max)
         self.handlers: dict[str, Handler] = {}
         self._opened: OpenConsumer | None = None
@@ -193,6 +200,7 @@ class OpenConsumer:
             consumer.name,
             window=consumer.window,
             lease_seconds=consumer.lease_seconds,
+            untimed_ids=consumer.untimed_ids,
             schema=consumer.schema,
         )
         self._clock = HandlerClock(consumer.name, schema=consumer.schema)
@@ -205,6 +213,7 @@ class OpenConsumer:
             say_window(conn, inbox)
             self._lease_watch.look(conn)
         say_dead_letters(consumer, source)
+        inbox.warn_of_pruning()
         self.nudge = Nudge(self.database)
         self.keeper = LeaseKeeper(self.database, inbox, source, self.listeners)
         self.runtime = Runtime(
@@ -229,7 +238,7 @@ class OpenConsumer:
 
     def _deliver(self, delivery: Delivery) -> Settlement:
         try:
-            message = Message.from_wire(delivery.headers, delivery.body)
+            message = read_message(delivery, self.consumer.foreign)
         except MalformedMessage as error:
             return self._park_malformed(delivery, str(error))
         handler = self.consumer.handlers.get(message.type)

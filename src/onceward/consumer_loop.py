@@ -67,7 +67,11 @@ def run(
     with (
         opened_source(source) as made,
         consumer.open(
-            database, threads=threads, listeners=listeners, source=made, upkeep=upkeep,
+            database,
+            threads=threads,
+            listeners=listeners,
+            source=made,
+            upkeep=upkeep,
             allow_short_window=allow_short_window,
         ) as opened,
     ):

@@ -23,8 +23,9 @@ import psycopg
 from psycopg import Connection, sql
 
 from onceward.database import Database, tuples
-from onceward.message import uuid7_at
+from onceward.message import parse_uuid7, uuid7_at
 from onceward.statements import SCHEMA_DEFAULT, statements
+from onceward.untimed_rows import prune_untimed
 
 logger = logging.getLogger("onceward")
 WINDOW_DEFAULT: Final = timedelta(days=30)
@@ -98,11 +99,13 @@ def make_partitions(
 
 
 def make_partition_for(conn: Connection[Any], message_id: str, *, schema: str = SCHEMA_DEFAULT) -> list[str]:
-    """The partitions that this UUIDv7 falls into exist, unless its day was retired.
+    """The partitions that this id falls into exist, unless its day was retired.
 
     Returns the new ones.
     """
-    return make_partitions(conn, schema=schema, days=[day_of(UUID(message_id))])
+    timed = parse_uuid7(message_id)
+    # An untimed id has no day: the partition of such ids came with the schema, and stays.
+    return [] if timed is None else make_partitions(conn, schema=schema, days=[day_of(timed)])
 
 
 def day_of(message_id: UUID) -> date:
@@ -140,7 +143,7 @@ def attach(schema: str, table: str, day: date) -> sql.Composed:
 
 
 def attached(conn: Connection[Any], *, schema: str) -> list[tuple[str, bool]]:
-    """(name, its detaching is half done) of every partition of inbox and intents."""
+    """(name, its detaching is half done) of every day's partition of inbox and intents."""
     rows = tuples(conn, statements(schema)["partitions_attached"], {"schema": schema, "tables": list(PARTITIONED)})
     return [(row[0], row[1]) for row in rows]
 
@@ -163,18 +166,21 @@ class UpkeepResult(NamedTuple):
 
     `unfinished`: days that are due, but were not dropped because messages there are not finished, and how many.
     `retire_skipped`: why no day was looked at; None: all that are due were.
+    `pruned`: messages with untimed ids that were over, and past their consumer's window.
     """
 
     made: list[str]
     dropped: list[str]
     unfinished: dict[str, int]
     retire_skipped: RetireSkipped | None = None
+    pruned: int = 0
 
 
 def upkeep(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> UpkeepResult:
     """Partitions exist for the next days.
 
-    Those that are past the longest window of all consumers, and all done, are dropped.
+    Those that are past the longest window of all consumers, and all done, are dropped. Of messages with untimed ids, which
+    have no day, those that are over and past their consumer's window are pruned.
 
     A partition with a pending or parked message, or an intent without an answer, is never dropped. A day counts as retired,
     for every process and for ever, from before its partitions are touched: they are never made again.
@@ -189,7 +195,9 @@ def upkeep(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> UpkeepResu
         if skipped is not None:
             return UpkeepResult(made, [], {}, skipped)
         dropped, unfinished = Retirement(conn, schema).retire_due_days()
-    return UpkeepResult(made, dropped, unfinished)
+        # After the days: until then, windows that nobody has any more still count.
+        pruned = prune_untimed(conn, schema=schema)
+    return UpkeepResult(made, dropped, unfinished, pruned=pruned)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from psycopg import Connection
 
 from onceward.database import dicts, one_tuple
 from onceward.errors import UsageError
-from onceward.message import MalformedMessage, Message, canonical_id, canonical_json, parse_uuid7
+from onceward.message import MalformedMessage, Message, canonical_id, canonical_json, row_key
 from onceward.outbox import publish
 from onceward.parked import InboxState, ParkedIntent, intents_of, typed
 from onceward.protocol.reasons import ParkReason
@@ -290,9 +290,9 @@ class _Case:
         self._conn = conn
         self._schema = schema
         self.message_id = message_id
-        # An inbox row is found by the UUID, a parked row by text: what has no UUIDv7 can be parked, too.
+        # An inbox row is found by its key, a parked row by text: what has no inbox row can be parked, too.
         self._params: dict[str, Any] = {
-            "consumer": consumer, "message_id": parse_uuid7(message_id), "parked_id": message_id,
+            "consumer": consumer, "message_id": row_key(message_id), "parked_id": message_id,
         }  # fmt: skip
         self._chosen: _Parked | None = None
 
@@ -325,7 +325,8 @@ class _Case:
         if token is None or self._chosen is None or self._chosen.message is None:
             raise _Refusal(f"its inbox row is not parked any more{self._latest()}")
         self.execute("redrive_delete_attempts", {})
-        publish(self._conn, self._chosen.message, schema=self._schema)
+        # Its inbox row says that a consumer has taken it under this id, whatever kind of id that is.
+        publish(self._conn, self._chosen.message, schema=self._schema, untimed_ids=True)
         return int(token[0])
 
     def intents(self) -> list[ParkedIntent]:

@@ -16,7 +16,7 @@ from onceward.callables import check_done
 from onceward.database import dicts
 from onceward.errors import EffectRefused, UsageError
 from onceward.intents import former_keys, request_fingerprint
-from onceward.message import Message, parse_uuid7
+from onceward.message import Message, row_key
 from onceward.parked import ParkedMessage
 from onceward.perform import Call, check_effect, read_answer
 from onceward.protocol.words import Unreadable
@@ -55,7 +55,7 @@ def look_up_effect(
     handler = consumer.handlers.get(parked.type or "")
     if handler is None or handler.shape != "effectful":
         raise UsageError(f"{consumer.name} has no effectful handler for {parked.type!r}, so it has no look-up either")
-    key = {"consumer": parked.consumer, "message_id": parse_uuid7(parked.message_id)}
+    key = {"consumer": parked.consumer, "message_id": row_key(parked.message_id)}
     rows = dicts(conn, statements(schema)["look_up_intents"], key)
     try:
         handler.call(Message.from_wire(parked.headers, parked.body), _OnlyLooks(effect, parked, rows))

@@ -6,14 +6,15 @@ statements, their parameters, and what Postgres' answers mean.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 from functools import cache
 from typing import Any, Final, Literal, NamedTuple
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import psycopg
 from psycopg import Connection
@@ -22,13 +23,14 @@ from psycopg.types.json import Json
 from onceward.database import check_connection, check_outside_transaction, one_tuple, tuples
 from onceward.day_partitions import WINDOW_DEFAULT, WINDOW_MAX, day_of, make_partition_for, make_partitions, partition_name
 from onceward.errors import UsageError
-from onceward.message import Message, canonical_id, parse_uuid7
+from onceward.message import Message, canonical_id, parse_uuid7, row_key
 from onceward.outbox import check_in_transaction
 from onceward.parked import InboxState, parked_id
 from onceward.protocol.reasons import ParkReason
 from onceward.schema import check_schema
 from onceward.statements import SCHEMA_DEFAULT, statements, storable
 
+logger = logging.getLogger("onceward")
 CONSUMER_CHARS_MAX: Final = 200
 LEASE_SECONDS_DEFAULT: Final = 30.0
 # A producer whose clock runs ahead by less than this is served like any other.
@@ -94,19 +96,23 @@ class Inbox:
         *,
         window: timedelta = WINDOW_DEFAULT,
         lease_seconds: float = LEASE_SECONDS_DEFAULT,
+        untimed_ids: bool = False,
         schema: str = SCHEMA_DEFAULT,
         worker: str | None = None,
     ) -> None:
         """`consumer` is part of every key: renaming it is a migration.
 
         `window`: how far back a duplicate is recognised. `lease_seconds`: how long a claim is this worker's; nothing
-        extends it here, so it must be longer than the longest work from `claim` to `finish`. `worker` names this process
-        in the row.
+        extends it here, so it must be longer than the longest work from `claim` to `finish`. `untimed_ids`: ids that are
+        not UUIDv7 are taken too; a duplicate that comes after its row was pruned is taken as new. `worker` names this
+        process in the row.
         Raises `UsageError` for a name, window or lease that cannot work.
         """
         check_identity(consumer, window=window, lease_seconds=lease_seconds)
         self.consumer = consumer
-        self._table = InboxTable(consumer, window=window, lease_seconds=lease_seconds, schema=schema, worker=worker)
+        self._table = InboxTable(
+            consumer, window=window, lease_seconds=lease_seconds, untimed_ids=untimed_ids, schema=schema, worker=worker
+        )
 
     def register(self, conn: Connection[Any]) -> None:
         """Upkeep knows this consumer's window, and there are partitions for the ids of these days.
@@ -121,6 +127,7 @@ class Inbox:
         check_schema(conn, schema=self._table.schema)
         self._table.seen(conn)
         make_partitions(conn, schema=self._table.schema)
+        self._table.warn_of_pruning()
 
     def make_partition(self, conn: Connection[Any], message: Message) -> None:
         """There is a partition for the id of `message`, unless its day was retired: then a take says so.
@@ -179,8 +186,6 @@ class Inbox:
 
     def _take(self, conn: Connection[Any], message: Message, state: RowState) -> Take:
         params = self._table.take_params(message, state, lock_timeout="0")
-        if params is None:
-            return untimed(message)
         # An uncommitted row of another worker is waited for, but not for as long as its handler may take.
         [before] = tuples(conn, "SELECT current_setting('lock_timeout'), set_config('lock_timeout', '1s', true)")
         params["lock_timeout"] = before[0]
@@ -191,8 +196,7 @@ class Inbox:
         except psycopg.errors.LockNotAvailable:
             take = locked_out()
         except psycopg.errors.CheckViolation as error:
-            # Only "no partition of relation found for row" comes without the name of a constraint.
-            if error.diag.constraint_name is not None:
+            if not misses_day(error, params):
                 raise
             take = self._without_partition(conn, params)
         conn.execute("SELECT set_config('lock_timeout', %s, true)", (before[0],))
@@ -211,7 +215,7 @@ class Inbox:
 
 
 RowState = Literal["done", "pending"]
-Age = Literal["current", "old", "future"]
+Age = Literal["current", "old", "future", "untimed"]
 
 
 class InboxRow(NamedTuple):
@@ -237,34 +241,36 @@ class InboxTable:
         *,
         window: timedelta = WINDOW_DEFAULT,
         lease_seconds: float = LEASE_SECONDS_DEFAULT,
+        untimed_ids: bool = False,
         schema: str = SCHEMA_DEFAULT,
         worker: str | None = None,
     ) -> None:
         self.consumer = consumer
         self.window = window
         self.lease_seconds = lease_seconds
+        self.untimed_ids = untimed_ids
         self.schema = schema
         self.worker = worker or worker_id()
         self.statements = statements(schema)
+        self._warned_of_pruning = False
 
     def key(self, message: Message) -> dict[str, Any]:
         """The parameters that name one row."""
-        return {"consumer": self.consumer, "message_id": UUID(message.id)}
+        return {"consumer": self.consumer, "message_id": row_key(message.id)}
 
-    def take_params(self, message: Message, state: RowState, *, lock_timeout: str) -> dict[str, Any] | None:
-        """All that a take needs; None when the id is not a UUIDv7 and so has no time."""
-        message_id = parse_uuid7(message.id)
-        if message_id is None:
-            return None
+    def take_params(self, message: Message, state: RowState, *, lock_timeout: str) -> dict[str, Any]:
+        """All that a take needs; `id_seconds` is None for an untimed id."""
+        timed = parse_uuid7(message.id)
         return {
             "consumer": self.consumer,
-            "message_id": message_id,
+            "message_id": row_key(message.id),
             "fingerprint": message.fingerprint(),
             "state": state,
             "lease_seconds": self.lease_seconds if state == "pending" else None,
             "lease_believed_seconds": max(LEASE_BELIEVED_SECONDS, 10 * self.lease_seconds),
             "worker": self.worker,
-            "id_seconds": (message_id.int >> 80) / 1000,
+            "id_seconds": None if timed is None else (timed.int >> 80) / 1000,
+            "untimed_ids": self.untimed_ids,
             "window_seconds": self.window.total_seconds(),
             "future_seconds": FUTURE_SECONDS,
             "lock_timeout": lock_timeout,
@@ -330,11 +336,11 @@ class InboxTable:
         return outside_window("retired")
 
     def park_params(self, message: Message, source: str, reason: ParkReason, detail: str) -> dict[str, Any]:
-        """All that a parked row needs; its `message_id` is None for an id that no inbox row can have."""
+        """All that a parked row needs. `message_id` is the key of the inbox row, `parked_id` the id as people read it."""
         headers, body = message.to_wire()
         return {
             "consumer": self.consumer,
-            "message_id": parse_uuid7(message.id),
+            "message_id": row_key(message.id),
             "parked_id": parked_id(canonical_id(message.id)),
             "fingerprint": message.fingerprint(),
             "reason": reason.value,
@@ -350,6 +356,15 @@ class InboxTable:
         params = {"consumer": self.consumer, "window_seconds": self.window.total_seconds()}
         row = one_tuple(conn, self.statements["consumer_seen"], params)
         return float(row[0]) if row is not None else self.window.total_seconds()
+
+    def warn_of_pruning(self) -> None:
+        """Where untimed ids are taken, the log has said once for how long a duplicate of one is recognised."""
+        if self.untimed_ids and not self._warned_of_pruning:
+            self._warned_of_pruning = True
+            logger.warning(
+                "consumer %r takes ids that are not UUIDv7: upkeep prunes a finished one %.0f s (its window) after it was "
+                "taken, and a duplicate that comes after that is taken as new", self.consumer, self.window.total_seconds(),
+            )  # fmt: skip
 
 
 def check_identity(consumer: str, *, window: timedelta, lease_seconds: float) -> None:
@@ -370,17 +385,20 @@ _OUTSIDE: Final = {
     "old": "older than the window, and unseen",
     "future": "its time is ahead of the database's clock",
     "retired": "its day was retired: whether it was finished is no longer known",
+    "untimed": "its id is not a UUIDv7, so it has no time; only a consumer with untimed_ids=True takes such ids",
 }
 
 
-def outside_window(age: Literal["old", "future", "retired"]) -> Take:
+def outside_window(age: Literal["old", "future", "retired", "untimed"]) -> Take:
     """An id whose time no inbox row can vouch for."""
     return Take(TakeResult.OUTSIDE_WINDOW, detail=_OUTSIDE[age], early=age == "future")
 
 
-def untimed(message: Message) -> Take:
-    """An id without a time: after its row is pruned it would be taken as new, so it is refused."""
-    return Take(TakeResult.OUTSIDE_WINDOW, detail=f"its id is not a UUIDv7, so it has no time: {message.id[:80]!r}")
+def misses_day(error: psycopg.errors.CheckViolation, params: Mapping[str, Any]) -> bool:
+    """Postgres refused the row of this take because there is no partition for the day of its id."""
+    # Only that refusal comes without the name of a constraint. The partition of untimed ids is part of the schema: where it
+    # is missing, somebody took it away, and there is no day to make.
+    return error.diag.constraint_name is None and params["id_seconds"] is not None
 
 
 def locked_out() -> Take:

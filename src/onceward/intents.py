@@ -10,7 +10,6 @@ import json
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
-from uuid import UUID
 
 import psycopg
 from psycopg import Connection
@@ -18,7 +17,7 @@ from psycopg import Connection
 from onceward.database import check_connection, dicts, one_tuple
 from onceward.errors import UsageError
 from onceward.inbox import Take
-from onceward.message import Message, canonical_id, canonical_json
+from onceward.message import Message, canonical_id, canonical_json, row_key
 from onceward.provider import ProviderProfile, idempotency_key
 from onceward.statements import SCHEMA_DEFAULT, statements
 
@@ -215,7 +214,7 @@ def former_keys(consumer: str, message_id: str, name: str, generation: int) -> t
 
 
 def _row(intents: Intents, message: Message, n: int) -> dict[str, Any]:
-    return {"consumer": intents.consumer, "message_id": UUID(message.id), "n": n}
+    return {"consumer": intents.consumer, "message_id": row_key(message.id), "n": n}
 
 
 def request_fingerprint(request: object) -> bytes:

@@ -23,7 +23,7 @@ from psycopg import Connection
 from onceward.database import Database, tuples
 from onceward.events import Listeners
 from onceward.inbox import InboxTable
-from onceward.message import Message
+from onceward.message import Message, row_key
 from onceward.transport import Delivery, Outcome, Source
 
 logger = logging.getLogger("onceward")
@@ -93,7 +93,7 @@ class LeaseKeeper:
         """This delivery's inbox row is ours from now on, under this fencing token."""
         with self._changed:
             good_until = time.monotonic() + self._claim_seconds
-            self._record(delivery).claim = Claim(delivery, UUID(message.id), token, good_until)
+            self._record(delivery).claim = Claim(delivery, row_key(message.id), token, good_until)
             self._ensure_thread()
 
     def done(self, delivery: Delivery) -> None:

@@ -58,6 +58,22 @@ def canonical_id(text: str) -> str:
     return text if value is None else str(value)
 
 
+def row_key(message_id: str) -> UUID:
+    """The key of every row about a message of this id: a UUIDv7 itself, or a UUID made from the text of an untimed id.
+
+    The latter is of version 8 (RFC 9562, 5.8): the byte ff, then 112 bits of the SHA-256 of the text, around the version
+    and the variant. The same text has the same key for ever: it is data, as the id is.
+    """
+    value = parse_uuid7(message_id)
+    if value is not None:
+        return value
+    # Whole hexadecimal digits, not bits, so that a person can make the key in SQL, too. Two ids of one key are another
+    # payload under a known id: a conflict, which is parked, so nothing would be lost. backslashreplace, because a person
+    # may look for a text that no message can have as its id.
+    digits = hashlib.sha256(message_id.encode("utf-8", "backslashreplace")).hexdigest()
+    return UUID(f"ff{digits[:10]}8{digits[10:13]}8{digits[13:28]}")
+
+
 @dataclass(frozen=True, init=False, repr=False)
 class Message:
     """One fact that travels. Immutable; equal to another when every attribute and the body are.

@@ -48,8 +48,8 @@ _published: Final[WeakSet[Connection[Any]]] = WeakSet()
 def publish(conn: Connection[Any], message: Message, *, schema: str = SCHEMA_DEFAULT, untimed_ids: bool = False) -> None:
     """Store `message` for sending, inside the transaction open on `conn`, which will commit durably.
 
-    Its id must be a UUIDv7 (the default), because a consumer of ours refuses any other: without a time in it, nobody knows
-    for how long a duplicate can come. `untimed_ids` lets others through, for consumers that are not ours.
+    Its id must be a UUIDv7 (the default), because without a time in it, nobody knows for how long a duplicate can come.
+    `untimed_ids` lets others through, for consumers that take them (`Consumer(..., untimed_ids=True)`) or are not ours.
 
     Crash before commit: nothing is stored, nothing will be sent.
     Crash after commit: the relay finds the row and sends it.
@@ -61,7 +61,7 @@ def publish(conn: Connection[Any], message: Message, *, schema: str = SCHEMA_DEF
     if not untimed_ids and parse_uuid7(message.id) is None:
         raise UsageError(
             f"the id {message.id[:80]!r} is not a UUIDv7: leave `id` out and keep the one that is made, or pass a UUIDv7 "
-            "of your own (`untimed_ids=True` sends it all the same, but a consumer of ours would park it)"
+            "of your own (`untimed_ids=True` sends it all the same; a consumer without `untimed_ids=True` parks it)"
         )
     conn.execute(statements(schema)["outbox_insert"], outbox_row(message))
     _published.add(conn)

@@ -12,7 +12,7 @@ from psycopg import Connection
 
 from onceward.database import dicts
 from onceward.errors import SchemaMismatch
-from onceward.message import ATTRIBUTE_BYTES_MAX, canonical_id, parse_uuid7
+from onceward.message import ATTRIBUTE_BYTES_MAX, canonical_id, row_key
 from onceward.protocol.reasons import ParkReason
 from onceward.statements import SCHEMA_DEFAULT, statements, storable
 
@@ -83,7 +83,7 @@ def show_parked(
 
 def parked_like(conn: Connection[Any], beginning: str, *, schema: str = SCHEMA_DEFAULT) -> list[str]:
     """The ids of parked messages that begin so, at most five: what a half-typed id may have meant."""
-    rows = dicts(conn, statements(schema)["parked_beginning"], {"beginning": beginning.lower()})
+    rows = dicts(conn, statements(schema)["parked_beginning"], {"beginning": beginning})
     return [row["message_id"] for row in rows]
 
 
@@ -99,11 +99,9 @@ def typed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def intents_of(conn: Connection[Any], schema: str, consumer: str, message_id: str) -> list[ParkedIntent]:
-    """The effects of this message, in order; none where its id is not a UUIDv7."""
-    known = parse_uuid7(message_id)
-    if known is None:
-        return []
-    rows = dicts(conn, statements(schema)["parked_intents"], {"consumer": consumer, "message_id": known})
+    """The effects of this message, in order."""
+    params = {"consumer": consumer, "message_id": row_key(message_id)}
+    rows = dicts(conn, statements(schema)["parked_intents"], params)
     return [ParkedIntent(**row) for row in rows]
 
 

@@ -16,7 +16,7 @@ from psycopg import Connection
 from psycopg.pq import TransactionStatus
 
 from onceward.database import is_broken, one_tuple
-from onceward.inbox import Take, TakeResult, locked_out, untimed
+from onceward.inbox import Take, TakeResult, locked_out, misses_day
 from onceward.logs import say, say_failed, say_parked, with_trace
 from onceward.message import Message
 from onceward.outbox import pop_published
@@ -170,8 +170,6 @@ class TakeTransactions:
         context, transactional = self._context, state.shape == "transactional"
         lock_timeout = context.runtime.database.lock_timeout
         params = self._inbox.take_params(context.message, "done" if transactional else "pending", lock_timeout=lock_timeout)
-        if params is None:
-            return p.OutsideWindow(untimed(context.message).detail)
         try:
             take = self._take_on_a_live_session(params, in_transaction=transactional)
             excused = self._excused(state)
@@ -208,8 +206,7 @@ class TakeTransactions:
         except psycopg.errors.LockNotAvailable:
             take = locked_out()
         except psycopg.errors.CheckViolation as error:
-            # A constraint has a name; only the missing partition has none.
-            if error.diag.constraint_name is not None:
+            if not misses_day(error, params):
                 raise
             take = self._take_without_partition(params)
         if take.result is not TakeResult.TAKEN or not in_transaction:

@@ -168,6 +168,19 @@ def test_a_redriven_message_is_pending_again_and_in_the_outbox_under_its_own_id(
     assert rows.books(db, message) == ("done", 3, 0, [], 1)
 
 
+def test_an_untimed_id_is_listed_shown_and_redriven_as_it_is_written(dsn: str, db: Db) -> None:
+    message = order(id="Evt-\u00c4 7")
+    with transactional(reject, untimed_ids=True).open(dsn) as opened:
+        opened.deliver(delivery(message))
+    assert [entry["message_id"] for entry in (*shown(dsn, "list"), *shown(dsn, "show", message.id))] == [message.id] * 2
+    half = onceward("parked", "redrive", "Evt", "--database", dsn)
+    assert half.returncode != 0
+    assert message.id in half.stderr
+    assert onceward("parked", "redrive", message.id, "--database", dsn).returncode == 0
+    assert [row.id for row in rows.outbox(db)] == [message.id]
+    assert [entry["message_id"] for entry in shown(dsn, "decisions", message.id)] == [message.id]
+
+
 def test_a_second_redrive_finds_nothing(dsn: str) -> None:
     message = park(dsn, order())
     first = shown(dsn, "redrive", message.id)

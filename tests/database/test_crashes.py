@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from typing import Any
-from uuid import UUID
 
 import psycopg
 import pytest
@@ -17,7 +16,7 @@ from tests.support.waiting import until
 
 from onceward.decisions import redrive
 from onceward.events import POINTS
-from onceward.message import Message
+from onceward.message import Message, row_key
 from onceward.outbox import publish
 from onceward.transports import pgmq
 
@@ -39,7 +38,10 @@ LEAD_NOWHERE |= {"relay.looked"}
 @pytest.fixture
 def queued(db: Db, dsn: str) -> Message:
     """A queue with one order in it, and a provider's ledger."""
-    message = order(subject="order-1")
+    return put_into_queue(db, dsn, order(subject="order-1"))
+
+
+def put_into_queue(db: Db, dsn: str, message: Message) -> Message:
     pgmq.create_queue(db, crash.QUEUE)
     db.execute(crash.CHARGES)
     sink = pgmq.Sink(crash.QUEUE, dsn)
@@ -55,7 +57,7 @@ def deliver_again(db: Db, message: Message, *, lapse: bool = True) -> int:
     db.execute(f"SELECT pg_terminate_backend(pid) {sessions}".encode())
     until(lambda: rows.scalar(db, f"SELECT count(*) {sessions}") == 0, "the dead one's sessions being gone")
     if lapse:
-        db.execute("UPDATE onceward.inbox SET lease_until = NULL WHERE message_id = %s", (UUID(message.id),))
+        db.execute("UPDATE onceward.inbox SET lease_until = NULL WHERE message_id = %s", (row_key(message.id),))
     return db.execute(f"UPDATE pgmq.q_{crash.QUEUE} SET vt = clock_timestamp()".encode()).rowcount
 
 

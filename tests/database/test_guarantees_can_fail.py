@@ -7,14 +7,14 @@ from typing import Any
 
 import psycopg
 import pytest
-from tests.database import test_decision_races, test_decisions
+from tests.database import test_decision_races, test_decisions, test_untimed_ids, test_untimed_pruning
 from tests.support import checks
-from tests.support.deliveries import order
+from tests.support.deliveries import order, untimed
 from tests.support.rows import write_effect
-from tests.support.shop import transactional
+from tests.support.shop import SHAPES, transactional
 from tests.support.waiting import Background
 
-from onceward import decisions, session
+from onceward import decisions, session, untimed_rows
 from onceward.consumer import OpenConsumer
 from onceward.decisions import DecisionKind
 from onceward.message import Message
@@ -155,3 +155,58 @@ def test_without_the_mark_of_its_beginning_an_effect_without_keys_is_called_twic
 
     with fails:
         test_decisions.test_without_keys_what_did_not_happen_is_called_once_more_and_only_once(weakened, db)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_without_the_option_in_the_take_an_untimed_id_is_taken_unasked(shape: str, opened: Opened, db: Db) -> None:
+    weakened = {"inbox_insert": ("THEN %(untimed_ids)s", "THEN true OR %(untimed_ids)s")}
+    message = untimed()
+    with fails:
+        test_untimed_ids.check_parked_without_a_row(shape, message, opened, db, statements=weakened)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_without_one_key_for_one_text_a_duplicate_of_an_untimed_id_is_taken_as_new(
+    shape: str, opened: Opened, db: Db
+) -> None:
+    key = "overlay(gen_random_uuid()::text PLACING 'ff' FROM 1)::uuid"
+    weakened = {"inbox_insert": ("%(message_id)s, %(fingerprint)s", f"{key}, %(fingerprint)s")}
+    with fails:
+        test_untimed_ids.check_a_duplicate_is_turned_away(shape, untimed(), opened, db, statements=weakened)
+
+
+@pytest.mark.parametrize(
+    ("part", "replacement"),
+    [
+        ("i.state IN ('done', 'discarded')", "true"),
+        ("AND i.taken_at < statement_timestamp() - make_interval(secs => %(window_seconds)s)", ""),
+        ("t.state IN ('pending', 'unknown')", "false"),
+        (
+            "DELETE FROM onceward.intents AS t\n     USING due\n     WHERE",
+            "DELETE FROM onceward.intents AS t\n     USING due\n     WHERE false AND",
+        ),
+        (
+            "DELETE FROM onceward.attempts AS a\n     USING due\n     WHERE",
+            "DELETE FROM onceward.attempts AS a\n     USING due\n     WHERE false AND",
+        ),
+    ],
+    ids=["state", "window", "effects without an answer", "their effects", "their attempts"],
+)
+def test_without_a_clause_of_the_pruning_too_much_or_too_little_goes(
+    part: str, replacement: str, opened: Opened, db: Db, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: dict[str, Any] = dict(statements())
+    if part not in texts["untimed_prune"]:
+        raise LookupError(part)
+    texts["untimed_prune"] = texts["untimed_prune"].replace(part, replacement)
+    monkeypatch.setattr(untimed_rows, "statements", lambda _schema: texts)
+    with fails:
+        test_untimed_pruning.check_only_what_is_over_is_pruned(opened, db)
+
+
+def test_without_a_new_beginning_a_discarded_untimed_message_is_pruned_at_once(
+    opened: Opened, db: Db, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weaken_decisions(monkeypatch, "discard_inbox", ", taken_at = clock_timestamp()", "")
+    with fails:
+        test_untimed_pruning.test_a_discarded_message_is_turned_away_for_another_window(opened, db)

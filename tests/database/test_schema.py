@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.types.json import Json
 from psycopg_pool import ConnectionPool
 from tests.support import rows
 from tests.support.deliveries import delivery, order, order_aged
@@ -18,6 +19,7 @@ from tests.support.waiting import Background, until_any_blocked
 from onceward.consumer import Consumer, OpenConsumer
 from onceward.database import Database
 from onceward.day_partitions import attach, attached, database_now, make_partition_for, make_partitions, partition_name
+from onceward.decisions import redrive
 from onceward.errors import SchemaMismatch, UsageError
 from onceward.outbox import publish
 from onceward.schema import check_schema, migrate, migrations
@@ -103,6 +105,38 @@ def test_what_was_retired_before_it_was_remembered_stays_retired(empty_dsn: str)
         missing = [today - timedelta(days=days) for days in (3, 6, 29, 31)]
         assert make_partitions(conn, days=missing) == []
         assert {partition_name("inbox", day) for day in served} <= {name for name, _ in attached(conn, schema="onceward")}
+
+
+def test_untimed_ids_come_to_a_database_in_use_without_waiting_for_its_handlers(empty_dsn: str) -> None:
+    """From version 4: what is there stays, a handler is at work meanwhile, and a parked untimed id stays parked."""
+    done, working, stranger, new = order(), order(), order(id="evt_1"), order(id="evt_2")
+    with psycopg.connect(empty_dsn, autocommit=True) as conn, psycopg.connect(empty_dsn) as handler:
+        conn.execute(
+            "CREATE SCHEMA onceward; CREATE TABLE onceward.migrations"
+            " (version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now());"
+            "CREATE TABLE effects (message_id text NOT NULL, note text NOT NULL DEFAULT '')"
+        )
+        for migration in migrations()[:4]:
+            conn.execute(migration.text.replace("{schema}", "onceward").encode())
+            conn.execute("INSERT INTO onceward.migrations (version, name) VALUES (%s, %s)", migration[:2])
+        make_partitions(conn)
+        insert = "INSERT INTO onceward.inbox (consumer, message_id, fingerprint, state) VALUES (%s, %s, %s, 'done')"
+        for session, message in ((conn, done), (handler, working)):
+            session.execute(insert, (rows.CONSUMER, message.id, message.fingerprint()))
+        headers, body = stranger.to_wire()
+        conn.execute(
+            "INSERT INTO onceward.parked"
+            " (consumer, message_id, fingerprint, reason, detail, attempts, source, headers, body)"
+            " VALUES (%s, %s, %s, 'outside window', '', 0, 'test', %s, %s)",
+            (rows.CONSUMER, stranger.id, stranger.fingerprint(), Json(headers), body),
+        )
+        assert 5 in [migration.version for migration in migrate(conn)]
+        handler.commit()
+        assert "without an inbox row" in redrive(conn, stranger.id, consumer=rows.CONSUMER).why_not
+        with transactional(untimed_ids=True).open(empty_dsn) as opened:
+            assert [opened.deliver(delivery(message)) for message in (done, working, new, new)] == [ACK] * 4
+        assert [rows.effects(conn, message) for message in (done, working, new)] == [0, 0, 1]
+        assert [entry.message_id for entry in rows.parked(conn)] == [stranger.id]
 
 
 def test_in_a_new_database_nothing_was_retired(db: Db) -> None:

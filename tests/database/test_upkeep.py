@@ -172,7 +172,7 @@ def test_two_upkeeps_at_once_do_it_once(db: Db, connect: Connect, background: Ba
     running = [background(upkeep, conn, schema=SCHEMA) for conn in conns[:1]]
     until_blocked(db, conns[0])
     running += [background(upkeep, conn, schema=SCHEMA) for conn in conns[1:]]
-    assert [future.result()[1:] for future in running[1:]] == [([], {}, RetireSkipped.BUSY)] * 2
+    assert [future.result()[1:] for future in running[1:]] == [([], {}, RetireSkipped.BUSY, 0)] * 2
     reader.rollback()
     assert set(running[0].result().dropped) == names_of(old_day(db))
     assert not names_of(old_day(db)) & tables(db)

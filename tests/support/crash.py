@@ -51,7 +51,10 @@ def charge_at(dsn: str) -> Any:
 
 def consumer(dsn: str, shape: str, first_fails: str = "") -> Consumer:
     """Writes one effect and publishes one message; the effectful one charges before. `first_fails`: it then raises."""
-    made = Consumer(CONSUMER, backoff=AT_ONCE, lease_seconds=LEASE_SECONDS, attempts_max=1 if first_fails == "park" else 10)
+    attempts_max = 1 if first_fails == "park" else 10
+    made = Consumer(
+        CONSUMER, backoff=AT_ONCE, lease_seconds=LEASE_SECONDS, attempts_max=attempts_max, untimed_ids=True
+    )  # fmt: skip
     charge = charge_at(dsn)
 
     def write(message: Message, tx: psycopg.Connection[Any]) -> None:

@@ -19,6 +19,11 @@ def order(data: object = None, **attributes: Any) -> Message:
     return Message(type="order.placed", data={"amount": 100} if data is None else data, **attributes)
 
 
+def untimed(message_id: str = "evt_1", **attributes: Any) -> Message:
+    """An `order.placed` under an id that is not a UUIDv7."""
+    return order(id=message_id, **attributes)
+
+
 def order_aged(conn: Connection[Any], seconds: float, **attributes: Any) -> Message:
     """An `order.placed` whose id was made `seconds` ago, by the database's clock (negative: in the future)."""
     row = conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()

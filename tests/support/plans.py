@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests.support.deliveries import order
 from tests.support.rows import CONSUMER, explain, scalar
 
 from onceward.inbox import InboxTable
-from onceward.message import uuid7_at
+from onceward.message import row_key, uuid7_at
 from onceward.protocol.reasons import ParkReason
 from onceward.provider import idempotency_key
 
@@ -43,6 +43,7 @@ def seed(db: Connection[Any]) -> dict[str, Any]:
     _copy(db, "attempts (consumer, message_id, n, error)", [(CONSUMER, i, 1, "e") for i in ids])
     parked = [(CONSUMER, str(i), b"f", "rejected", "", 1, "test", "{}", b"{}") for i in ids]
     _copy(db, "parked (consumer, message_id, fingerprint, reason, detail, attempts, source, headers, body)", parked)
+    _seed_untimed(db)
     time = datetime.now(UTC)
     waiting = [(str(i), "order", f"key-{n % 5000}", "order.placed", "shop", time, b"{}") for n, i in enumerate(ids)]
     _copy(db, "outbox (id, aggregatetype, aggregateid, type, source, time, payload)", waiting)
@@ -55,6 +56,18 @@ def seed(db: Connection[Any]) -> dict[str, Any]:
     _copy(db, "consumers (name, window_seconds)", [(f"consumer-{n}", 1.0) for n in range(2000)])
     db.execute("ANALYZE")
     return _params(str(ids[ROWS // 2]), ids[100:120])
+
+
+def _seed_untimed(db: Connection[Any]) -> None:
+    """Messages with untimed ids, each with an effect; a few have failed, and a few were taken before any window."""
+    keys = [row_key(f"event {n}") for n in range(ROWS)]
+    now = datetime.now(UTC)
+    taken = [now - timedelta(days=60 if n < 50 else 1) for n in range(ROWS)]
+    rows = [(CONSUMER, key, b"f", "done", at) for key, at in zip(keys, taken, strict=True)]
+    _copy(db, "inbox (consumer, message_id, fingerprint, state, taken_at)", rows)
+    intents = [(CONSUMER, key, 1, "charge", b"f", "k", "done", "{}") for key in keys]
+    _copy(db, "intents (consumer, message_id, n, name, request_fingerprint, key, state, answer)", intents)
+    _copy(db, "attempts (consumer, message_id, n, error)", [(CONSUMER, key, 1, "e") for key in keys[:5000]])
 
 
 def _copy(db: Connection[Any], target: str, values: list[tuple[Any, ...]]) -> None:

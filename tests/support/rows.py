@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any, NamedTuple
-from uuid import UUID
 
 from psycopg import Connection
 from psycopg.rows import dict_row, namedtuple_row
 
 from onceward.inbox import Inbox, Take, TakeResult
-from onceward.message import Message
+from onceward.message import Message, row_key
 
 CONSUMER = "payments"
 Conn = Connection[Any]
@@ -43,7 +42,7 @@ def inbox_row(conn: Conn, message: Message, consumer: str = CONSUMER) -> Any:
             "SELECT *, lease_until - clock_timestamp() AS lease_left, lease_until > clock_timestamp() AS leased"
             " FROM onceward.inbox WHERE consumer = %s AND message_id = %s"
         )
-        return cursor.execute(statement, (consumer, UUID(message.id))).fetchone()
+        return cursor.execute(statement, (consumer, row_key(message.id))).fetchone()
 
 
 def state(conn: Conn, message: Message, consumer: str = CONSUMER) -> str | None:
@@ -54,7 +53,7 @@ def state(conn: Conn, message: Message, consumer: str = CONSUMER) -> str | None:
 def intents(conn: Conn, message: Message) -> list[Any]:
     with conn.cursor(row_factory=namedtuple_row) as cursor:
         statement = "SELECT *, answer::text AS text FROM onceward.intents WHERE message_id = %s ORDER BY n"
-        return cursor.execute(statement, (UUID(message.id),)).fetchall()
+        return cursor.execute(statement, (row_key(message.id),)).fetchall()
 
 
 def parked(conn: Conn) -> list[Any]:
@@ -64,16 +63,21 @@ def parked(conn: Conn) -> list[Any]:
 
 def attempts(conn: Conn, message: Message, consumer: str = CONSUMER) -> int:
     statement = "SELECT coalesce(max(n), 0) FROM onceward.attempts WHERE consumer = %s AND message_id = %s"
-    return int(scalar(conn, statement, (consumer, UUID(message.id))))
+    return int(scalar(conn, statement, (consumer, row_key(message.id))))
 
 
 def sessions_lost(conn: Conn, message: Message, consumer: str = CONSUMER) -> int:
     statement = "SELECT coalesce(max(sessions_lost), 0) FROM onceward.attempts WHERE consumer = %s AND message_id = %s"
-    return int(scalar(conn, statement, (consumer, UUID(message.id))))
+    return int(scalar(conn, statement, (consumer, row_key(message.id))))
 
 
 def effects(conn: Conn, message: Message) -> int:
     return int(scalar(conn, "SELECT count(*) FROM effects WHERE message_id = %s", (message.id,)))
+
+
+def keys(conn: Conn, table: str) -> set[Any]:
+    """The keys of all rows of this table."""
+    return {row[0] for row in conn.execute(f"SELECT message_id FROM onceward.{table}".encode())}
 
 
 def outbox(conn: Conn) -> list[Any]:
@@ -97,7 +101,7 @@ def lapse(conn: Conn, message: Message) -> None:
     changed = conn.execute(
         "UPDATE onceward.inbox SET lease_until = clock_timestamp() - interval '1 ms'"
         " WHERE message_id = %s AND state = 'pending'",
-        (UUID(message.id),),
+        (row_key(message.id),),
     )
     assert changed.rowcount == 1
 
@@ -114,7 +118,7 @@ def age_windows(conn: Conn, longer_than: timedelta) -> None:
 def age_intents(conn: Conn, message: Message, age: timedelta) -> None:
     """As if the intents had been committed so long ago."""
     changed = conn.execute(
-        "UPDATE onceward.intents SET started_at = clock_timestamp() - %s WHERE message_id = %s", (age, UUID(message.id))
+        "UPDATE onceward.intents SET started_at = clock_timestamp() - %s WHERE message_id = %s", (age, row_key(message.id))
     )
     assert changed.rowcount > 0
 

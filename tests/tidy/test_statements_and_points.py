@@ -32,6 +32,7 @@ REPLACES = {
     "tests/database/test_clocks.py": "this process's clock, which must decide nothing",
     "tests/database/test_guarantees_can_fail.py": "one guarantee at a time is broken on purpose, to see a test fail",
     "tests/database/test_bad_input.py": "whether our log is on: the runner cannot carry all that it says",
+    "tests/database/test_foreign.py": "whether our log is on: the runner cannot carry all that it says",
     "tests/database/test_durability.py": "the commit guard, to see a commit that is not durable",
     "tests/database/test_sessions.py": "what puts a session back, to see the test of it fail",
     "tests/database/test_sqlalchemy.py": "the guard against a commit, and the last flush, to see the tests of both fail",

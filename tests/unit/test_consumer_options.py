@@ -24,6 +24,7 @@ from onceward.errors import UsageError
         ("charges", {"attempts_max": 0}, "attempts_max"),
         ("charges", {"backoff": 5}, "backoff is a Backoff"),
         ("charges", {"other_types": "drop"}, "'park' or 'ignore'"),
+        ("charges", {"foreign": "X-Event-Id"}, "foreign is a Foreign"),
     ],
 )
 def test_what_cannot_work_is_refused_with_what_can(name: Any, options: dict[str, Any], word: str) -> None:

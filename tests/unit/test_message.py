@@ -6,7 +6,7 @@ import copy
 import pickle
 import time
 from dataclasses import fields, replace
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +22,7 @@ from onceward.message import (
     canonical_json,
     encode_json,
     parse_uuid7,
+    row_key,
     uuid7,
     uuid7_at,
 )
@@ -243,3 +244,25 @@ def test_canonical_json_does_not_know_the_order_of_keys(value: dict[str, object]
     assert canonical_json(value) == canonical_json(dict(reversed(value.items())))
     assert canonical_json(value).isascii()
     assert Message(type="t", body=encode_json(value)).json() == value
+
+
+# ---- the key of its rows ---------------------------------------------------------------------------------------------
+
+
+def test_the_key_of_a_uuid7_is_itself_in_any_spelling() -> None:
+    value = uuid7()
+    assert {row_key(spelling) for spelling in (str(value), str(value).upper(), f"{{{value}}}", value.urn)} == {value}
+
+
+@given(printable, printable)
+def test_the_key_of_an_untimed_id_is_made_from_its_text_and_of_no_days_partition(text: str, other: str) -> None:
+    key = row_key(text)
+    assert (key.version, key.variant, key.bytes[0]) == (8, "specified in RFC 4122", 0xFF)
+    assert key > partition_bounds(date.max)[0]
+    assert (row_key(other) == key) == (other == text)
+
+
+def test_the_key_of_an_untimed_id_never_changes() -> None:
+    """It is data: in a database there are rows under it."""
+    assert row_key("evt_123") == UUID("ffa40446-8e8b-8b99-8ce1-12e1187db383")
+    assert row_key("6BA7B810-9DAD-41D1-80B4-00C04FD430C8") != row_key("6ba7b810-9dad-41d1-80b4-00c04fd430c8")

@@ -61,13 +61,22 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("consumer", metavar="MODULE:CONSUMER", nargs="?", help="whose window, attempts and times count")
     parser.add_argument("--queue", metavar="URL", action="append", default=[], help="a queue (may be repeated)")
-    parser.add_argument("--dead-letter", metavar="URL", help="where its dead letters go, if the broker does not know (Kafka)")
-    parser.add_argument("--queue-database", metavar="DSN", help="where the pgmq queues are (default: the same database)")
-    parser.add_argument("--management", metavar="URL", help="of RabbitMQ's management plugin (default: port 15672 of the host)")
     parser.add_argument(
-        "--consumer-timeout", type=seconds, metavar="SECONDS", help="RabbitMQ's consumer_timeout, which its plugin does not know"
+        "--dead-letter", metavar="URL", help="where its dead letters go, if the broker does not know (Kafka)"
     )
-    parser.add_argument("--visibility", type=whole(1), default=30, metavar="SECONDS", help="that `run` is started with (30)")
+    parser.add_argument("--queue-database", metavar="DSN", help="where the pgmq queues are (default: the same database)")
+    parser.add_argument(
+        "--management", metavar="URL", help="of RabbitMQ's management plugin (default: port 15672 of the host)"
+    )
+    parser.add_argument(
+        "--consumer-timeout",
+        type=seconds,
+        metavar="SECONDS",
+        help="RabbitMQ's consumer_timeout, which its plugin does not know",
+    )
+    parser.add_argument(
+        "--visibility", type=whole(1), default=30, metavar="SECONDS", help="that `run` is started with (30)"
+    )
     parser.add_argument("--threads", type=whole(1, 1000), default=8, metavar="N", help="that `run` is started with (8)")
     parser.add_argument("--dev", action="store_true", help="one broker is enough: do not ask for replicas")
     parser.add_argument("--strict", action="store_true", help="exit code 1 also where something is unknown")
@@ -166,9 +175,7 @@ def _print(diagnoses: Sequence[Diagnosis]) -> None:
     for leg in Leg:
         _print_leg(leg, [diagnosis for diagnosis in diagnoses if diagnosis.check.leg is leg])
     counts = {mark: sum(diagnosis.verdict.value == mark for diagnosis in diagnoses) for mark in MARKS}
-    say(
-        f"{counts['error']} errors, {counts['warning']} warnings, {counts['unknown']} unknown, {counts['right']} right"
-    )
+    say(f"{counts['error']} errors, {counts['warning']} warnings, {counts['unknown']} unknown, {counts['right']} right")
 
 
 def _print_leg(leg: Leg, diagnoses: Sequence[Diagnosis]) -> None:

@@ -85,10 +85,12 @@ def upkeep_command(arguments: Namespace) -> int:
     skipped = result.retire_skipped
     if arguments.json:
         # The keys are a contract with programs: they stay as they are, whatever the fields are called.
-        report = {"made": result.made, "dropped": result.dropped, "kept": result.unfinished}
+        report = {"made": result.made, "dropped": result.dropped, "kept": result.unfinished, "pruned": result.pruned}
         say_json({"schema": arguments.schema, **report, "held_back": None if skipped is None else skipped.name.lower()})
         return 0
     say(f"made {len(result.made)} partitions, dropped {len(result.dropped)}")
+    if result.pruned:
+        say(f"pruned {result.pruned} finished messages with untimed ids: a later duplicate of one is taken as new")
     if skipped is not None:
         say(f"no day was retired: {skipped.value}")
     for day, count in result.unfinished.items():

@@ -200,7 +200,9 @@ def _judge_durability(facts: TopicFacts, needs: Needs, place: str) -> Iterator[D
     else:
         yield BEHIND.right(place, f"at least {worst} of {replicas}")
     if facts.unclean:
-        yield UNCLEAN.wrong(place, "allowed", wanted="not allowed", mend=_set(facts, "unclean.leader.election.enable=false"))
+        yield UNCLEAN.wrong(
+            place, "allowed", wanted="not allowed", mend=_set(facts, "unclean.leader.election.enable=false")
+        )
     else:
         yield UNCLEAN.right(place, "not allowed")
 
@@ -244,7 +246,9 @@ def _judge_kept(facts: TopicFacts, place: str) -> Iterator[Diagnosis]:
 def _judge_offsets(facts: TopicFacts, needs: Needs, place: str) -> Iterator[Diagnosis]:
     kept, wanted = facts.offsets_retention_seconds, facts.retention_seconds
     if kept is None:
-        look = shlex.join(["kafka-configs.sh", "--bootstrap-server", facts.bootstrap, "--describe", "--entity-type", "brokers"])
+        look = shlex.join(
+            ["kafka-configs.sh", "--bootstrap-server", facts.bootstrap, "--describe", "--entity-type", "brokers"]
+        )
         yield OFFSETS_RETENTION.unknown(place, "the broker does not say", find_out=f"{look} --all")
     elif wanted is None or kept >= wanted:
         yield OFFSETS_RETENTION.right(place, spoken(kept))
@@ -274,7 +278,12 @@ def _judge_client(settings: Mapping[str, str], place: str) -> Iterator[Diagnosis
         (ACKS, "acks", {"all", "-1"}, "all, which the Sink asks for"),
         (AUTO_COMMIT, "enable.auto.commit", {"false"}, "false, which the Source asks for"),
         (ISOLATION, "isolation.level", {"read_committed"}, "read_committed, which the Source asks for"),
-        (OFFSET_RESET, "auto.offset.reset", {"earliest", "smallest", "beginning", "error"}, "earliest, which the Source asks for"),
+        (
+            OFFSET_RESET,
+            "auto.offset.reset",
+            {"earliest", "smallest", "beginning", "error"},
+            "earliest, which the Source asks for",
+        ),
     )
     for check, name, good, otherwise in asked:
         value = settings.get(name)

@@ -74,7 +74,9 @@ def judge_window(place: str, retention_seconds: float | None, needs: Needs) -> I
     None: for ever, which no window is; what is older is parked, and nobody is told to keep less.
     """
     if retention_seconds is None:
-        yield WINDOW.right(place, f"{spoken(needs.window_seconds)}; the queue keeps messages for ever, and older ones are parked")
+        yield WINDOW.right(
+            place, f"{spoken(needs.window_seconds)}; the queue keeps messages for ever, and older ones are parked"
+        )
         return
     found = f"{spoken(needs.window_seconds)}; queue and dead-letter queue keep a message for {spoken(retention_seconds)}"
     if retention_seconds <= needs.window_seconds:

@@ -105,7 +105,9 @@ def _judge_switch(check: Check, name: str, facts: PostgresFacts, place: str, *, 
 
 def _judge_read_only(facts: PostgresFacts, place: str) -> Diagnosis:
     if facts.standby:
-        return READ_ONLY.wrong(place, "a standby", wanted="the primary", mend="name the primary: target_session_attrs=read-write in the DSN")
+        return READ_ONLY.wrong(
+            place, "a standby", wanted="the primary", mend="name the primary: target_session_attrs=read-write in the DSN"
+        )
     if facts.settings["default_transaction_read_only"].value == "on":
         mend = _set(facts, "default_transaction_read_only", "off")
         return READ_ONLY.wrong(place, "default_transaction_read_only is on", wanted="off", mend=mend)

@@ -60,7 +60,9 @@ MESSAGE_TTL: Final = Check(
     "RabbitMQ removes what nobody has consumed for so long: an outage of the consumer that lasts longer loses messages.",
 )
 ALARM: Final = Check(
-    "rabbitmq.alarm", Leg.PRODUCER, "A node in alarm blocks everyone who publishes: the outbox grows until memory or disk is free."
+    "rabbitmq.alarm",
+    Leg.PRODUCER,
+    "A node in alarm blocks everyone who publishes: the outbox grows until memory or disk is free.",
 )
 DELIVERY_LIMIT: Final = Check(
     "rabbitmq.delivery_limit",
@@ -137,7 +139,9 @@ class Unreachable:
     error: str
 
 
-def gather(url: str, queue: str, *, management: str | None = None, consumer_timeout_seconds: float | None = None) -> RabbitmqFacts | Unreachable:
+def gather(
+    url: str, queue: str, *, management: str | None = None, consumer_timeout_seconds: float | None = None
+) -> RabbitmqFacts | Unreachable:
     """The facts of a queue at the server of this amqp:// URL.
 
     `management`: where its HTTP API is, if not on port 15672 of the same host; with a user of its own, or that of `url`.
@@ -148,9 +152,13 @@ def gather(url: str, queue: str, *, management: str | None = None, consumer_time
         return _facts(api, _vhost(url), queue, consumer_timeout_seconds)
     except HTTPError as error:
         if error.code == 404:
-            raise UsageError(f"there is no RabbitMQ queue {queue!r} in vhost {_vhost(url)!r}: `onceward queue create` makes it") from error
+            raise UsageError(
+                f"there is no RabbitMQ queue {queue!r} in vhost {_vhost(url)!r}: `onceward queue create` makes it"
+            ) from error
         if error.code == 401:
-            return Unreachable(name=queue, url=api.url, error="it does not know this user, or the user lacks the tag 'monitoring'")
+            return Unreachable(
+                name=queue, url=api.url, error="it does not know this user, or the user lacks the tag 'monitoring'"
+            )
         return Unreachable(name=queue, url=api.url, error=str(error))
     except (URLError, HTTPException, OSError, ValueError) as error:
         return Unreachable(name=queue, url=api.url, error=str(getattr(error, "reason", error)))
@@ -254,7 +262,9 @@ def judge(facts: RabbitmqFacts | Unreachable, needs: Needs) -> Iterator[Diagnosi
 def _judge_nothing(facts: Unreachable, place: str) -> Iterator[Diagnosis]:
     find_out = "rabbitmq-plugins enable rabbitmq_management, then --management http://USER:PASSWORD@HOST:15672"
     for check in CHECKS:
-        yield check.unknown(place, f"the management plugin at {facts.url} does not answer: {facts.error}", find_out=find_out)
+        yield check.unknown(
+            place, f"the management plugin at {facts.url} does not answer: {facts.error}", find_out=find_out
+        )
 
 
 def _judge_queue(facts: RabbitmqFacts, needs: Needs, place: str) -> Iterator[Diagnosis]:
@@ -287,12 +297,18 @@ def _judge_members(facts: RabbitmqFacts, needs: Needs, place: str) -> Diagnosis:
     if needs.one_broker:
         return MEMBERS.right(place, f"{found}, accepted for development")
     grow = f"rabbitmq-queues grow NODE all --vhost-pattern {shlex.quote(facts.vhost)} --queue-pattern {shlex.quote(f'^{facts.name}$')}"
-    mend = grow if facts.nodes >= MEMBERS_MIN else f"add nodes until there are {MEMBERS_MIN}, then {grow} (for development: --dev)"
+    mend = (
+        grow
+        if facts.nodes >= MEMBERS_MIN
+        else f"add nodes until there are {MEMBERS_MIN}, then {grow} (for development: --dev)"
+    )
     return MEMBERS.wrong(place, found, wanted=f"at least {MEMBERS_MIN}", mend=mend, severe=False)
 
 
 def _judge_room(facts: RabbitmqFacts, place: str) -> Iterator[Diagnosis]:
-    limits = [f"{name} {limit}" for name in ("max-length", "max-length-bytes") if (limit := facts.setting(name)) is not None]
+    limits = [
+        f"{name} {limit}" for name in ("max-length", "max-length-bytes") if (limit := facts.setting(name)) is not None
+    ]
     overflow = facts.setting("overflow") or "drop-head"
     if not limits:
         yield OVERFLOW.right(place, "the queue has no limit")

@@ -104,7 +104,9 @@ def gather(client: Any, queue: str, *, dead_letter: str | None = None, endpoint:
         )
     except ClientError as error:
         if _code(error) in ("QueueDoesNotExist", "NonExistentQueue"):
-            raise UsageError(f"there is no SQS queue {queue!r}: make it with `onceward queue create sqs://{queue}`") from error
+            raise UsageError(
+                f"there is no SQS queue {queue!r}: make it with `onceward queue create sqs://{queue}`"
+            ) from error
         raise TransportError(f"SQS does not say how the queue {queue!r} is set: {error}") from error
     except BotoCoreError as error:
         raise TransportError(f"SQS does not answer: {error}") from error
@@ -254,7 +256,7 @@ def _set(queue: QueueFacts, **attributes: str) -> str:
     """The command that sets one attribute."""
     [(name, value)] = attributes.items()
     # JSON in JSON cannot be written in the short form.
-    text = json.dumps({name: value}) if value.startswith("{\"") else f"{name}={value}"
+    text = json.dumps({name: value}) if value.startswith('{"') else f"{name}={value}"
     return _aws(queue, "set-queue-attributes", "--attributes", text)
 
 

@@ -62,12 +62,12 @@ RETURNING n
 -- name: discard_inbox
 -- why: the message is over without having been handled, and so are its effects that have no answer. The new token fences
 --      out the worker that held it before. What is parked beside another payload's row, or beside one that is done, leaves
---      that row alone.
+--      that row alone. The window of an untimed id begins anew, so that a late copy is turned away as long as any other's.
 -- locks: the inbox row, the intents
 -- index: inbox_pkey, intents_pkey
 WITH over AS (
     UPDATE {schema}.inbox
-       SET state = 'discarded', token = token + 1, lease_until = NULL
+       SET state = 'discarded', token = token + 1, lease_until = NULL, taken_at = clock_timestamp()
      WHERE consumer = %(consumer)s AND message_id = %(message_id)s AND state = 'parked' AND fingerprint = %(fingerprint)s
     RETURNING consumer, message_id
 )
@@ -128,11 +128,12 @@ SELECT name, request_fingerprint, key, generation, refused, answer::text AS answ
  ORDER BY n
 
 -- name: parked_beginning
--- why: a person has typed only the beginning of an id: what it may have been. Rare, so it may read the whole table.
+-- why: a person has typed only the beginning of an id: what it may have been. A UUIDv7 is stored in small
+--      letters, any other id as it is written. Rare, so it may read the whole table.
 -- locks: none
 -- index: none
 SELECT DISTINCT message_id
   FROM {schema}.parked
- WHERE starts_with(message_id, %(beginning)s)
+ WHERE starts_with(message_id, %(beginning)s) OR starts_with(message_id, lower(%(beginning)s))
  ORDER BY message_id
  LIMIT 5

@@ -10,8 +10,10 @@
 INSERT INTO {schema}.inbox (consumer, message_id, fingerprint, state, lease_until, worker)
 SELECT %(consumer)s, %(message_id)s, %(fingerprint)s, %(state)s,
        clock_timestamp() + make_interval(secs => %(lease_seconds)s), %(worker)s
- WHERE to_timestamp(%(id_seconds)s) BETWEEN clock_timestamp() - make_interval(secs => %(window_seconds)s)
-                                        AND clock_timestamp() + make_interval(secs => %(future_seconds)s)
+ WHERE CASE WHEN %(id_seconds)s::float8 IS NULL THEN %(untimed_ids)s
+            ELSE to_timestamp(%(id_seconds)s) BETWEEN clock_timestamp() - make_interval(secs => %(window_seconds)s)
+                                                  AND clock_timestamp() + make_interval(secs => %(future_seconds)s)
+       END
 ON CONFLICT (consumer, message_id) DO NOTHING
 RETURNING token, pg_current_xact_id()::text AS transaction,
           ARRAY (SELECT 'DEALLOCATE ' || quote_ident(s.name) FROM pg_prepared_statement() AS s WHERE s.from_sql
@@ -21,10 +23,12 @@ RETURNING token, pg_current_xact_id()::text AS transaction,
 
 -- name: inbox_read
 -- why: the second statement of a take. It must be a statement of its own: one that both inserts and reads sees neither
---      its own nor the other's row when it raced.
+--      its own nor the other's row when it raced. An untimed id has no age: it is current where the consumer takes such
+--      ids, and elsewhere only a row that is there already lets it pass.
 -- locks: none
 -- index: inbox_pkey
-SELECT CASE WHEN to_timestamp(%(id_seconds)s) < clock_timestamp() - make_interval(secs => %(window_seconds)s) THEN 'old'
+SELECT CASE WHEN %(id_seconds)s::float8 IS NULL THEN CASE WHEN %(untimed_ids)s THEN 'current' ELSE 'untimed' END
+            WHEN to_timestamp(%(id_seconds)s) < clock_timestamp() - make_interval(secs => %(window_seconds)s) THEN 'old'
             WHEN to_timestamp(%(id_seconds)s) > clock_timestamp() + make_interval(secs => %(future_seconds)s) THEN 'future'
             ELSE 'current' END AS age,
        i.state, i.fingerprint = %(fingerprint)s AS same_payload, i.token,

@@ -57,7 +57,8 @@ SELECT c.relname
  ORDER BY c.relname
 
 -- name: partitions_attached
--- why: the partitions of inbox and intents, and whether a detach of one is half done.
+-- why: the days' partitions of inbox and intents, and whether a detach of one is half done. That of the untimed ids is not one
+--      of them: no upkeep may touch it.
 -- locks: none
 -- index: none
 SELECT c.relname, i.inhdetachpending
@@ -65,7 +66,7 @@ SELECT c.relname, i.inhdetachpending
   JOIN pg_class AS c ON c.oid = i.inhrelid
   JOIN pg_class AS p ON p.oid = i.inhparent
   JOIN pg_namespace AS n ON n.oid = p.relnamespace
- WHERE n.nspname = %(schema)s AND p.relname = ANY (%(tables)s) AND c.relkind = 'r'
+ WHERE n.nspname = %(schema)s AND p.relname = ANY (%(tables)s) AND c.relkind = 'r' AND c.relname ~ '_p[0-9]+$'
  ORDER BY c.relname
 
 -- name: partition_owner
@@ -84,3 +85,55 @@ SELECT pg_get_userbyid(c.relowner)::text
 -- locks: none
 -- index: none
 SELECT set_config('lock_timeout', %(lock_timeout)s, false)
+
+-- name: windows_by_consumer
+-- why: how long the rows of untimed ids are kept: a consumer's own longest window. A row whose consumer has never reported one
+--      is not pruned.
+-- locks: none
+-- index: none
+SELECT name, max(window_seconds) FROM {schema}.consumers GROUP BY name ORDER BY name
+
+-- name: untimed_prune
+-- why: one batch of a consumer's untimed messages that are over (done, or discarded) and past its window, with their effects and
+--      attempts. Never one that is pending or parked, or has an effect without an answer. By taken_at, because such an id has
+--      no time of its own. Through the parents and not by the partition's name: whoever owns those may do this, whichever role
+--      made the partition. A statement's time, because an index serves no clock that moves while it is read.
+-- locks: the inbox rows that are free, their intents and attempts
+-- index: inbox_untimed_over, intents_pkey, attempts_pkey
+WITH due AS (
+    SELECT i.consumer, i.message_id
+      FROM {schema}.inbox AS i
+     WHERE i.consumer = %(consumer)s AND i.message_id >= 'ff000000-0000-0000-0000-000000000000'
+       AND i.state IN ('done', 'discarded')
+       AND i.taken_at < statement_timestamp() - make_interval(secs => %(window_seconds)s)
+       AND NOT EXISTS (SELECT 1 FROM {schema}.intents AS t
+                        WHERE t.consumer = i.consumer AND t.message_id = i.message_id
+                          AND t.message_id >= 'ff000000-0000-0000-0000-000000000000'
+                          AND t.state IN ('pending', 'unknown'))
+     ORDER BY i.taken_at
+     LIMIT %(limit)s
+       FOR UPDATE OF i SKIP LOCKED
+), intents_gone AS (
+    DELETE FROM {schema}.intents AS t
+     USING due
+     WHERE t.consumer = due.consumer AND t.message_id = due.message_id
+       AND t.message_id >= 'ff000000-0000-0000-0000-000000000000'
+), attempts_gone AS (
+    DELETE FROM {schema}.attempts AS a
+     USING due
+     WHERE a.consumer = due.consumer AND a.message_id = due.message_id
+)
+DELETE FROM {schema}.inbox AS i
+ USING due
+ WHERE i.consumer = due.consumer AND i.message_id = due.message_id
+   AND i.message_id >= 'ff000000-0000-0000-0000-000000000000'
+RETURNING i.message_id
+
+-- name: untimed_prune_attempts
+-- why: the failed attempts of untimed messages that never got a row and have not failed for a whole window.
+-- locks: the rows
+-- index: attempts_pkey, inbox_pkey
+DELETE FROM {schema}.attempts AS a
+ WHERE a.consumer = %(consumer)s AND a.message_id >= 'ff000000-0000-0000-0000-000000000000'
+   AND a.failed_at < statement_timestamp() - make_interval(secs => %(window_seconds)s)
+   AND NOT EXISTS (SELECT 1 FROM {schema}.inbox AS i WHERE i.consumer = a.consumer AND i.message_id = a.message_id)
