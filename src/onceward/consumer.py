@@ -321,9 +321,7 @@ class OpenConsumer:
         self.close()
 
 
-def check_window(
-    conn: Connection[Any], inbox: InboxTable, source: Source | None, *, allow_short: bool = False
-) -> None:
+def check_window(conn: Connection[Any], inbox: InboxTable, source: Source | None, *, allow_short: bool = False) -> None:
     """Raises `UsageError` when the window is shorter than the time for which the queue keeps messages.
 
     With `allow_short`, a warning says instead what can happen.
@@ -336,14 +334,14 @@ def check_window(
     if retention is not None and retention > window:
         if not allow_short:
             raise UsageError(
-                f"the dedup window of {inbox.consumer!r} is {window:g} s, but its queue keeps messages for {retention:g} s: "
-                f"a duplicate could come after its message is forgotten; make the window longer (or say "
-                f"allow_short_window=True, `onceward run --allow-short-window`)"
+                f"the dedup window of {inbox.consumer!r} is {window:g} s, but its queue keeps messages for {retention:g} "
+                f"s: a duplicate could come after its message is forgotten; make the window longer (or accept it with "
+                f"allow_short_window=True, or `onceward run --allow-short-window`)"
             )
         logger.warning(
-            "the dedup window of %r is %g s, shorter than the %g s for which its queue keeps messages, and "
-            "allow_short_window accepts that: a message that waits for longer than the window is parked instead of handled, "
-            "and an untimed id whose row was pruned is handled again",
+            "the dedup window of %r is %g s, shorter than the %g s for which its queue keeps messages; allow_short_window "
+            "accepts that. A message that waits for longer than the window is parked instead of handled, and an untimed id "
+            "whose row was pruned is handled again",
             inbox.consumer, window, retention,
         )  # fmt: skip
     oldest = tuples(conn, inbox.statements["outbox_oldest_seconds"])

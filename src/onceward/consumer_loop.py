@@ -55,7 +55,8 @@ def run(
     `source` is a Source, or a function that makes one in this process; what the function made is closed at the end.
     `prefetch` deliveries (default: as many as threads) wait in this process, their leases kept. `upkeep=False`: another
     process makes and drops the partitions. `allow_short_window=True`: it starts although the queue keeps messages for
-    longer than the window, with a warning that says what can happen. `health` is given the marks of this loop (see `onceward.health`).
+    longer than the window, with a warning that says what can happen. `health` is given the marks of this loop (see
+    `onceward.health`).
 
     Raises at once what cannot work: no handler, schema not migrated, rights missing, window too short, pool too small,
     database not answering. Later only a `UsageError` of the source or of `database` ends it, after the drain; whatever else

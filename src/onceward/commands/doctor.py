@@ -138,7 +138,8 @@ def _examine_database(arguments: Namespace, consumer: Consumer | None) -> tuple[
             measured = {times.consumer: times for times in read_handler_times(conn, schema=schema)}
             needs = replace(
                 needs, window_seconds=consumer.window.total_seconds(), attempts_max=consumer.attempts_max,
-                deliveries_max=consumer.deliveries_max, claim_seconds=consumer.lease_seconds, times=measured.get(consumer.name),
+                deliveries_max=consumer.deliveries_max, claim_seconds=consumer.lease_seconds,
+                times=measured.get(consumer.name),
             )  # fmt: skip
     return needs, [*postgres.judge(facts, needs)]
 

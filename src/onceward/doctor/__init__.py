@@ -30,7 +30,7 @@ class Surroundings:
 def examine(queue: QueueUrl, needs: Needs, surroundings: Surroundings) -> Iterator[Diagnosis]:
     """What its server says of this queue, judged by what the consumer needs.
 
-    Raises `UsageError` when there is no such queue, and `TransportError` or psycopg's error when its server does not answer.
+    Raises `UsageError` when there is no such queue; `TransportError`, or psycopg's error, when its server does not answer.
     """
     dead_letter = surroundings.dead_letter
     if dead_letter is not None and dead_letter.extra != queue.extra:

@@ -23,19 +23,20 @@ _CONNECTING: Final = ("security.", "sasl.", "ssl.", "enable.ssl", "socket.", "cl
 REPLICAS: Final = Check(
     "kafka.replication_factor",
     Leg.QUEUE,
-    "What a lost broker was the only one to have is lost, confirmed or not. With three copies, one broker may be lost and one "
-    "more be restarted.",
+    "What a lost broker was the only one to have is lost, confirmed or not. With three copies, one broker may be lost"
+    " and one more be restarted.",
 )
 IN_SYNC: Final = Check(
     "kafka.min_insync_replicas",
     Leg.QUEUE,
-    "acks=all waits for the replicas that are in sync, and that may be one: a message is confirmed that only the leader has, "
-    "and is lost with it.",
+    "acks=all waits for the replicas that are in sync, and that may be one: a message is confirmed that only the "
+    "leader has, and is lost with it.",
 )
 BEHIND: Final = Check(
     "kafka.replicas_in_sync",
     Leg.QUEUE,
-    "A partition with fewer replicas in sync than min.insync.replicas refuses what is sent to it; one without a leader serves nobody.",
+    "A partition with fewer replicas in sync than min.insync.replicas refuses what is sent to it; one without a "
+    "leader serves nobody.",
 )
 UNCLEAN: Final = Check(
     "kafka.unclean_leader_election",
@@ -48,43 +49,54 @@ CLEANUP: Final = Check(
     "Compaction keeps only the last message of each key: the ones before it may be gone before they are consumed.",
 )
 RETENTION: Final = Check(
-    "kafka.retention", Leg.QUEUE, "Kafka deletes messages by their age, consumed or not: an outage of the consumer that lasts longer loses them."
-)  # fmt: skip
+    "kafka.retention",
+    Leg.QUEUE,
+    "Kafka deletes messages by their age, consumed or not: an outage of the consumer that lasts longer loses them.",
+)
 RETENTION_BYTES: Final = Check(
     "kafka.retention_bytes",
     Leg.QUEUE,
-    "Kafka deletes the oldest messages of a partition that has grown to this size, at whatever age, consumed or not: a burst loses them.",
+    "Kafka deletes the oldest messages of a partition that has grown to this size, at whatever age, consumed or not: "
+    "a burst loses them.",
 )
 ACKS: Final = Check(
-    "kafka.acks", Leg.PRODUCER, "A message is confirmed before its copies exist: if the leader is lost then, so is the message."
-)  # fmt: skip
+    "kafka.acks",
+    Leg.PRODUCER,
+    "A message is confirmed before its copies exist: if the leader is lost then, so is the message.",
+)
 OFFSETS_RETENTION: Final = Check(
     "kafka.offsets_retention",
     Leg.CONSUMER,
-    "The offsets of a group that is away for longer are forgotten: it then begins at its auto.offset.reset. With 'earliest' the "
-    "inbox turns away what was handled; with 'latest' what had come meanwhile is never seen.",
+    "The offsets of a group that is away for longer are forgotten: it then begins at its auto.offset.reset. With "
+    "'earliest' the inbox turns away what was handled; with 'latest' what had come meanwhile is never seen.",
 )
 OFFSETS_REPLICAS: Final = Check(
     "kafka.offsets_replication_factor",
     Leg.CONSUMER,
-    "With the only broker that has them, the offsets of every group are lost, and each group begins at its auto.offset.reset.",
+    "With the only broker that has them, the offsets of every group are lost, and each group begins at its "
+    "auto.offset.reset.",
 )
 OFFSET_RESET: Final = Check(
     "kafka.auto_offset_reset",
     Leg.CONSUMER,
-    "A group without an offset (a new one, or one that was away for long) begins behind all messages that are there: these are never handled.",
+    "A group without an offset (a new one, or one that was away for long) begins behind all messages that are there: "
+    "these are never handled.",
 )
 AUTO_COMMIT: Final = Check(
-    "kafka.enable_auto_commit", Leg.CONSUMER, "Offsets are committed by a clock, finished or not: a crash loses what was in hand."
-)  # fmt: skip
+    "kafka.enable_auto_commit",
+    Leg.CONSUMER,
+    "Offsets are committed by a clock, finished or not: a crash loses what was in hand.",
+)
 ISOLATION: Final = Check(
-    "kafka.isolation_level", Leg.CONSUMER, "Messages of transactions that were aborted are handled: their producer has taken them back."
-)  # fmt: skip
+    "kafka.isolation_level",
+    Leg.CONSUMER,
+    "Messages of transactions that were aborted are handled: their producer has taken them back.",
+)
 POLL_INTERVAL: Final = Check(
     "kafka.max_poll_interval",
     Leg.TIMEOUT,
-    "A process that hangs for longer loses its partitions, and its messages in hand are handled by another one as well. The "
-    "consumer polls while its handlers run, so they need no longer interval.",
+    "A process that hangs for longer loses its partitions, and its messages in hand are handled by another one as "
+    "well. The consumer polls while its handlers run, so they need no longer interval.",
 )
 
 
@@ -151,7 +163,8 @@ def gather(brokers: str, topic: str, settings: Mapping[str, str]) -> TopicFacts:
 
 def _described(client: Any, kind: str, name: str) -> dict[str, str]:
     """The settings in force of one topic or broker."""
-    from confluent_kafka.admin import ConfigResource  # noqa: PLC0415 - an extra
+    # The package does not say that it exports this one.
+    from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined] # noqa: PLC0415
 
     resource = ConfigResource(kind, name)
     [future] = client.describe_configs([resource], request_timeout=ANSWER_SECONDS_MAX).values()
@@ -268,7 +281,7 @@ def _judge_offsets(facts: TopicFacts, needs: Needs, place: str) -> Iterator[Diag
     else:
         yield OFFSETS_REPLICAS.wrong(
             place, str(facts.offsets_replicas), wanted=f"at least {REPLICAS_MIN}", severe=False,
-            mend=_command(facts, "kafka-reassign-partitions.sh", "--topics-to-move-json-file", "offsets.json", "--generate"),
+            mend=_command(facts, "kafka-reassign-partitions.sh", "--topics-to-move-json-file", "moves.json", "--generate"),
         )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,14 +13,15 @@ from onceward.handler_times import HandlerTimes
 LEASE: Final = Check(
     "lease",
     Leg.TIMEOUT,
-    "A handler that outlives its lease is joined by a second worker. The heartbeat extends the lease, but not while its "
-    "process is frozen or the queue does not answer; six times the average and more than the p99 leave it that time.",
+    "A handler that outlives its lease is joined by a second worker. The heartbeat extends the lease, but not while "
+    "its process is frozen or the queue does not answer; six times the average and more than the p99 leave it that "
+    "time.",
 )
 WINDOW: Final = Check(
     "window",
     Leg.CONSUMER,
-    "The queue may still hold a message, or a duplicate of it, that is older than the window. It is then parked as outside "
-    "the window instead of handled; an untimed id whose row was pruned is handled again.",
+    "The queue may still hold a message, or a duplicate of it, that is older than the window. It is then parked as "
+    "outside the window instead of handled; an untimed id whose row was pruned is handled again.",
 )
 
 
@@ -37,9 +38,9 @@ class Needs:
     one_broker: bool = False  # a development cluster: nothing is replicated, and that is accepted
 
     @property
-    def lease_seconds_min(self) -> float | None:
+    def lease_seconds_min(self) -> int | None:
         """The shortest lease that is long enough, in whole seconds, as queues count them."""
-        return None if self.times is None else float(math.ceil(self.times.lease_seconds_min))
+        return None if self.times is None else math.ceil(self.times.lease_seconds_min)
 
     @property
     def dead_letters_after_min(self) -> int:
@@ -47,10 +48,10 @@ class Needs:
         return max(self.attempts_max, self.deliveries_max)
 
 
-def judge_lease(check: Check, place: str, seconds: float, needs: Needs, mend: str) -> Diagnosis:
+def judge_lease(check: Check, place: str, seconds: float, needs: Needs, mend: Callable[[int], str]) -> Diagnosis:
     """Whether a lease of `seconds` is long enough for the handlers as they were measured.
 
-    `mend` is a command, with {seconds} where the number goes.
+    `mend` gives the command that makes it so many seconds.
     """
     wanted, times = needs.lease_seconds_min, needs.times
     if wanted is None or times is None:
@@ -63,7 +64,7 @@ def judge_lease(check: Check, place: str, seconds: float, needs: Needs, mend: st
     if times.fit(seconds):
         return check.right(place, f"{spoken(seconds)}; {measured}")
     return check.wrong(
-        place, f"{spoken(seconds)}; {measured}", wanted=f"at least {spoken(wanted)}", mend=mend.format(seconds=f"{wanted:.0f}"),
+        place, f"{spoken(seconds)}; {measured}", wanted=f"at least {spoken(wanted)}", mend=mend(wanted),
         severe=seconds <= times.p99_seconds,
     )  # fmt: skip
 
@@ -88,6 +89,11 @@ def judge_window(place: str, retention_seconds: float | None, needs: Needs) -> I
     )  # fmt: skip
 
 
+def visibility_command(seconds: int) -> str:
+    """What makes the lease that `run` asks for so long."""
+    return f"onceward run ... --visibility {seconds}"
+
+
 def judge_retention(check: Check, place: str, seconds: float | None, mend: str) -> Diagnosis:
     """Whether a queue keeps what nobody consumes for long enough. None: for ever."""
     if seconds is None:
@@ -106,5 +112,6 @@ def judge_dead_letters_after(
         return check.right(place, found)
     return check.wrong(
         place, found, severe=deliveries < needs.attempts_max, mend=mend,
-        wanted=f"at least {needs.dead_letters_after_min} (attempts_max {needs.attempts_max}, deliveries_max {needs.deliveries_max})",
+        wanted=f"at least {needs.dead_letters_after_min} (the consumer's attempts_max is {needs.attempts_max}, and its "
+        f"deliveries_max {needs.deliveries_max})",
     )  # fmt: skip

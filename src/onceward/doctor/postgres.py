@@ -10,27 +10,32 @@ from psycopg import Connection
 from psycopg.rows import tuple_row
 
 from onceward.doctor.diagnosis import Check, Diagnosis, Leg, spoken
-from onceward.doctor.needs import LEASE, Needs, judge_lease, judge_window
+from onceward.doctor.needs import LEASE, Needs, judge_lease, judge_window, visibility_command
 from onceward.errors import UsageError
 from onceward.statements import SCHEMA_DEFAULT, statements
 
 FSYNC: Final = Check(
     "postgres.fsync",
     Leg.CONSUMER,
-    "What was committed may be gone after a crash of the machine: an inbox row whose message was acknowledged, an intent whose call was made.",
+    "What was committed may be gone after a crash of the machine: an inbox row whose message was acknowledged, an "
+    "intent whose call was made.",
 )
 PAGES: Final = Check(
-    "postgres.full_page_writes", Leg.CONSUMER, "A crash of the machine in the middle of writing a page may leave half of it: rows are damaged or gone."
-)  # fmt: skip
+    "postgres.full_page_writes",
+    Leg.CONSUMER,
+    "A crash of the machine in the middle of writing a page may leave half of it: rows are damaged or gone.",
+)
 SYNCHRONOUS: Final = Check(
     "postgres.synchronous_commit",
     Leg.PRODUCER,
-    "A consumer commits durably whatever this is. Your own code that calls publish does not: an order that a customer has been "
-    "told of may be gone after a crash, with its outbox row.",
+    "A consumer commits durably whatever this is. Your own code that calls publish does not: an order that a customer"
+    " has been told of may be gone after a crash, with its outbox row.",
 )
 READ_ONLY: Final = Check(
-    "postgres.read_only", Leg.CONSUMER, "Nothing can be taken: a standby, or a role whose transactions only read, refuses every inbox row."
-)  # fmt: skip
+    "postgres.read_only",
+    Leg.CONSUMER,
+    "Nothing can be taken: a standby, or a role whose transactions only read, refuses every inbox row.",
+)
 TRANSACTION_LIMIT: Final = Check(
     "postgres.transaction_timeout",
     Leg.TIMEOUT,
@@ -39,10 +44,13 @@ TRANSACTION_LIMIT: Final = Check(
 CONNECTIONS: Final = Check(
     "postgres.connections",
     Leg.CONSUMER,
-    "Each thread has a connection, and three more are shared. Where the server allows fewer, handlers wait for one and fail.",
+    "Each thread has a connection, and three more are shared. Where the server allows fewer, handlers wait for one "
+    "and fail.",
 )
 LOGGED: Final = Check(
-    "pgmq.logged", Leg.QUEUE, "A crash of its server empties an UNLOGGED queue: what it has confirmed is lost."
+    "pgmq.logged",
+    Leg.QUEUE,
+    "A crash of its server empties an UNLOGGED queue: what it has confirmed is lost.",
 )
 CONNECTIONS_BESIDE_THREADS: Final = 3
 
@@ -136,7 +144,7 @@ def _judge_connections(facts: PostgresFacts, threads: int, place: str) -> Diagno
         return CONNECTIONS.right(place, found)
     return CONNECTIONS.wrong(
         place, found, wanted=f"at least {wanted} for each process",
-        mend=f"ALTER SYSTEM SET max_connections = {wanted + 20} and a restart (or ALTER ROLE ... CONNECTION LIMIT); or fewer --threads",
+        mend=f"ALTER SYSTEM SET max_connections = {wanted + 20}; and a restart, or fewer --threads",
     )  # fmt: skip
 
 
@@ -177,7 +185,7 @@ def gather_queue(conn: Connection[Any], name: str) -> PgmqFacts:
 def judge_queue(facts: PgmqFacts, needs: Needs) -> Iterator[Diagnosis]:
     """What is right and what is wrong with it."""
     place = f"pgmq:{facts.name}"
-    yield judge_lease(LEASE, place, needs.visibility_seconds, needs, "onceward run ... --visibility {seconds}")
+    yield judge_lease(LEASE, place, needs.visibility_seconds, needs, visibility_command)
     if facts.logged:
         yield LOGGED.right(place, "logged")
     else:

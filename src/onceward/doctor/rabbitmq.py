@@ -8,32 +8,36 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from typing import Any, Final, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
-from onceward.doctor.diagnosis import Check, Diagnosis, Leg, Verdict, spoken
-from onceward.doctor.needs import LEASE, Needs, judge_dead_letters_after, judge_window
+from onceward.doctor.diagnosis import Check, Diagnosis, Leg, spoken
+from onceward.doctor.needs import Needs, judge_dead_letters_after, judge_window
 from onceward.errors import UsageError
 
 ANSWER_SECONDS_MAX: Final = 10.0
 DELIVERY_LIMIT_WANTED: Final = 100
 DELIVERY_LIMIT_OF_4: Final = 20  # of a quorum queue that names none, from RabbitMQ 4.0 on
 MEMBERS_MIN: Final = 3
+CONSUMER_TIMEOUT_MS: Final = 1_800_000  # RabbitMQ's own
 
 KIND: Final = Check(
     "rabbitmq.queue_type",
     Leg.QUEUE,
-    "Only a quorum queue has its messages on several nodes, counts deliveries, and hands dead letters on without losing them. "
-    "A classic queue is lost with its node.",
+    "Only a quorum queue has its messages on several nodes, counts deliveries, and hands dead letters on without "
+    "losing them. A classic queue is lost with its node.",
 )
 DURABLE: Final = Check(
-    "rabbitmq.durable", Leg.QUEUE, "A queue that is not durable is gone when its node restarts, with everything in it."
+    "rabbitmq.durable",
+    Leg.QUEUE,
+    "A queue that is not durable is gone when its node restarts, with everything in it.",
 )
 AUTO_DELETE: Final = Check(
     "rabbitmq.auto_delete",
@@ -41,18 +45,21 @@ AUTO_DELETE: Final = Check(
     "The queue is deleted with all its messages when its last consumer leaves: at every deploy, say.",
 )
 EXPIRES: Final = Check(
-    "rabbitmq.expires", Leg.QUEUE, "A queue that nobody consumes for so long is deleted, with everything in it."
+    "rabbitmq.expires",
+    Leg.QUEUE,
+    "A queue that nobody consumes for so long is deleted, with everything in it.",
 )
 MEMBERS: Final = Check(
     "rabbitmq.members",
     Leg.QUEUE,
-    "A quorum queue confirms what a majority of its members has. With fewer than three, one lost node stops the queue or loses it.",
+    "A quorum queue confirms what a majority of its members has. With fewer than three, one lost node stops the queue"
+    " or loses it.",
 )
 OVERFLOW: Final = Check(
     "rabbitmq.overflow",
     Leg.QUEUE,
-    "A queue that is full drops its oldest messages, although they were confirmed. With reject-publish the producer is told "
-    "instead, and its outbox keeps the message.",
+    "A queue that is full drops its oldest messages, although they were confirmed. With reject-publish the producer "
+    "is told instead, and its outbox keeps the message.",
 )
 MESSAGE_TTL: Final = Check(
     "rabbitmq.message_ttl",
@@ -67,28 +74,32 @@ ALARM: Final = Check(
 DELIVERY_LIMIT: Final = Check(
     "rabbitmq.delivery_limit",
     Leg.CONSUMER,
-    "RabbitMQ counts returns, and so also releases and crashes: with a low limit it sets a message aside before the consumer "
-    "has made all its attempts and parked it. Without any, a message that ends every worker before it is taken goes round for ever.",
+    "RabbitMQ counts returns, and so also releases and crashes: with a low limit it sets a message aside before the "
+    "consumer has made all its attempts and parked it. Without any, a message that ends every worker before it is "
+    "taken goes round for ever.",
 )
 DEAD_LETTERS: Final = Check(
     "rabbitmq.dead_letter_exchange",
     Leg.CONSUMER,
-    "What goes over the delivery limit, or has to make room, is dropped without a trace where no dead-letter exchange leads to a queue.",
+    "What goes over the delivery limit, or has to make room, is dropped without a trace where no dead-letter exchange"
+    " leads to a queue.",
 )
 DEAD_LETTER_STRATEGY: Final = Check(
     "rabbitmq.dead_letter_strategy",
     Leg.CONSUMER,
-    "At-most-once: a dead letter is removed before its new queue has confirmed it, and lost if that is away. At-least-once needs "
-    "a quorum queue and overflow=reject-publish; else RabbitMQ falls back without a word.",
+    "At-most-once: a dead letter is removed before its new queue has confirmed it, and lost if that is away. At-"
+    "least-once needs a quorum queue and overflow=reject-publish; else RabbitMQ falls back without a word.",
 )
 DEAD_LETTER_QUEUE: Final = Check(
-    "rabbitmq.dead_letter_queue", Leg.CONSUMER, "Dead letters are lost when the node of their queue restarts."
+    "rabbitmq.dead_letter_queue",
+    Leg.CONSUMER,
+    "Dead letters are lost when the node of their queue restarts.",
 )
 CONSUMER_TIMEOUT: Final = Check(
     "rabbitmq.consumer_timeout",
     Leg.TIMEOUT,
-    "A delivery that is not settled in time closes its channel: all that the channel holds is delivered again while handlers "
-    "still work on it. Waiting in the prefetch counts, too, and no heartbeat extends it.",
+    "A delivery that is not settled in time closes its channel: all that the channel holds is delivered again while "
+    "handlers still work on it. Waiting in the prefetch counts, too, and no heartbeat extends it.",
 )
 # What RabbitMQ calls a setting in a policy; as an argument of the queue it has x- before it.
 _LEAST: Final = ("max-length", "max-length-bytes", "message-ttl", "expires", "delivery-limit")
@@ -228,8 +239,6 @@ def _version(text: str) -> tuple[int, ...]:
 
 def _with_targets(api: Api, facts: RabbitmqFacts) -> RabbitmqFacts:
     """With the queues that its dead letters reach, as far as bindings tell."""
-    from dataclasses import replace  # noqa: PLC0415
-
     exchange = facts.setting("dead-letter-exchange")
     if exchange is None:
         return facts
@@ -287,7 +296,7 @@ def _judge_queue(facts: RabbitmqFacts, needs: Needs, place: str) -> Iterator[Dia
     if expires is None:
         yield EXPIRES.right(place, "never")
     else:
-        yield EXPIRES.wrong(place, spoken(expires / 1000), wanted="never", mend=_mend(facts, "expires"))
+        yield EXPIRES.wrong(place, spoken(expires / 1000), wanted="never", mend=_mend(facts, expires=None))
 
 
 def _judge_members(facts: RabbitmqFacts, needs: Needs, place: str) -> Diagnosis:
@@ -296,12 +305,10 @@ def _judge_members(facts: RabbitmqFacts, needs: Needs, place: str) -> Diagnosis:
         return MEMBERS.right(place, found)
     if needs.one_broker:
         return MEMBERS.right(place, f"{found}, accepted for development")
-    grow = f"rabbitmq-queues grow NODE all --vhost-pattern {shlex.quote(facts.vhost)} --queue-pattern {shlex.quote(f'^{facts.name}$')}"
-    mend = (
-        grow
-        if facts.nodes >= MEMBERS_MIN
-        else f"add nodes until there are {MEMBERS_MIN}, then {grow} (for development: --dev)"
-    )
+    patterns = ["--vhost-pattern", _pattern(facts.vhost), "--queue-pattern", _pattern(facts.name)]
+    mend = shlex.join(["rabbitmq-queues", "grow", "NODE", "all", *patterns])
+    if facts.nodes < MEMBERS_MIN:
+        mend = f"add nodes until there are {MEMBERS_MIN}, then {mend} (a cluster for development: --dev)"
     return MEMBERS.wrong(place, found, wanted=f"at least {MEMBERS_MIN}", mend=mend, severe=False)
 
 
@@ -316,21 +323,22 @@ def _judge_room(facts: RabbitmqFacts, place: str) -> Iterator[Diagnosis]:
         yield OVERFLOW.right(place, f"{', '.join(limits)}, then {overflow}")
     else:
         found = f"{', '.join(limits)}, then {overflow}"
-        yield OVERFLOW.wrong(place, found, wanted="reject-publish", mend=_mend(facts, "overflow", "reject-publish"))
+        yield OVERFLOW.wrong(place, found, wanted="reject-publish", mend=_mend(facts, overflow="reject-publish"))
     ttl = facts.setting("message-ttl")
     if ttl is None:
         yield MESSAGE_TTL.right(place, "for ever")
     else:
         yield MESSAGE_TTL.wrong(
             place, f"messages expire after {spoken(ttl / 1000)}", wanted="messages that do not expire",
-            mend=_mend(facts, "message-ttl"), severe=not facts.targets,
+            mend=_mend(facts, message_ttl=None), severe=not facts.targets,
         )  # fmt: skip
 
 
 def _judge_alarms(facts: RabbitmqFacts, place: str) -> Diagnosis:
     if not facts.alarms:
         return ALARM.right(place, "none")
-    return ALARM.wrong(place, ", ".join(facts.alarms), wanted="none", mend="free memory or disk there; rabbitmqctl status says how much is missing")  # fmt: skip
+    mend = "free memory or disk there; `rabbitmqctl status` says how much is missing"
+    return ALARM.wrong(place, ", ".join(facts.alarms), wanted="none", mend=mend)
 
 
 def _judge_delivery_limit(facts: RabbitmqFacts, needs: Needs, place: str) -> Iterator[Diagnosis]:
@@ -341,7 +349,7 @@ def _judge_delivery_limit(facts: RabbitmqFacts, needs: Needs, place: str) -> Ite
     if limit is None and facts.version >= (4,):
         limit, found = DELIVERY_LIMIT_OF_4, f"{DELIVERY_LIMIT_OF_4}, RabbitMQ's own"
     wanted = max(DELIVERY_LIMIT_WANTED, needs.dead_letters_after_min)
-    mend = _mend(facts, "delivery-limit", wanted)
+    mend = _mend(facts, delivery_limit=wanted)
     if limit is None or limit < 0:
         yield DELIVERY_LIMIT.wrong(place, "none", wanted=f"{wanted}, with a dead-letter exchange", mend=mend, severe=False)
         return
@@ -352,18 +360,17 @@ def _judge_dead_letters(facts: RabbitmqFacts, place: str) -> Iterator[Diagnosis]
     exchange = facts.setting("dead-letter-exchange")
     if exchange is None or not facts.targets:
         found = "none" if exchange is None else f"{exchange or 'the default exchange'}, from which no queue gets them"
+        # By the default exchange: that leads to the queue of the routing key's name, and needs no binding.
         dead = f"{facts.name}-dead"
-        yield DEAD_LETTERS.wrong(
-            place, found, wanted="one that leads to a durable queue",
-            mend=_mend(facts, "dead-letter-exchange", "") if exchange else _policy(facts, {"dead-letter-exchange": "", "dead-letter-routing-key": dead}),
-        )  # fmt: skip
+        mend = f"{_create(facts, dead)} && {_mend(facts, dead_letter_exchange='', dead_letter_routing_key=dead)}"
+        yield DEAD_LETTERS.wrong(place, found, wanted="one that leads to a durable queue", mend=mend)
         return
     reached = ", ".join(target.name for target in facts.targets)
     yield DEAD_LETTERS.right(place, f"{exchange or 'the default exchange'} to {reached}")
     yield _judge_strategy(facts, place)
     transient = [target.name for target in facts.targets if not target.durable]
     if transient:
-        mend = f"declare {', '.join(transient)} again, durable: onceward queue create 'amqp://...?queue={transient[0]}'"
+        mend = f"delete {', '.join(transient)} once empty; then {_create(facts, transient[0])}"
         yield DEAD_LETTER_QUEUE.wrong(place, f"{', '.join(transient)}: transient", wanted="durable", mend=mend)
     else:
         yield DEAD_LETTER_QUEUE.right(place, f"{reached}: durable")
@@ -378,7 +385,7 @@ def _judge_strategy(facts: RabbitmqFacts, place: str) -> Diagnosis:
     found = strategy if strategy == "at-most-once" else f"{strategy}, but overflow is {overflow}: so at-most-once"
     return DEAD_LETTER_STRATEGY.wrong(
         place, found, wanted="at-least-once, with overflow=reject-publish",
-        mend=_policy(facts, {"dead-letter-strategy": "at-least-once", "overflow": "reject-publish"}),
+        mend=_mend(facts, dead_letter_strategy="at-least-once", overflow="reject-publish"),
     )  # fmt: skip
 
 
@@ -388,40 +395,43 @@ def _judge_consumer_timeout(facts: RabbitmqFacts, needs: Needs, place: str) -> D
     if seconds is None:
         return CONSUMER_TIMEOUT.unknown(
             place, "the management plugin does not know it (RabbitMQ's own is 30 min)",
-            find_out="rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).' gives milliseconds; then --consumer-timeout SECONDS",
+            find_out="rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).' (in ms); then --consumer-timeout",
         )  # fmt: skip
     # Two handlers' time: a delivery that waits in the prefetch is held while another one is handled before it.
     handled = 0.0 if needs.times is None else max(needs.times.lease_seconds_min, 2 * needs.times.p99_seconds)
     wanted = max(needs.claim_seconds, handled)
     if seconds > wanted:
         return CONSUMER_TIMEOUT.right(place, spoken(seconds))
+    wanted_ms = max(CONSUMER_TIMEOUT_MS, round(wanted * 2000))
     if of_queue is None:
-        mend = f"consumer_timeout = {max(1_800_000, round(wanted * 2000))} in rabbitmq.conf of every node, then restart it"
+        mend = f"consumer_timeout = {wanted_ms} in rabbitmq.conf of every node, then restart it"
     else:
-        mend = _mend(facts, "consumer-timeout", max(1_800_000, round(wanted * 2000)))
+        mend = _mend(facts, consumer_timeout=wanted_ms)
     return CONSUMER_TIMEOUT.wrong(place, spoken(seconds), wanted=f"more than {spoken(round(wanted, 1))}", mend=mend)
 
 
-def _mend(facts: RabbitmqFacts, name: str, value: Any = None) -> str:
-    """The command that gives a setting this value; None: takes it away."""
-    if f"x-{name}" in facts.arguments:
+def _mend(facts: RabbitmqFacts, **changes: Any) -> str:
+    """The command that gives these settings (with _ for -) these values; None takes one away."""
+    named = {name.replace("_", "-"): value for name, value in changes.items()}
+    if any(f"x-{name}" in facts.arguments for name in named):
         return _declare_again(facts)
-    return _policy(facts, {name: value})
-
-
-def _policy(facts: RabbitmqFacts, changes: Mapping[str, Any]) -> str:
     # A queue has one policy at a time: the new one must say what the old one said, too.
-    if any(f"x-{name}" in facts.arguments for name in changes):
-        return _declare_again(facts)
-    definition = {name: value for name, value in {**facts.policy, **changes}.items() if value is not None}
+    definition = {name: value for name, value in {**facts.policy, **named}.items() if value is not None}
     words = ["rabbitmqctl", "set_policy", "-p", facts.vhost, "--apply-to", "queues", "--priority", "10"]
-    return shlex.join([*words, f"onceward-{facts.name}", f"^{facts.name}$", json.dumps(definition)])
+    return shlex.join([*words, f"onceward-{facts.name}", _pattern(facts.name), json.dumps(definition)])
+
+
+def _pattern(name: str) -> str:
+    return f"^{re.escape(name)}$"
 
 
 def _declare_again(facts: RabbitmqFacts) -> str:
     # Neither the kind of a queue nor its arguments can be changed.
-    again = f"onceward queue create 'amqp://HOST/{quote(facts.vhost, safe='')}?queue={quote(facts.name)}-2'"
-    return f"{again}; then publish there, and delete {facts.name} once it is empty"
+    return f"{_create(facts, f'{facts.name}-2')}; then publish there, and delete {facts.name} once it is empty"
+
+
+def _create(facts: RabbitmqFacts, name: str) -> str:
+    return f"onceward queue create 'amqp://HOST/{quote(facts.vhost, safe='')}?queue={quote(name)}'"
 
 
 CHECKS: Final = (

@@ -10,7 +10,15 @@ from enum import Enum
 from typing import Any, Final, assert_never
 
 from onceward.doctor.diagnosis import Check, Diagnosis, Leg, spoken
-from onceward.doctor.needs import LEASE, Needs, judge_dead_letters_after, judge_lease, judge_retention, judge_window
+from onceward.doctor.needs import (
+    LEASE,
+    Needs,
+    judge_dead_letters_after,
+    judge_lease,
+    judge_retention,
+    judge_window,
+    visibility_command,
+)
 from onceward.errors import TransportError, UsageError
 
 RETENTION_SECONDS_MAX: Final = 14 * 86_400
@@ -19,37 +27,42 @@ RECEIVE_COUNT_WANTED: Final = 100
 VISIBILITY: Final = Check(
     "sqs.visibility_timeout",
     Leg.TIMEOUT,
-    "It is the lease of whatever does not ask for another one, AWS Lambda's event source among them: a handler that outlives "
-    "it is joined by a second worker. AWS asks for six times what the work takes.",
+    "It is the lease of whatever does not ask for another one, AWS Lambda's event source among them: a handler that "
+    "outlives it is joined by a second worker. AWS asks for six times what the work takes.",
 )
 RETENTION: Final = Check(
-    "sqs.retention", Leg.QUEUE, "SQS deletes what nobody has consumed for so long: an outage of the consumer that lasts longer loses messages."
-)  # fmt: skip
+    "sqs.retention",
+    Leg.QUEUE,
+    "SQS deletes what nobody has consumed for so long: an outage of the consumer that lasts longer loses messages.",
+)
 REDRIVE: Final = Check(
     "sqs.redrive_policy",
     Leg.CONSUMER,
-    "Without a dead-letter queue, a message that ends every worker before it is taken goes round until its retention deletes it.",
+    "Without a dead-letter queue, a message that ends every worker before it is taken goes round until its retention "
+    "deletes it.",
 )
 RECEIVE_COUNT: Final = Check(
     "sqs.max_receive_count",
     Leg.CONSUMER,
-    "SQS counts receives, and so also releases and crashes: with a low limit it sets a message aside without a reason, before "
-    "the consumer has made all its attempts and parked it.",
+    "SQS counts receives, and so also releases and crashes: with a low limit it sets a message aside without a "
+    "reason, before the consumer has made all its attempts and parked it.",
 )
 DEAD_LETTER_QUEUE: Final = Check(
-    "sqs.dead_letter_queue", Leg.CONSUMER, "SQS can neither move a message to a queue that is not there nor deliver it any more."
-)  # fmt: skip
+    "sqs.dead_letter_queue",
+    Leg.CONSUMER,
+    "SQS can neither move a message to a queue that is not there nor deliver it any more.",
+)
 DEAD_LETTER_RETENTION: Final = Check(
     "sqs.dead_letter_retention",
     Leg.QUEUE,
-    "On a standard queue a dead letter keeps the time at which it was first sent: what had waited for long is deleted soon "
-    "after it arrives, before anybody has looked.",
+    "On a standard queue a dead letter keeps the time at which it was first sent: what had waited for long is deleted"
+    " soon after it arrives, before anybody has looked.",
 )
 CONTENT_DEDUPLICATION: Final = Check(
     "sqs.content_based_deduplication",
     Leg.PRODUCER,
-    "For five minutes, SQS drops a message whose body equals another one's, although it has an id of its own: two equal "
-    "orders become one. Our Sink names its own deduplication id; other producers may not.",
+    "For five minutes, SQS drops a message whose body equals another one's, although it has an id of its own: two "
+    "equal orders become one. Our Sink names its own deduplication id; other producers may not.",
 )
 
 
@@ -149,8 +162,10 @@ def _code(error: Any) -> str:
 def judge(facts: SqsFacts, needs: Needs) -> Iterator[Diagnosis]:
     """What is right and what is wrong with them."""
     queue, place = facts.queue, f"sqs:{facts.queue.name}"
-    yield judge_lease(LEASE, place, needs.visibility_seconds, needs, "onceward run ... --visibility {seconds}")
-    yield judge_lease(VISIBILITY, place, queue.visibility_seconds, needs, _set(queue, VisibilityTimeout="{seconds}"))
+    yield judge_lease(LEASE, place, needs.visibility_seconds, needs, visibility_command)
+    yield judge_lease(
+        VISIBILITY, place, queue.visibility_seconds, needs, lambda seconds: _set(queue, VisibilityTimeout=f"{seconds}")
+    )
     yield _judge_kept(RETENTION, place, queue)
     yield from _judge_redrive(facts, needs, place)
     yield from _judge_dead_letter(facts)
@@ -182,9 +197,10 @@ def _judge_redrive(facts: SqsFacts, needs: Needs, place: str) -> Iterator[Diagno
         )  # fmt: skip
         return
     yield REDRIVE.right(place, f"to {facts.dead_letter_arn}")
+    policy = _policy(str(facts.dead_letter_arn), max(RECEIVE_COUNT_WANTED, needs.dead_letters_after_min))
     yield judge_dead_letters_after(
         RECEIVE_COUNT, place, facts.max_receive_count, needs, found=str(facts.max_receive_count),
-        mend=_set(queue, RedrivePolicy=_policy(str(facts.dead_letter_arn), max(RECEIVE_COUNT_WANTED, needs.dead_letters_after_min))),
+        mend=_set(queue, RedrivePolicy=policy),
     )  # fmt: skip
 
 
@@ -262,5 +278,4 @@ def _set(queue: QueueFacts, **attributes: str) -> str:
 
 def _aws(queue: QueueFacts, verb: str, option: str, value: str) -> str:
     endpoint = ["--endpoint-url", queue.endpoint] if queue.endpoint else []
-    quoted = value if value.endswith("={seconds}") else shlex.quote(value)
-    return " ".join([shlex.join(["aws", *endpoint, "sqs", verb, "--queue-url", queue.url, option]), quoted])
+    return shlex.join(["aws", *endpoint, "sqs", verb, "--queue-url", queue.url, option, value])
