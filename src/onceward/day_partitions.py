@@ -196,7 +196,7 @@ def upkeep(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> UpkeepResu
             return UpkeepResult(made, [], {}, skipped)
         dropped, unfinished = Retirement(conn, schema).retire_due_days()
         # After the days: until then, windows that nobody has any more still count.
-        pruned = prune_untimed(conn, schema=schema)
+        pruned = prune_untimed(conn, schema=schema, window_max=WINDOW_MAX)
     return UpkeepResult(made, dropped, unfinished, pruned=pruned)
 
 

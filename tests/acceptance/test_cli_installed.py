@@ -117,7 +117,8 @@ def test_each_wheel_holds_its_own_distribution_and_nothing_of_the_other(pip: Pip
     library, proof = files_of(tmp_path, "onceward"), files_of(tmp_path, "onceward_proof")
     assert {re.match(r"[^/.-]+", name)[0] for name in library} == {"onceward"}  # type: ignore[index]
     assert [name for name in library if "proof" in name or "examples" in name] == []
-    assert {"onceward/py.typed", "onceward/sql/outbox.sql"} <= library
+    data = {"py.typed", "sql/outbox.sql", "testing/servers/kafka.pom.xml", "testing/servers/kafka.log4j2.yaml"}
+    assert {f"onceward/{name}" for name in data} <= library
     carried = {"_examples/payments/hardened.py", "_bench/local.py", "_docs/guarantees.md"}
     assert {f"onceward_proof/{name}" for name in carried} <= proof
     assert f"onceward_proof-{__version__}.dist-info/entry_points.txt" in proof

@@ -17,7 +17,7 @@ from tests.support.shop import SHAPES, of_shape
 from tests.support.waiting import Background, until_blocked
 
 from onceward.consumer import OpenConsumer
-from onceward.day_partitions import upkeep
+from onceward.day_partitions import WINDOW_MAX, upkeep
 from onceward.decisions import discard_parked
 from onceward.errors import Reject
 from onceward.inbox import Inbox
@@ -167,14 +167,14 @@ def test_an_upkeep_that_dies_between_two_batches_leaves_every_message_whole(
         age(db, message, days)
     holder, dying = connect(autocommit=False), connect()
     holder.execute("SELECT 1 FROM onceward.intents WHERE message_id = %s FOR UPDATE", (row_key(second.id),))
-    pruning = background(prune_untimed, dying, schema=SCHEMA, batch_rows=1)
+    pruning = background(prune_untimed, dying, schema=SCHEMA, window_max=WINDOW_MAX, batch_rows=1)
     until_blocked(db, dying)
     db.execute("SELECT pg_terminate_backend(%s)", (dying.info.backend_pid,))
     with pytest.raises(psycopg.OperationalError):
         pruning.result()
     assert keys(db, "inbox") == keys(db, "intents") == {row_key(second.id)}
     holder.rollback()
-    assert prune_untimed(db, schema=SCHEMA, batch_rows=1) == 1
+    assert prune_untimed(db, schema=SCHEMA, window_max=WINDOW_MAX, batch_rows=1) == 1
     assert keys(db, "inbox") == keys(db, "intents") == set()
 
 
@@ -214,5 +214,5 @@ def test_an_owner_prunes_what_another_role_made_the_partition_for(db: Db, dsn: s
     db.execute(f"GRANT SELECT, UPDATE, DELETE ON {tables} TO {owner}".encode())
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(f"SET ROLE {owner}".encode())
-        assert prune_untimed(conn, schema=SCHEMA) == 1
+        assert prune_untimed(conn, schema=SCHEMA, window_max=WINDOW_MAX) == 1
     db.execute(f"DROP OWNED BY {owner}; DROP ROLE {owner}".encode())

@@ -81,8 +81,11 @@ def test_what_decides_does_no_io(name: str) -> None:
 
 
 def test_a_transport_knows_only_the_message_the_contract_and_the_errors() -> None:
+    """And the form of a message on its queue, where two transports share that."""
     for file in (PACKAGE / "transports").glob("*.py"):
-        assert _ours(file) <= {"message", "transport", "errors"}, short(file)
+        assert _ours(file) - {"transports"} <= {"message", "transport", "errors"}, short(file)
+        shared = {name for name in imports(file) if name.startswith("onceward.transports.")}
+        assert all(name.split(".")[2].endswith("_wire") for name in shared), short(file)
 
 
 def test_the_library_knows_nothing_of_the_proof() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from argparse import ArgumentTypeError
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
-from onceward.commands.arguments import add_json, need, say, say_json
+from onceward.commands.arguments import add_json, need, say, say_json, whole
 from onceward.commands.logs import log_to_stderr
 from onceward.commands.table import print_table
 from onceward.errors import UsageError
@@ -27,14 +28,15 @@ examples:
   onceward servers status --json
   onceward servers down
 
-  sqs        ElasticMQ   ONCEWARD_SQS_ENDPOINT      needs java, and mvn to install it
-  rabbitmq   RabbitMQ    ONCEWARD_RABBITMQ_URL      the system's package; root installs it
-  kafka      Kafka       ONCEWARD_KAFKA_BOOTSTRAP   needs java, and mvn to install it
+  sqs        ElasticMQ   ONCEWARD_SQS_ENDPOINT      java; mvn installs it
+  rabbitmq   RabbitMQ    ONCEWARD_RABBITMQ_URL      root's apt-get installs it
+  kafka      Kafka       ONCEWARD_KAFKA_BOOTSTRAP   java; mvn installs it
 
-One set for all checkouts of a user. It listens on 127.0.0.1, runs until `down`
-(or until the machine ends), and starts with empty data. Programs, logs and data
-are in $ONCEWARD_SERVERS_DIR (default: onceward/servers in the user's cache).
-To test against a server of your own, set its variable: tests look there first.
+There is one set for all checkouts of a user. It listens on 127.0.0.1, runs
+until `down`, and starts with empty data. Programs, logs and data are in
+$ONCEWARD_SERVERS_DIR (default: onceward/servers in the user's cache).
+To test against a server of your own, set its variable: tests look there
+first.
 
 exit codes: 0 all that were asked for are up (`down`: have ended), 1 `status`
 found one that is not, 2 usage or environment
@@ -51,7 +53,7 @@ def add_commands(commands: Any) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     up = _add_action(actions, "up", "start those that do not run", up_command)
     up.add_argument(
-        "--port", type=int, metavar="N", help="where clients find it, if one server is named (default: its own)"
+        "--port", type=whole(1, 65535), metavar="N", help="where clients find it, if one server is named (default: its own)"
     )
     _add_action(actions, "down", "end them; their data goes", down_command)
     _add_action(actions, "status", "which are up", status_command)
@@ -63,16 +65,18 @@ def _add_action(actions: Any, name: str, what: str, perform: Any) -> ArgumentPar
         name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=SERVERS
     )
     parser.add_argument(
-        "names",
-        nargs="*",
-        choices=[*NAMES, []],
-        default=[],
-        metavar="SERVER",
-        help="sqs, rabbitmq, kafka, all (default: all)",
+        "names", nargs="*", type=_name, default=["all"], metavar="SERVER", help="sqs, rabbitmq, kafka, all (default: all)"
     )
     add_json(parser)
     parser.set_defaults(perform=perform)
     return parser
+
+
+def _name(text: str) -> str:
+    """An argument type: the name of a server, or of all."""
+    if text not in NAMES:
+        raise ArgumentTypeError(f"{text!r} is none of {', '.join(NAMES)}")
+    return text
 
 
 def up_command(arguments: Namespace) -> int:
@@ -133,8 +137,7 @@ def _asked(arguments: Namespace) -> list[Shared]:
     need("testing", "psutil")
     from onceward.testing.servers.shared import SHARED  # noqa: PLC0415
 
-    everything = not arguments.names or "all" in arguments.names
-    return [shared for shared in SHARED if everything or shared.name in arguments.names]
+    return [shared for shared in SHARED if {shared.name, "all"} & {*arguments.names}]
 
 
 def _install(asked: list[Shared]) -> None:

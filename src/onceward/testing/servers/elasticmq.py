@@ -8,10 +8,8 @@ from typing import ClassVar, Final
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from onceward.testing.servers.installing import install_jars, jars_folder, program
-from onceward.testing.servers.server import Server
+from onceward.testing.servers.java import JavaServer
 
-_POM: Final = Path(__file__).with_name("elasticmq.pom.xml")
 _ANSWER_SECONDS_MAX: Final = 2.0
 # WRITE_DELAY=0: H2 else writes twice a second, and a kill loses messages whose send was acknowledged.
 _CONF: Final = """\
@@ -33,7 +31,7 @@ messages-storage {{
 """
 
 
-class ElasticMQ(Server):
+class ElasticMQ(JavaServer):
     """A server that speaks SQS, strict about its limits, with its messages on disk.
 
     `settings` are lines of its configuration, as `{"rest-sqs.sqs-limits": "relaxed"}`. Its region is us-east-1, and any
@@ -43,14 +41,8 @@ class ElasticMQ(Server):
 
     title = "ElasticMQ"
     ports_preferred: ClassVar = {"SQS": 19324}
-
-    @classmethod
-    def is_installed(cls) -> bool:
-        return jars_folder(_POM).exists()
-
-    @classmethod
-    def install(cls) -> None:
-        install_jars(_POM)
+    pom = Path(__file__).with_name("elasticmq.pom.xml")
+    heap_mb = 256
 
     @property
     def url(self) -> str:
@@ -61,13 +53,8 @@ class ElasticMQ(Server):
         conf = _CONF.format(port=self.port, folder=self.folder) + "".join(lines)
         (self.folder / "elasticmq.conf").write_text(conf)
 
-    def _command(self) -> list[str]:
-        java = program("java", "Java 17 or newer", "apt-get install openjdk-17-jre-headless")
-        # The cheapest way to run a small JVM: no compiler that optimises, no threads that collect.
-        return [
-            java, "-Xms32m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
-            f"-Dconfig.file={self.folder / 'elasticmq.conf'}", "-cp", f"{jars_folder(_POM)}/*", "org.elasticmq.server.Main",
-        ]  # fmt: skip
+    def _main(self) -> list[str]:
+        return [f"-Dconfig.file={self.folder / 'elasticmq.conf'}", "org.elasticmq.server.Main"]
 
     def _is_ready(self) -> bool:
         try:

@@ -10,11 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Final
 
-from onceward.testing.postgres.owners import locked
-from onceward.testing.servers.installing import InstallFailed, install_jars, jars_folder, program
-from onceward.testing.servers.server import Server
+from onceward.testing.servers.installing import InstallFailed, jars_folder
+from onceward.testing.servers.java import JavaServer, java
 
-_POM: Final = Path(__file__).with_name("kafka.pom.xml")
 _LOG4J: Final = Path(__file__).with_name("kafka.log4j2.yaml")
 _ANSWER_SECONDS_MAX: Final = 2.0
 _CLUSTER_ID: Final = "b25jZXdhcmQtdGVzdGluZw"
@@ -46,7 +44,7 @@ _PROPERTIES: Final[Mapping[str, str]] = {
 }
 
 
-class Kafka(Server):
+class Kafka(JavaServer):
     """One broker that is its own controller; topics are not made by being used.
 
     `settings` are those of server.properties. `url` is what clients call bootstrap.servers. An acknowledged message is with
@@ -55,36 +53,48 @@ class Kafka(Server):
 
     title = "Kafka"
     ports_preferred: ClassVar = {"clients": 19092, "controller": 19093}
-
-    @classmethod
-    def is_installed(cls) -> bool:
-        return jars_folder(_POM).exists() and _formatted().exists()
-
-    @classmethod
-    def install(cls) -> None:
-        jars = install_jars(_POM)
-        with locked(jars.with_name(f"{jars.name}.lock")):
-            if not _formatted().exists():
-                _format(jars, _formatted())
+    pom = Path(__file__).with_name("kafka.pom.xml")
+    heap_mb = 256
 
     @property
     def url(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    @classmethod
+    def _prepare(cls) -> None:
+        """An empty data folder is formatted. Each server gets a copy: to format one takes a JVM and 1.5 s."""
+        data = cls._formatted()
+        if data.exists():
+            return
+        draft = data.with_name(f"{data.name}.draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        properties = data.with_name(f"{data.name}.properties")
+        # No server ever listens on these ports: formatting only wants to read that there are some.
+        _write_properties(properties, {**_PROPERTIES, **_where(19092, 19093, draft)})
+        tool = ["kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID, "-c", str(properties)]
+        done = subprocess.run([*java(cls.pom, 128), *tool], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise InstallFailed(f"Kafka's data folder cannot be formatted:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        draft.rename(data)
+
+    @classmethod
+    def _formatted(cls) -> Path:
+        jars = jars_folder(cls.pom)
+        return jars.with_name(f"{jars.name}.formatted")
 
     def _configure(self) -> None:
         data = self.folder / "data"
         if not data.exists():
             draft = self.folder / "data.draft"
             shutil.rmtree(draft, ignore_errors=True)
-            shutil.copytree(_formatted(), draft)
+            shutil.copytree(self._formatted(), draft)
             draft.rename(data)
         ports = self._record.ports
         where = _where(ports["clients"], ports["controller"], data)
         _write_properties(self.folder / "server.properties", {**_PROPERTIES, **where, **self._record.settings})
 
-    def _command(self) -> list[str]:
-        options = ["-Xms256m", "-Xmx256m", f"-Dlog4j2.configurationFile=file:{_LOG4J}"]
-        return [*_java(jars_folder(_POM), *options), "kafka.Kafka", str(self.folder / "server.properties")]
+    def _main(self) -> list[str]:
+        return [f"-Dlog4j2.configurationFile=file:{_LOG4J}", "kafka.Kafka", str(self.folder / "server.properties")]
 
     def _is_ready(self) -> bool:
         """It names a broker to clients: it has been let into its own cluster."""
@@ -92,32 +102,6 @@ class Kafka(Server):
             return _brokers(self.port) > 0
         except (OSError, struct.error):
             return False
-
-
-def _formatted() -> Path:
-    """An empty data folder. Each server gets a copy: to format one takes a JVM and 1.5 s."""
-    jars = jars_folder(_POM)
-    return jars.with_name(f"{jars.name}.formatted")
-
-
-def _format(jars: Path, data: Path) -> None:
-    """`data` is a formatted data folder: whole, or not there."""
-    draft = data.with_name(f"{data.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    properties = data.with_name(f"{data.name}.properties")
-    # No server ever listens on these ports: formatting only wants to read that there are some.
-    _write_properties(properties, {**_PROPERTIES, **_where(19092, 19093, draft)})
-    command = [*_java(jars, "-Xmx128m"), "kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID, "-c", str(properties)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise InstallFailed(f"Kafka's data folder cannot be formatted:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    draft.rename(data)
-
-
-def _java(jars: Path, *options: str) -> list[str]:
-    java = program("java", "Java 17 or newer", "apt-get install openjdk-17-jre-headless")
-    # The cheapest way to run a small JVM: no compiler that optimises, no threads that collect.
-    return [java, *options, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{jars}/*"]
 
 
 def _where(clients: int, controller: int, data: Path) -> dict[str, str]:

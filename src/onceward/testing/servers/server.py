@@ -191,14 +191,16 @@ class Server(ABC):
         self._serve()
 
     def stop(self) -> None:
-        """The server has ended: asked to (SIGTERM), and killed after 15 s. A temporary folder is removed.
+        """The server has ended: asked to (SIGTERM), and killed after 15 s.
+
+        With a temporary folder, which is removed, it is killed at once: there is nothing that it could save.
 
         Crash: as `start`.
         """
         if self._stopped or not self._is_mine():
             return
         self._stopped = True
-        self._end(gracefully=True)
+        self._end(gracefully=self._entry is None or not self._entry.temporary)
         if self._entry is not None:
             self._entry.remove()
             atexit.unregister(self.stop)
@@ -303,7 +305,7 @@ class Server(ABC):
             _wait(lambda: not process.alive(), STOP_SECONDS_MAX)
         process.end()
         if self._popen is not None:
-            self._popen.poll()  # reaps it
+            self._popen.wait()  # reaps it
         # A process with many threads is dead some milliseconds before the last of them has let go of its sockets.
         _wait(lambda: all(map(is_free, self._record.ports.values())), _LET_GO_SECONDS_MAX)
 

@@ -1,0 +1,457 @@
+"""Kafka topics as a source: a member of a consumer group."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, Literal, assert_never
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Message as KafkaMessage
+
+from onceward.errors import TransportError, UsageError
+from onceward.transport import Delivery, Outcome, Received, Settlement, Traits
+from onceward.transports.kafka import codes
+from onceward.transports.kafka.partitions import Handle, Partition, Record, State
+from onceward.transports.kafka.sender import Sender
+from onceward.transports.kafka.settings import Config, consumer_config, poll_seconds_max
+from onceward.transports.kafka.topics import check_topic, read_limits
+from onceward.transports.kafka.wire import Outgoing, headers_of, read_headers, read_text, retry_copy, retry_seconds
+
+logger = logging.getLogger("onceward.kafka")
+AHEAD_MAX: Final = 1000
+RECEIVE_MAX: Final = 500
+# A poll cannot be woken: a commit, and what is released meanwhile, wait for no longer than this.
+SLICE_SECONDS: Final = 0.02
+LEFT_COMMIT_SECONDS: Final = 1.0  # between two tries to commit what could not be committed
+_ANSWER_SECONDS_MAX: Final = 1.0
+Place = tuple[str, int]  # a topic, and the number of a partition
+Entry = tuple[Delivery, Settlement]
+
+
+class Turns:
+    """One thread at a time uses the client, and one that has waited comes before one that has just had its turn.
+
+    The client lets in one call at a time by itself, but a poll that follows a poll shuts out a commit for as long as a
+    receive lasts; and a revocation inside that poll would wait for the very thread that wants to commit.
+    """
+
+    def __init__(self) -> None:
+        self._next = threading.Lock()
+        self._using = threading.Lock()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Inside, the client is this thread's."""
+        with self._next:
+            self._using.acquire()
+        try:
+            yield
+        finally:
+            self._using.release()
+
+
+class Source:
+    """Kafka topics as a source: one member of the group that `group.id` names."""
+
+    def __init__(
+        self,
+        config: Config,
+        topics: str | Sequence[str],
+        *,
+        order: Literal["key"] | None = "key",
+        retry_topics: bool = False,
+        ahead_max: int = AHEAD_MAX,
+    ) -> None:
+        """`order="key"`: records of one key are handled one at a time, in their order; those without a key in any order.
+
+        What is released waits in this process. So that this, and what comes again after a crash, stays bounded, a partition
+        is read at most `ahead_max` records beyond its oldest one that is not finished. `retry_topics` (only with
+        `order=None`): what is released with a delay is sent to the topic `<topic>.<group.id>.retry` instead, and its
+        partition goes on without it.
+        """
+        self._topics = [topics] if isinstance(topics, str) else list(topics)
+        if not self._topics or any(not isinstance(name, str) or not name or name[0] == "^" for name in self._topics):
+            raise UsageError(f"topics is the name of a topic, or several (no patterns), not {topics!r}")
+        if order not in ("key", None):
+            raise UsageError(f'order is "key" or None, not {order!r}')
+        if retry_topics and order is not None:
+            raise UsageError(
+                "retry_topics give up the order: what comes back is behind what was sent later; pass order=None"
+            )
+        if ahead_max < 1:
+            raise UsageError(f"ahead_max is at least 1, not {ahead_max!r}")
+        self._config = consumer_config(config, self._note)
+        self._by_key = order == "key"
+        self._retry_of = {name: f"{name}.{config['group.id']}.retry" for name in self._topics} if retry_topics else {}
+        self._subscribed = [*self._topics, *self._retry_of.values()]
+        self._retries = Sender(config) if retry_topics else None
+        self._ahead_max = ahead_max
+        self._poll_seconds_max = poll_seconds_max(config)
+        self._known_traits: Traits | None = None
+        self.name = f"kafka:{','.join(self._topics)}"
+        self._consumer: Consumer | None = None
+        self._was_assigned = False
+        self._brokers_are_away = False
+        self._trouble: KafkaError | None = None
+        self._fatal: KafkaError | None = None
+        self._left_at = 0.0
+        self._partitions: dict[Place, Partition] = {}
+        self._lost: list[Delivery] = []
+        # Guards what is known of the partitions; held for moments.
+        self._lock = threading.Lock()
+        # Of the client. Taken before the lock, never inside it; the client's callbacks run inside a turn.
+        self._turns = Turns()
+
+    @property
+    def traits(self) -> Traits:
+        """The brokers are asked once, for how long the topics keep what is in them."""
+        if self._known_traits is None:
+            self._known_traits = Traits(
+                lease_seconds=None,
+                # By the assignment and the giving; across processes by the group's generation, which the broker checks.
+                settle_fenced=True,
+                counts_deliveries=False,
+                ordered=self._by_key,
+                poll_seconds_max=self._poll_seconds_max,
+                receive_max=RECEIVE_MAX,
+                retention_seconds=self._retention_seconds(),
+            )
+        return self._known_traits
+
+    def _retention_seconds(self) -> float | None:
+        try:
+            kept = [read_limits(self._config, [name]).retention_seconds for name in self._subscribed]
+        except (TransportError, UsageError) as error:
+            logger.warning("how long %s keeps a message is not known, so the window is not compared with it: %s",
+                           self.name, error)  # fmt: skip
+            return None
+        # From its topic a message may go to the retry topic, and be there as long again.
+        return None if None in kept else sum(sorted(seconds for seconds in kept if seconds is not None)[-2:])
+
+    def receive(self, limit: int, wait_seconds: float) -> Received:
+        consumer = self._joined()
+        self._commit_what_is_left()
+        self._pace(consumer)
+        deadline = time.monotonic() + wait_seconds
+        # Also when enough is waiting, or nothing is wanted: a member that does not poll is put out of its group.
+        self._read(consumer, 0.0)
+        deliveries = self._give(limit)
+        while len(deliveries) < limit:
+            seconds = 0.0 if deliveries else min(SLICE_SECONDS, max(0.0, deadline - time.monotonic()))
+            partition = self._read(consumer, seconds)
+            if partition is not None:
+                deliveries += self._give(limit - len(deliveries), [partition])
+            elif deliveries or time.monotonic() >= deadline:
+                break
+            else:
+                deliveries += self._give(limit)
+        with self._lock:
+            lost, self._lost = self._lost, []
+        if not deliveries and not lost:
+            self._raise_trouble(consumer)
+        return Received(deliveries, lost)
+
+    def _joined(self) -> Consumer:
+        """The member of the group, made where it is first needed: a client does not survive a fork."""
+        if self._consumer is None:
+            try:
+                consumer = Consumer(self._config)
+            except KafkaException as error:
+                raise UsageError(f"this configuration does not make a consumer: {codes.error_of(error).str()}") from error
+            consumer.subscribe(self._subscribed, self._on_assign, self._on_revoke, self._on_lost)
+            self._consumer = consumer
+        return self._consumer
+
+    def _read(self, consumer: Consumer, wait_seconds: float) -> Partition | None:
+        """One record more is known, of this partition; None: nothing came, or something happened to the group."""
+        with self._turns.turn():
+            message = consumer.poll(wait_seconds)
+        if message is None:
+            return None
+        if (error := message.error()) is not None:
+            self._note(error)
+            return None
+        topic, number, offset = message.topic(), message.partition(), message.offset()
+        if topic is None or number is None or offset is None:
+            raise AssertionError("the client gave a record that is nowhere")
+        due = time.monotonic() + (retry_seconds(headers_of(message)) if topic in self._retry_of.values() else 0.0)
+        with self._lock:
+            partition = self._partition(topic, number, offset)
+            partition.read(offset, self._order_key(message), message, due)
+        if partition.is_full:
+            self._pace(consumer)
+        return partition
+
+    def _partition(self, topic: str, number: int, offset: int) -> Partition:
+        partition = self._partitions.get((topic, number))
+        if partition is not None and (partition.next_offset or 0) <= offset:
+            return partition
+        # Offsets go back where the broker has lost some, and the client was sent to an earlier one: what was read then is
+        # not what has these offsets now.
+        self._take_away([(topic, number)])
+        return self._partitions.setdefault((topic, number), Partition(topic, number, self._ahead_max))
+
+    def _order_key(self, message: KafkaMessage) -> str | None:
+        key = message.key() if self._by_key else None
+        return None if key is None else f"{message.topic()}/{message.partition()}/{read_text(key)}"
+
+    def _give(self, limit: int, partitions: Sequence[Partition] | None = None) -> list[Delivery]:
+        """At most `limit` deliveries whose turn it is, of these partitions (None: of all)."""
+        now = time.monotonic()
+        deliveries: list[Delivery] = []
+        with self._lock:
+            for partition in self._partitions.values() if partitions is None else partitions:
+                while len(deliveries) < limit and (record := partition.give(now)) is not None:
+                    deliveries.append(self._delivery(partition, record))
+        return deliveries
+
+    def _delivery(self, partition: Partition, record: Record) -> Delivery:
+        message: KafkaMessage = record.message
+        return Delivery(
+            id=f"{partition.topic}/{partition.number}/{record.offset}",
+            source=self.name,
+            headers=read_headers(headers_of(message)),
+            body=message.value() or b"",
+            order_key=self._order_key(message),
+            handle=Handle(partition, record, record.givings),
+        )
+
+    def _pace(self, consumer: Consumer) -> None:
+        """A partition is read while it has room."""
+        for partition in self._partitions.values():
+            if partition.is_full is partition.is_paused:
+                continue
+            partition.is_paused = partition.is_full
+            change = consumer.pause if partition.is_paused else consumer.resume
+            with self._turns.turn():
+                change([TopicPartition(partition.topic, partition.number)])
+
+    def settle(self, entries: Sequence[Entry]) -> Sequence[Outcome]:
+        """What is acknowledged is committed once everything before it in its partition is finished, too.
+
+        An ack that the group refuses is LOST. Raises `TransportError` when no broker answers the commit: what is finished
+        stays so here, and is committed as soon as one does.
+
+        Crash: what is finished behind something that is not comes again too; at most `ahead_max` records a partition.
+        """
+        with self._lock:
+            outcomes = [self._settle(*entry) for entry in entries]
+        copied = self._copy_released(entries, outcomes)
+        finished = {
+            index
+            for index, (_, settlement) in enumerate(entries)
+            if outcomes[index] is Outcome.SETTLED and (settlement.action == "ack" or index in copied)
+        }
+        refused = self._commit() if finished else set()
+        return [
+            Outcome.LOST if index in finished and entries[index][0].handle.partition in refused else outcome
+            for index, outcome in enumerate(outcomes)
+        ]
+
+    def _settle(self, delivery: Delivery, settlement: Settlement) -> Outcome:
+        handle: Handle = delivery.handle
+        match settlement.action:
+            case "leave":
+                return Outcome.SETTLED
+            case "ack":
+                if handle.is_in_hand:
+                    handle.partition.finish(handle.record)
+                done = State.FINISHED
+            case "release":
+                # With retry topics, a delay begins when its copy is stored.
+                if handle.is_in_hand and not self._goes_to_retry(settlement):
+                    handle.partition.give_back(handle.record, time.monotonic() + settlement.delay_seconds)
+                done = State.IN_HAND if self._goes_to_retry(settlement) else State.WAITING
+            case _:
+                assert_never(settlement.action)
+        return Outcome.SETTLED if handle.is_current and handle.record.state is done else Outcome.LOST
+
+    def _goes_to_retry(self, settlement: Settlement) -> bool:
+        return self._retries is not None and settlement.action == "release" and settlement.delay_seconds > 0
+
+    def _copy_released(self, entries: Sequence[Entry], outcomes: list[Outcome]) -> set[int]:
+        """The indexes of the entries that are in their retry topic now, and finished here. The others wait in this process.
+
+        Crash between the two: the copy and the record both come, and the inbox turns one of them away.
+        """
+        if self._retries is None:
+            return set()
+        copied = {
+            index: settlement.delay_seconds
+            for index, (_, settlement) in enumerate(entries)
+            if self._goes_to_retry(settlement) and outcomes[index] is Outcome.SETTLED
+        }
+        if not copied:
+            return set()
+        handles: dict[int, Handle] = {index: entries[index][0].handle for index in copied}
+        errors = self._retries.send([self._retry_copy(handles[index], delay) for index, delay in copied.items()])
+        confirmed: set[int] = set()
+        with self._lock:
+            for (index, handle), error in zip(handles.items(), errors, strict=True):
+                if not handle.is_in_hand:
+                    outcomes[index] = Outcome.LOST
+                elif error is None:
+                    handle.partition.finish(handle.record)
+                    confirmed.add(index)
+                else:
+                    handle.partition.give_back(handle.record, time.monotonic() + copied[index])
+        if failed := [error for error in errors if error is not None]:
+            logger.warning(
+                "%d messages could not be sent to their retry topic, and wait in this process: %s", len(failed), failed[0]
+            )
+        return confirmed
+
+    def _retry_copy(self, handle: Handle, delay_seconds: float) -> Outgoing:
+        message: KafkaMessage = handle.record.message
+        topic = handle.partition.topic
+        record = Outgoing(self._retry_of.get(topic, topic), message.key(), message.value(), headers_of(message))
+        return retry_copy(record, delay_seconds)
+
+    def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:  # noqa: ARG002 - no lease
+        with self._lock:
+            return [Outcome.SETTLED if delivery.handle.is_in_hand else Outcome.LOST for delivery in deliveries]
+
+    def _commit(self) -> set[Partition]:
+        """What is finished of each partition is committed; returns the partitions whose offset the group refused.
+
+        Raises `TransportError` when no broker answered.
+        """
+        with self._turns.turn():
+            return self._commit_in_turn()
+
+    def _commit_in_turn(self) -> set[Partition]:
+        with self._lock:
+            offsets = {
+                place: partition.committable
+                for place, partition in self._partitions.items()
+                if partition.needs_commit and partition.committable is not None
+            }
+        if self._consumer is None or not offsets:
+            return set()
+        asked = [TopicPartition(topic, number, offset) for (topic, number), offset in offsets.items()]
+        errors: dict[Place, KafkaError | None]
+        try:
+            answers = self._consumer.commit(offsets=asked, asynchronous=False)
+            errors = {(answer.topic, answer.partition): answer.error for answer in answers}
+        except KafkaException as error:
+            errors = {place: codes.error_of(error) for place in offsets}
+        return self._committed(offsets, errors)
+
+    def _committed(self, offsets: dict[Place, int], errors: dict[Place, KafkaError | None]) -> set[Partition]:
+        refused: set[Partition] = set()
+        failed: KafkaError | None = None
+        with self._lock:
+            for place, offset in offsets.items():
+                error = errors.get(place)
+                partition = self._partitions.get(place)
+                if partition is None:
+                    continue
+                if error is None:
+                    partition.committed = offset
+                elif error.code() in codes.REFUSED:
+                    refused.add(partition)
+                    logger.info(
+                        "the group does not take the offset %d of %s/%d from this member any more, or not now: %s; what "
+                        "was finished there may come again, and is turned away then", offset, *place, error.str(),
+                    )  # fmt: skip
+                else:
+                    failed = error
+        if failed is not None:
+            raise TransportError(f"what is finished could not be committed: {failed.str()}")
+        return refused
+
+    def _commit_what_is_left(self) -> None:
+        """What an earlier commit could not do is tried again, now and then."""
+        with self._lock:
+            is_left = any(partition.needs_commit for partition in self._partitions.values())
+        now = time.monotonic()
+        if is_left and not self._brokers_are_away and now - self._left_at >= LEFT_COMMIT_SECONDS:
+            self._left_at = now
+            self._commit()
+
+    def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        self._was_assigned = True
+        with self._lock:
+            for found in partitions:
+                place = found.topic, found.partition
+                self._partitions[place] = Partition(*place, self._ahead_max)
+
+    def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        """What is finished is committed before another member reads on from there; what is in hand is lost."""
+        # Inside the turn of whoever polls or closes: no other thread commits until the partitions are given up.
+        try:
+            self._commit_in_turn()
+        except TransportError as error:
+            logger.warning("%s, before partitions went to another member; what is finished there comes again", error)
+        self._on_lost(_, partitions)
+
+    def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        with self._lock:
+            self._take_away([(lost.topic, lost.partition) for lost in partitions])
+
+    def _take_away(self, places: Sequence[Place]) -> None:
+        for place in places:
+            partition = self._partitions.pop(place, None)
+            if partition is not None:
+                partition.is_ours = False
+                self._lost += [self._delivery(partition, record) for record in partition.in_hand()]
+
+    def _note(self, error: KafkaError) -> None:
+        """Something went wrong in the client, which mostly mends it by itself. What has to be said is said by `receive`."""
+        code = error.code()
+        if error.fatal():
+            self._fatal = error
+        elif code == codes.ALL_BROKERS_AWAY:
+            self._brokers_are_away = True
+        elif code == codes.SILENT_TOO_LONG:
+            logger.warning("this consumer was silent for too long, and its partitions went to others; it joins again: %s",
+                           error.str())  # fmt: skip
+        elif code not in codes.PASSING:
+            self._trouble = error
+
+    def _raise_trouble(self, consumer: Consumer) -> None:
+        error, self._trouble = self._trouble, None
+        if self._fatal is not None:
+            self._raise_fatal(self._fatal)
+        if error is not None:
+            if error.code() in codes.UNKNOWN_TOPIC and not self._was_assigned:
+                check_topic(self._config, *self._subscribed)
+            is_wrong = error.code() in codes.MISCONFIGURED and not self._was_assigned
+            raise (UsageError if is_wrong else TransportError)(f"{self.name}: {error.str()}")
+        if self._brokers_are_away:
+            # The client says when it has lost its brokers, and nothing when it has found them.
+            try:
+                with self._turns.turn():
+                    consumer.list_topics(self._topics[0], timeout=_ANSWER_SECONDS_MAX)
+            except KafkaException as away:
+                raise TransportError(f"no broker of {self.name} answers: {codes.error_of(away).str()}") from away
+            self._brokers_are_away = False
+
+    def _raise_fatal(self, error: KafkaError) -> None:
+        self._fatal = None
+        self._leave_group()
+        if error.code() == KafkaError.FENCED_INSTANCE_ID:
+            raise UsageError(
+                f"{self.name}: another member has joined with the same group.instance.id; give each process one of its own"
+            )
+        raise TransportError(f"{self.name}: the client has given up, and is made anew: {error.str()}")
+
+    def _leave_group(self) -> None:
+        """What is finished is committed, and what is in hand is lost."""
+        with self._turns.turn():
+            # The client gives up its partitions here, as in a revocation.
+            if self._consumer is not None:
+                self._consumer.close()
+            self._consumer = None
+        with self._lock:
+            self._take_away([*self._partitions])
+
+    def close(self) -> None:
+        self._leave_group()
+        self._lost = []
+        if self._retries is not None:
+            self._retries.close()
