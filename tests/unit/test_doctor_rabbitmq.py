@@ -89,11 +89,13 @@ def test_without_the_management_plugin_nothing_is_left_out() -> None:
     assert unknown(judge(facts, NEEDS)) == {check.name for check in CHECKS}
 
 
-def test_a_policy_that_mends_keeps_what_the_one_in_force_says() -> None:
-    facts = replace(BARE, policy={"max-length": 5, "overflow": "drop-head"})
+def test_a_policy_that_mends_keeps_what_is_right_in_the_one_in_force() -> None:
+    facts = replace(BARE, policy={"max-length": 5, "overflow": "drop-head", "message-ttl": 1000}, targets=FACTS.targets)
     words = shlex.split(mends(judge(facts, NEEDS))["rabbitmq.overflow"])
     assert words[:4] == ["rabbitmqctl", "set_policy", "-p", "/"]
-    assert json.loads(words[-1]) == {"max-length": 5, "overflow": "reject-publish"}
+    assert json.loads(words[-1]) == {
+        "max-length": 5, "overflow": "reject-publish", "dead-letter-strategy": "at-least-once", "delivery-limit": 100,
+    }  # fmt: skip
 
 
 def test_an_argument_cannot_be_changed_so_the_queue_is_made_again() -> None:

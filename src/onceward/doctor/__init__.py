@@ -51,13 +51,16 @@ def examine(queue: QueueUrl, needs: Needs, surroundings: Surroundings) -> Iterat
                 needs,
             )  # fmt: skip
         case KafkaTopic():
-            topic = kafka.gather(queue.brokers, queue.name, queue.settings)
-            dead = kafka.gather(dead_letter.brokers, dead_letter.name, {}) if isinstance(dead_letter, KafkaTopic) else None
-            return kafka.judge(topic, needs, dead_letter=dead)
+            dead = _gather_topic(dead_letter) if isinstance(dead_letter, KafkaTopic) else None
+            return kafka.judge(_gather_topic(queue), needs, dead_letter=dead)
         case PgmqQueue():
             return _examine_pgmq(queue, needs)
         case _:
             raise UsageError(f"doctor does not know queues of the kind {queue.extra!r}")
+
+
+def _gather_topic(topic: KafkaTopic) -> kafka.TopicFacts:
+    return kafka.gather(topic.brokers, topic.name, topic.settings)
 
 
 def _examine_pgmq(queue: PgmqQueue, needs: Needs) -> Iterator[Diagnosis]:

@@ -17,8 +17,6 @@ IN_SYNC_MIN: Final = 2
 POLL_INTERVAL_MS_MIN: Final = 60_000
 ANSWER_SECONDS_MAX: Final = 10.0
 _OFFSETS: Final = "__consumer_offsets"
-# Of the settings in a URL, those that say how the brokers are reached; an admin client takes no others.
-_CONNECTING: Final = ("security.", "sasl.", "ssl.", "enable.ssl", "socket.", "client.", "broker.", "metadata.", "oauth")
 
 REPLICAS: Final = Check(
     "kafka.replication_factor",
@@ -130,17 +128,19 @@ class TopicFacts:
 def gather(brokers: str, topic: str, settings: Mapping[str, str]) -> TopicFacts:
     """The facts of a topic. Raises `UsageError` when there is none, `TransportError` when no broker answers."""
     from confluent_kafka import KafkaException  # noqa: PLC0415 - an extra
-    from confluent_kafka.admin import AdminClient  # noqa: PLC0415
+    from confluent_kafka.admin import AdminClient, ResourceType  # noqa: PLC0415
 
-    connecting = {name: value for name, value in settings.items() if name.startswith(_CONNECTING)}
-    client = AdminClient({"bootstrap.servers": brokers, **connecting, "log_level": 0})
+    from onceward.transports.kafka.settings import admin_config  # noqa: PLC0415
+
+    of_client = {name: value for name, value in settings.items() if name != "group"}  # the URL's own word
+    client = AdminClient(admin_config({"bootstrap.servers": brokers, **of_client}))
     try:
         metadata = client.list_topics(timeout=ANSWER_SECONDS_MAX)
         found = metadata.topics.get(topic)
         if found is None or found.error is not None:
             raise UsageError(f"there is no Kafka topic {topic!r} at {brokers}: `onceward queue create` makes it")
-        of_topic = _described(client, "topic", topic)
-        of_broker = _described(client, "broker", str(next(iter(metadata.brokers))))
+        of_topic = _described(client, ResourceType.TOPIC, topic)
+        of_broker = _described(client, ResourceType.BROKER, str(next(iter(metadata.brokers))))
     except KafkaException as error:
         raise TransportError(f"Kafka at {brokers} does not say how {topic!r} is set: {error}") from error
     offsets = metadata.topics.get(_OFFSETS)
@@ -161,10 +161,9 @@ def gather(brokers: str, topic: str, settings: Mapping[str, str]) -> TopicFacts:
     )
 
 
-def _described(client: Any, kind: str, name: str) -> dict[str, str]:
+def _described(client: Any, kind: Any, name: str) -> dict[str, str]:
     """The settings in force of one topic or broker."""
-    # The package does not say that it exports this one.
-    from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined] # noqa: PLC0415
+    from confluent_kafka.admin import ConfigResource  # noqa: PLC0415 - an extra
 
     resource = ConfigResource(kind, name)
     [future] = client.describe_configs([resource], request_timeout=ANSWER_SECONDS_MAX).values()

@@ -259,10 +259,10 @@ def judge(facts: RabbitmqFacts | Unreachable, needs: Needs) -> Iterator[Diagnosi
         yield from _judge_nothing(facts, place)
         return
     yield from _judge_queue(facts, needs, place)
-    yield from _judge_room(facts, place)
+    yield from _judge_room(facts, needs, place)
     yield _judge_alarms(facts, place)
     yield from _judge_delivery_limit(facts, needs, place)
-    yield from _judge_dead_letters(facts, place)
+    yield from _judge_dead_letters(facts, needs, place)
     yield _judge_consumer_timeout(facts, needs, place)
     ttl = facts.setting("message-ttl")
     yield from judge_window(place, None if ttl is None else ttl / 1000, needs)
@@ -296,7 +296,7 @@ def _judge_queue(facts: RabbitmqFacts, needs: Needs, place: str) -> Iterator[Dia
     if expires is None:
         yield EXPIRES.right(place, "never")
     else:
-        yield EXPIRES.wrong(place, spoken(expires / 1000), wanted="never", mend=_mend(facts, expires=None))
+        yield EXPIRES.wrong(place, spoken(expires / 1000), wanted="never", mend=_mend(facts, needs, "expires"))
 
 
 def _judge_members(facts: RabbitmqFacts, needs: Needs, place: str) -> Diagnosis:
@@ -312,7 +312,7 @@ def _judge_members(facts: RabbitmqFacts, needs: Needs, place: str) -> Diagnosis:
     return MEMBERS.wrong(place, found, wanted=f"at least {MEMBERS_MIN}", mend=mend, severe=False)
 
 
-def _judge_room(facts: RabbitmqFacts, place: str) -> Iterator[Diagnosis]:
+def _judge_room(facts: RabbitmqFacts, needs: Needs, place: str) -> Iterator[Diagnosis]:
     limits = [
         f"{name} {limit}" for name in ("max-length", "max-length-bytes") if (limit := facts.setting(name)) is not None
     ]
@@ -323,14 +323,14 @@ def _judge_room(facts: RabbitmqFacts, place: str) -> Iterator[Diagnosis]:
         yield OVERFLOW.right(place, f"{', '.join(limits)}, then {overflow}")
     else:
         found = f"{', '.join(limits)}, then {overflow}"
-        yield OVERFLOW.wrong(place, found, wanted="reject-publish", mend=_mend(facts, overflow="reject-publish"))
+        yield OVERFLOW.wrong(place, found, wanted="reject-publish", mend=_mend(facts, needs, "overflow"))
     ttl = facts.setting("message-ttl")
     if ttl is None:
         yield MESSAGE_TTL.right(place, "for ever")
     else:
         yield MESSAGE_TTL.wrong(
             place, f"messages expire after {spoken(ttl / 1000)}", wanted="messages that do not expire",
-            mend=_mend(facts, message_ttl=None), severe=not facts.targets,
+            mend=_mend(facts, needs, "message-ttl"), severe=not facts.targets,
         )  # fmt: skip
 
 
@@ -349,25 +349,24 @@ def _judge_delivery_limit(facts: RabbitmqFacts, needs: Needs, place: str) -> Ite
     if limit is None and facts.version >= (4,):
         limit, found = DELIVERY_LIMIT_OF_4, f"{DELIVERY_LIMIT_OF_4}, RabbitMQ's own"
     wanted = max(DELIVERY_LIMIT_WANTED, needs.dead_letters_after_min)
-    mend = _mend(facts, delivery_limit=wanted)
+    mend = _mend(facts, needs, "delivery-limit")
     if limit is None or limit < 0:
         yield DELIVERY_LIMIT.wrong(place, "none", wanted=f"{wanted}, with a dead-letter exchange", mend=mend, severe=False)
         return
     yield judge_dead_letters_after(DELIVERY_LIMIT, place, limit, needs, found=found, mend=mend)
 
 
-def _judge_dead_letters(facts: RabbitmqFacts, place: str) -> Iterator[Diagnosis]:
+def _judge_dead_letters(facts: RabbitmqFacts, needs: Needs, place: str) -> Iterator[Diagnosis]:
     exchange = facts.setting("dead-letter-exchange")
     if exchange is None or not facts.targets:
         found = "none" if exchange is None else f"{exchange or 'the default exchange'}, from which no queue gets them"
-        # By the default exchange: that leads to the queue of the routing key's name, and needs no binding.
-        dead = f"{facts.name}-dead"
-        mend = f"{_create(facts, dead)} && {_mend(facts, dead_letter_exchange='', dead_letter_routing_key=dead)}"
+        keys = ("dead-letter-exchange", "dead-letter-routing-key")
+        mend = f"{_create(facts, f'{facts.name}-dead')} && {_mend(facts, needs, *keys)}"
         yield DEAD_LETTERS.wrong(place, found, wanted="one that leads to a durable queue", mend=mend)
         return
     reached = ", ".join(target.name for target in facts.targets)
     yield DEAD_LETTERS.right(place, f"{exchange or 'the default exchange'} to {reached}")
-    yield _judge_strategy(facts, place)
+    yield _judge_strategy(facts, needs, place)
     transient = [target.name for target in facts.targets if not target.durable]
     if transient:
         mend = f"delete {', '.join(transient)} once empty; then {_create(facts, transient[0])}"
@@ -376,7 +375,7 @@ def _judge_dead_letters(facts: RabbitmqFacts, place: str) -> Iterator[Diagnosis]
         yield DEAD_LETTER_QUEUE.right(place, f"{reached}: durable")
 
 
-def _judge_strategy(facts: RabbitmqFacts, place: str) -> Diagnosis:
+def _judge_strategy(facts: RabbitmqFacts, needs: Needs, place: str) -> Diagnosis:
     strategy = facts.setting("dead-letter-strategy") or "at-most-once"
     overflow = facts.setting("overflow") or "drop-head"
     # Without the right overflow, RabbitMQ takes at-most-once whatever was asked for.
@@ -385,7 +384,7 @@ def _judge_strategy(facts: RabbitmqFacts, place: str) -> Diagnosis:
     found = strategy if strategy == "at-most-once" else f"{strategy}, but overflow is {overflow}: so at-most-once"
     return DEAD_LETTER_STRATEGY.wrong(
         place, found, wanted="at-least-once, with overflow=reject-publish",
-        mend=_mend(facts, dead_letter_strategy="at-least-once", overflow="reject-publish"),
+        mend=_mend(facts, needs, "dead-letter-strategy", "overflow"),
     )  # fmt: skip
 
 
@@ -397,28 +396,50 @@ def _judge_consumer_timeout(facts: RabbitmqFacts, needs: Needs, place: str) -> D
             place, "the management plugin does not know it (RabbitMQ's own is 30 min)",
             find_out="rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).' (in ms); then --consumer-timeout",
         )  # fmt: skip
-    # Two handlers' time: a delivery that waits in the prefetch is held while another one is handled before it.
-    handled = 0.0 if needs.times is None else max(needs.times.lease_seconds_min, 2 * needs.times.p99_seconds)
-    wanted = max(needs.claim_seconds, handled)
+    wanted = _held_seconds(needs)
     if seconds > wanted:
         return CONSUMER_TIMEOUT.right(place, spoken(seconds))
-    wanted_ms = max(CONSUMER_TIMEOUT_MS, round(wanted * 2000))
-    if of_queue is None:
-        mend = f"consumer_timeout = {wanted_ms} in rabbitmq.conf of every node, then restart it"
-    else:
-        mend = _mend(facts, consumer_timeout=wanted_ms)
+    of_node = f"consumer_timeout = {_consumer_timeout_ms(needs)} in rabbitmq.conf of every node, then restart it"
+    mend = of_node if of_queue is None else _mend(facts, needs, "consumer-timeout")
     return CONSUMER_TIMEOUT.wrong(place, spoken(seconds), wanted=f"more than {spoken(round(wanted, 1))}", mend=mend)
 
 
-def _mend(facts: RabbitmqFacts, **changes: Any) -> str:
-    """The command that gives these settings (with _ for -) these values; None takes one away."""
-    named = {name.replace("_", "-"): value for name, value in changes.items()}
-    if any(f"x-{name}" in facts.arguments for name in named):
+def _held_seconds(needs: Needs) -> float:
+    """For how long a delivery may be held, unsettled."""
+    # Two handlers' time: a delivery that waits in the prefetch is held while another one is handled before it.
+    handled = 0.0 if needs.times is None else max(needs.times.lease_seconds_min, 2 * needs.times.p99_seconds)
+    return max(needs.claim_seconds, handled)
+
+
+def _consumer_timeout_ms(needs: Needs) -> int:
+    return max(CONSUMER_TIMEOUT_MS, round(_held_seconds(needs) * 2000))
+
+
+def _mend(facts: RabbitmqFacts, needs: Needs, *names: str) -> str:
+    """The command that mends these settings, and whatever else of this queue a policy can mend."""
+    if facts.kind != "quorum" or any(f"x-{name}" in facts.arguments for name in names):
         return _declare_again(facts)
-    # A queue has one policy at a time: the new one must say what the old one said, too.
-    definition = {name: value for name, value in {**facts.policy, **named}.items() if value is not None}
+    # A queue has one policy at a time. A command for each finding would undo the one that was run before it.
     words = ["rabbitmqctl", "set_policy", "-p", facts.vhost, "--apply-to", "queues", "--priority", "10"]
-    return shlex.join([*words, f"onceward-{facts.name}", _pattern(facts.name), json.dumps(definition)])
+    return shlex.join([*words, f"onceward-{facts.name}", _pattern(facts.name), json.dumps(_policy(facts, needs))])
+
+
+def _policy(facts: RabbitmqFacts, needs: Needs) -> dict[str, Any]:
+    """The policy in force, with all that is wrong in it mended."""
+    timeout_ms = facts.policy.get("consumer-timeout")
+    mended = {
+        **facts.policy,
+        "overflow": "reject-publish",
+        "dead-letter-strategy": "at-least-once",
+        "delivery-limit": max(DELIVERY_LIMIT_WANTED, needs.dead_letters_after_min, facts.policy.get("delivery-limit", 0)),
+        "consumer-timeout": timeout_ms and max(timeout_ms, _consumer_timeout_ms(needs)),
+        "expires": None,
+        "message-ttl": None,
+    }
+    if not facts.targets:
+        # By the default exchange: that leads to the queue which the routing key names, and needs no binding.
+        mended |= {"dead-letter-exchange": "", "dead-letter-routing-key": f"{facts.name}-dead"}
+    return {name: value for name, value in mended.items() if value is not None and f"x-{name}" not in facts.arguments}
 
 
 def _pattern(name: str) -> str:
