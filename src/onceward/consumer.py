@@ -308,6 +308,8 @@ class OpenConsumer:
         self._closing.close()
 
     def _write_times(self) -> None:
+        if not self._clock.has_unwritten:
+            return
         try:
             with self.database.connection(wait_seconds=WRITE_TIMES_SECONDS_MAX) as conn:
                 self._clock.write(conn)

@@ -78,6 +78,11 @@ class HandlerClock:
         """One handler took so long."""
         self._add({bucket_of(seconds): (1, seconds)})
 
+    @property
+    def has_unwritten(self) -> bool:
+        """Something was measured since the last write."""
+        return bool(self._counts)
+
     def write(self, conn: Connection[Any]) -> None:
         """What was measured since the last write is in the database; what is older than a week is not.
 
