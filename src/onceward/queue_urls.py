@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from typing import Any, ClassVar, Final
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-from onceward.errors import UsageError
+from onceward.errors import TransportError, UsageError
 from onceward.transport import Sink, Source
 
 __all__ = ["QueueUrl", "parse", "sink_at", "split"]
@@ -30,6 +30,8 @@ VISIBILITY_SECONDS: Final = 30
 FORMS: Final = "pgmq:NAME, sqs://NAME, amqp://HOST/VHOST?queue=NAME or kafka://HOST:PORT/TOPIC"
 # For a stand-in of SQS: as AWS_ENDPOINT_URL_SQS, but heard by nothing else in the process.
 SQS_ENDPOINT: Final = "ONCEWARD_SQS_ENDPOINT"
+CREATION: Final = {"partitions": 1, "replication": -1}  # of a Kafka topic; -1: what its cluster does by default
+SCHEME: Final = "(?:pgmq|sqs|amqps?|kafka):"
 Targets = str | dict[str, list[str]]  # of a sink: the name of one queue for all types, or the names for each type
 
 
@@ -58,9 +60,20 @@ class QueueUrl(ABC):
     def sink(self, targets: Targets) -> Callable[[], Sink]:
         """A factory of a sink at its server."""
 
-    @abstractmethod
     def check(self) -> None:
-        """Raises `UsageError` when it is not there, or the client's own error when the server does not answer."""
+        """Raises `UsageError` when it is not there, `TransportError` when its server does not answer."""
+        try:
+            self._check()
+        except TransportError as error:
+            raise TransportError(f"{self.where} does not answer for {self.name!r}: {error}") from error
+
+    @property
+    @abstractmethod
+    def where(self) -> str:
+        """Its server, for people: without a password."""
+
+    @abstractmethod
+    def _check(self) -> None: ...
 
     @abstractmethod
     def create(self) -> bool:
@@ -75,6 +88,10 @@ class PgmqQueue(QueueUrl):
     extra: ClassVar[str] = "pgmq"
     client: ClassVar[str] = "psycopg"  # its own package is needed only to install it
 
+    @property
+    def where(self) -> str:
+        return "the database of pgmq"
+
     def source(self, *, consumer: str, visibility_seconds: int = VISIBILITY_SECONDS) -> Callable[[], Source]:  # noqa: ARG002
         from onceward.transports import pgmq  # noqa: PLC0415
 
@@ -85,7 +102,7 @@ class PgmqQueue(QueueUrl):
 
         return lambda: pgmq.Sink(targets, self.database)
 
-    def check(self) -> None:
+    def _check(self) -> None:
         from onceward.transports import pgmq  # noqa: PLC0415
 
         pgmq.check_queue(self.database, self.name)
@@ -108,6 +125,10 @@ class SqsQueue(QueueUrl):
     extra: ClassVar[str] = "sqs"
     client: ClassVar[str] = "boto3"
 
+    @property
+    def where(self) -> str:
+        return "SQS"
+
     def source(self, *, consumer: str, visibility_seconds: int = VISIBILITY_SECONDS) -> Callable[[], Source]:  # noqa: ARG002
         from onceward.transports import sqs  # noqa: PLC0415
 
@@ -118,7 +139,7 @@ class SqsQueue(QueueUrl):
 
         return lambda: sqs.Sink(sqs_client(), targets)
 
-    def check(self) -> None:
+    def _check(self) -> None:
         from onceward.transports import sqs  # noqa: PLC0415
 
         sqs.check_queue(sqs_client(), self.name)
@@ -147,6 +168,10 @@ class RabbitmqQueue(QueueUrl):
     def server(self) -> tuple[str, ...]:
         return (self.extra, self.url)
 
+    @property
+    def where(self) -> str:
+        return f"RabbitMQ at {urlsplit(self.url).hostname}:{urlsplit(self.url).port or 5672}"
+
     def source(self, *, consumer: str, visibility_seconds: int = VISIBILITY_SECONDS) -> Callable[[], Source]:  # noqa: ARG002
         from onceward.transports import rabbitmq  # noqa: PLC0415
 
@@ -157,7 +182,7 @@ class RabbitmqQueue(QueueUrl):
 
         return lambda: rabbitmq.Sink(self._parameters(), targets)
 
-    def check(self) -> None:
+    def _check(self) -> None:
         from onceward.transports import rabbitmq  # noqa: PLC0415
 
         rabbitmq.check_queue(self._parameters(), self.name)
@@ -175,7 +200,10 @@ class RabbitmqQueue(QueueUrl):
 
 @dataclass(frozen=True, slots=True)
 class KafkaTopic(QueueUrl):
-    """`kafka://HOST:PORT,HOST:PORT/TOPIC`. `settings`: of librdkafka, by its names; `group` is short for `group.id`."""
+    """`kafka://HOST:PORT,HOST:PORT/TOPIC`. `settings`: of librdkafka, by its names; `group` is short for `group.id`.
+
+    `partitions` and `replication` are numbers for the topic's creation.
+    """
 
     brokers: str
     settings: Mapping[str, str] = field(repr=False, hash=False)
@@ -185,6 +213,10 @@ class KafkaTopic(QueueUrl):
     @property
     def server(self) -> tuple[str, ...]:
         return (self.extra, self.brokers)
+
+    @property
+    def where(self) -> str:
+        return f"Kafka at {self.brokers}"
 
     def source(self, *, consumer: str, visibility_seconds: int = VISIBILITY_SECONDS) -> Callable[[], Source]:  # noqa: ARG002
         from onceward.transports import kafka  # noqa: PLC0415
@@ -197,7 +229,7 @@ class KafkaTopic(QueueUrl):
 
         return lambda: kafka.Sink(self._config(), targets)
 
-    def check(self) -> None:
+    def _check(self) -> None:
         from onceward.transports import kafka  # noqa: PLC0415
 
         kafka.check_topic(self._config(), self.name)
@@ -205,10 +237,11 @@ class KafkaTopic(QueueUrl):
     def create(self) -> bool:
         from onceward.transports import kafka  # noqa: PLC0415
 
-        return kafka.create_topic(self._config(), self.name)
+        partitions, replication = (int(self.settings.get(name, default)) for name, default in CREATION.items())
+        return kafka.create_topic(self._config(), self.name, partitions=partitions, replication=replication)
 
     def _config(self) -> dict[str, Any]:
-        others = {name: value for name, value in self.settings.items() if name != "group"}
+        others = {name: value for name, value in self.settings.items() if name not in ("group", *CREATION)}
         return {"bootstrap.servers": self.brokers, **others}
 
 
@@ -248,7 +281,10 @@ def _kafka_topic(text: str) -> KafkaTopic:
     parts = urlsplit(text)
     if not parts.netloc:
         raise UsageError(f"{text!r} names no broker; write kafka://HOST:PORT/TOPIC")
-    return KafkaTopic(_named(unquote(parts.path.strip("/")), text), parts.netloc, dict(parse_qsl(parts.query)))
+    settings = dict(parse_qsl(parts.query))
+    if wrong := [name for name in CREATION if not settings.get(name, "1").isdecimal()]:
+        raise UsageError(f"{text!r}: {wrong[0]} is not a whole number; write {FORMS}")
+    return KafkaTopic(_named(unquote(parts.path.strip("/")), text), parts.netloc, settings)
 
 
 def _named(name: str, text: str) -> str:
@@ -274,5 +310,5 @@ def sink_at(targets: str | Mapping[str, Sequence[str]], *, database: str) -> Cal
 
 def split(text: str) -> list[str]:
     """`A,B,C` as queues. Of URLs, a comma ends one only where the next begins: Kafka's brokers have commas, too."""
-    pattern = r",\s*(?=[a-z]+:)" if ":" in text else ","
+    pattern = rf",\s*(?={SCHEME})" if re.match(SCHEME, text) else ","
     return [name.strip() for name in re.split(pattern, text)]
