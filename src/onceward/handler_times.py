@@ -95,7 +95,13 @@ class HandlerClock:
         # In the order of the key: two processes that add to the same rows then wait for each other, and never in a circle.
         rows = sorted((bucket, handled, seconds) for bucket, (handled, seconds) in counts.items())
         buckets, handled, seconds = ([*column] for column in zip(*rows, strict=True))
-        params = {"consumer": self._consumer, "buckets": buckets, "handled": handled, "seconds": seconds, "days": DAYS_KEPT}
+        params = {
+            "consumer": self._consumer,
+            "buckets": buckets,
+            "handled": handled,
+            "bucket_seconds": seconds,
+            "days": DAYS_KEPT,
+        }
         try:
             conn.execute(self._statements["handler_times_add"], params)
         except BaseException:

@@ -90,7 +90,6 @@ def test_a_topic_that_is_not_there_is_a_usage_error(kafka_bootstrap: str) -> Non
 
 
 @pytest.mark.kafka
-def test_brokers_that_do_not_answer_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onceward.doctor.kafka.ANSWER_SECONDS_MAX", 1.0)
+def test_brokers_that_do_not_answer_are_said() -> None:
     with pytest.raises(TransportError, match=r"127\.0\.0\.1:1"):
-        gather("127.0.0.1:1", "orders", {})
+        gather("127.0.0.1:1", "orders", {}, answer_seconds_max=1.0)

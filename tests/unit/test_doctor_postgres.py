@@ -50,9 +50,9 @@ def test_each_wrong_setting_is_found_by_name(facts: PostgresFacts, found: dict[s
 @pytest.mark.parametrize(
     ("source", "command"),
     [
-        ("user", "ALTER ROLE shop SET synchronous_commit = on;"),
-        ("database", "ALTER DATABASE shop SET synchronous_commit = on;"),
-        ("configuration file", "ALTER SYSTEM SET synchronous_commit = on; SELECT pg_reload_conf();"),
+        ("user", "psql -c 'ALTER ROLE \"shop\" SET synchronous_commit = on'"),
+        ("database", "psql -c 'ALTER DATABASE \"shop\" SET synchronous_commit = on'"),
+        ("configuration file", "psql -c 'ALTER SYSTEM SET synchronous_commit = on' -c 'SELECT pg_reload_conf()'"),
         ("client", "take synchronous_commit out of the options of the DSN, or out of PGOPTIONS"),
     ],
 )
@@ -64,4 +64,4 @@ def test_a_setting_is_mended_where_it_comes_from(source: str, command: str) -> N
 def test_an_unlogged_queue_is_found() -> None:
     assert wrong(judge_queue(QUEUE, NEEDS)) == {}
     unlogged = replace(QUEUE, logged=False)
-    assert mends(judge_queue(unlogged, NEEDS)) == {"pgmq.logged": "ALTER TABLE pgmq.q_orders SET LOGGED;"}
+    assert mends(judge_queue(unlogged, NEEDS)) == {"pgmq.logged": "psql -c 'ALTER TABLE pgmq.q_orders SET LOGGED'"}

@@ -125,7 +125,9 @@ class TopicFacts:
     settings: Mapping[str, str] = field(default_factory=dict)  # of the client, in the queue's URL
 
 
-def gather(brokers: str, topic: str, settings: Mapping[str, str]) -> TopicFacts:
+def gather(
+    brokers: str, topic: str, settings: Mapping[str, str], *, answer_seconds_max: float = ANSWER_SECONDS_MAX
+) -> TopicFacts:
     """The facts of a topic. Raises `UsageError` when there is none, `TransportError` when no broker answers."""
     from confluent_kafka import KafkaException  # noqa: PLC0415 - an extra
     from confluent_kafka.admin import AdminClient, ResourceType  # noqa: PLC0415
@@ -135,7 +137,7 @@ def gather(brokers: str, topic: str, settings: Mapping[str, str]) -> TopicFacts:
     of_client = {name: value for name, value in settings.items() if name != "group"}  # the URL's own word
     client = AdminClient(admin_config({"bootstrap.servers": brokers, **of_client}))
     try:
-        metadata = client.list_topics(timeout=ANSWER_SECONDS_MAX)
+        metadata = client.list_topics(timeout=answer_seconds_max)
         found = metadata.topics.get(topic)
         if found is None or found.error is not None:
             raise UsageError(f"there is no Kafka topic {topic!r} at {brokers}: `onceward queue create` makes it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -144,23 +145,34 @@ def _judge_connections(facts: PostgresFacts, threads: int, place: str) -> Diagno
         return CONNECTIONS.right(place, found)
     return CONNECTIONS.wrong(
         place, found, wanted=f"at least {wanted} for each process",
-        mend=f"ALTER SYSTEM SET max_connections = {wanted + 20}; and a restart, or fewer --threads",
+        mend=f"{psql(f'ALTER SYSTEM SET max_connections = {wanted + 20}')} and a restart, or fewer --threads",
     )  # fmt: skip
 
 
 def _set(facts: PostgresFacts, name: str, value: str) -> str:
-    """The statement that changes a setting where it comes from."""
+    """The command that changes a setting where it comes from."""
+    role, database = quoted(facts.role), quoted(facts.database)
     match facts.settings[name].source:
         case "user":
-            return f"ALTER ROLE {facts.role} SET {name} = {value};"
+            return psql(f"ALTER ROLE {role} SET {name} = {value}")
         case "database":
-            return f"ALTER DATABASE {facts.database} SET {name} = {value};"
+            return psql(f"ALTER DATABASE {database} SET {name} = {value}")
         case "database user":
-            return f"ALTER ROLE {facts.role} IN DATABASE {facts.database} SET {name} = {value};"
+            return psql(f"ALTER ROLE {role} IN DATABASE {database} SET {name} = {value}")
         case "client":
             return f"take {name} out of the options of the DSN, or out of PGOPTIONS"
         case _:
-            return f"ALTER SYSTEM SET {name} = {value}; SELECT pg_reload_conf();"
+            return psql(f"ALTER SYSTEM SET {name} = {value}", "SELECT pg_reload_conf()")
+
+
+def psql(*statements_: str) -> str:
+    """The command that runs these, each by itself: ALTER SYSTEM cannot run in a transaction with others."""
+    return " ".join(["psql", *(f"-c {shlex.quote(statement)}" for statement in statements_)])
+
+
+def quoted(name: str) -> str:
+    """The name as SQL reads it, whatever is in it."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,5 +201,7 @@ def judge_queue(facts: PgmqFacts, needs: Needs) -> Iterator[Diagnosis]:
     if facts.logged:
         yield LOGGED.right(place, "logged")
     else:
-        yield LOGGED.wrong(place, "UNLOGGED", wanted="logged", mend=f"ALTER TABLE {facts.table} SET LOGGED;")
+        yield LOGGED.wrong(
+            place, "UNLOGGED", wanted="logged", mend=psql(" ".join(("ALTER TABLE", facts.table, "SET LOGGED")))
+        )
     yield from judge_window(place, None, needs)

@@ -5,7 +5,7 @@
 -- index: handler_times_pkey
 INSERT INTO {schema}.handler_times AS t (consumer, day, bucket, handled, seconds)
 SELECT %(consumer)s, (statement_timestamp() AT TIME ZONE 'UTC')::date, m.bucket, m.handled, m.seconds
-  FROM unnest(%(buckets)s::smallint[], %(handled)s::bigint[], %(seconds)s::float8[]) AS m (bucket, handled, seconds)
+  FROM unnest(%(buckets)s::smallint[], %(handled)s::bigint[], %(bucket_seconds)s::float8[]) AS m (bucket, handled, seconds)
  ORDER BY m.bucket
     ON CONFLICT (consumer, day, bucket) DO UPDATE SET handled = t.handled + excluded.handled, seconds = t.seconds + excluded.seconds
 
