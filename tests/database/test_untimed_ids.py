@@ -300,6 +300,17 @@ def test_the_key_that_the_page_tells_people_to_look_for_is_the_rows(message_id: 
     assert keys(db, "inbox") == {row[0] for row in db.execute(found.encode(), (message_id,))}
 
 
+@both_shapes
+def test_where_somebody_took_the_partition_away_nothing_is_lost_and_the_consumer_stays_up(
+    shape: str, opened: Opened, db: Db
+) -> None:
+    db.execute("ALTER TABLE onceward.inbox DETACH PARTITION onceward.inbox_untimed")
+    message, timed = untimed(), order()
+    consumer = opened(of_shape(shape, untimed_ids=True))
+    assert [consumer.deliver(delivery(each)).action for each in (message, timed)] == ["leave", "ack"]
+    assert (rows.effects(db, message), rows.effects(db, timed), rows.parked(db)) == (0, 1, [])
+
+
 def test_an_untimed_message_goes_through_a_queue_and_back(opened: Opened, db: Db, dsn: str) -> None:
     pgmq.create_queue(db, "orders")
     message = untimed(str(uuid4()))

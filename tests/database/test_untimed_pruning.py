@@ -17,7 +17,7 @@ from tests.support.shop import SHAPES, of_shape
 from tests.support.waiting import Background, until_blocked
 
 from onceward.consumer import OpenConsumer
-from onceward.day_partitions import WINDOW_MAX, upkeep
+from onceward.day_partitions import WINDOW_MAX, RetireSkipped, upkeep
 from onceward.decisions import discard_parked
 from onceward.errors import Reject
 from onceward.inbox import Inbox
@@ -176,6 +176,20 @@ def test_an_upkeep_that_dies_between_two_batches_leaves_every_message_whole(
     holder.rollback()
     assert prune_untimed(db, schema=SCHEMA, window_max=WINDOW_MAX, batch_rows=1) == 1
     assert keys(db, "inbox") == keys(db, "intents") == set()
+
+
+def test_a_database_clock_that_is_a_month_ahead_prunes_nothing(opened: Opened, db: Db, connect: Connect) -> None:
+    """Here an untimed message is what looks older than the window: in truth its clock is wrong."""
+    opened(of_shape("transactional", untimed_ids=True))
+    age(db, insert(db, untimed()))
+    conn = connect()
+    conn.execute(
+        "CREATE SCHEMA clock; CREATE FUNCTION clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS"
+        " $$ SELECT pg_catalog.clock_timestamp() + interval '40 days' $$; SET search_path TO clock, pg_catalog"
+    )
+    done = upkeep(conn, schema=SCHEMA)
+    assert (done.retire_skipped, done.pruned, len(keys(db, "inbox"))) == (RetireSkipped.CLOCK, 0, 1)
+    assert upkeep(db, schema=SCHEMA).pruned == 1
 
 
 def test_a_row_that_somebody_works_on_is_left_for_the_next_upkeep(opened: Opened, db: Db, connect: Connect) -> None:

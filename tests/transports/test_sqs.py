@@ -19,7 +19,7 @@ from onceward.testing.proxy import Proxy
 from onceward.testing.transport import Rig, TransportSuite, receive_all, receive_one
 from onceward.transport import ACK, Delivery, Outcome, release
 from onceward.transports import sqs
-from onceward.transports.sqs_wire import ENVELOPE_BYTES_MAX, group_id
+from onceward.transports.sqs_wire import ENVELOPE_BYTES_MAX, HIDDEN_SECONDS_MAX, group_id
 
 DAY = 86_400
 KINDS = pytest.mark.parametrize("fifo", [False, True], ids=["standard", "FIFO"])
@@ -306,7 +306,7 @@ def test_a_release_is_cut_to_what_is_left_of_twelve_hours(client: Client, source
     ]
     assert list(source.settle(entries)) == [Outcome.SETTLED] * 3
     asked = [entry["VisibilityTimeout"] for entry in requests[0]["Entries"]]
-    assert 43_000 < asked[0] <= sqs.HIDDEN_SECONDS_MAX
+    assert 43_000 < asked[0] <= HIDDEN_SECONDS_MAX
     assert 50 < asked[1] <= 100
     assert asked[2] == 0
 

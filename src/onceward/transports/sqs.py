@@ -33,6 +33,7 @@ from onceward.transport import Delivery, Outcome, Received, Settlement, Traits
 from onceward.transports.sqs_wire import (
     BATCH_MAX,
     ENVELOPE_BYTES_MAX,
+    HIDDEN_SECONDS_MAX,
     Entry,
     as_text,
     decoded,
@@ -44,9 +45,6 @@ __all__ = ["Queue", "Sink", "Source", "check_queue", "create_queue", "list_queue
 
 logger = logging.getLogger("onceward")
 WAIT_SECONDS_MAX: Final = 20
-# SQS keeps a delivery hidden for at most 12 hours since it was received, and refuses a request that would go beyond. A
-# minute less: the request may reach it that much later than it was made.
-HIDDEN_SECONDS_MAX: Final = 12 * 3600 - 60
 MESSAGE_BYTES_MAX: Final = 1024 * 1024
 # One request may hold at least this much, also where a queue takes smaller messages.
 REQUEST_BYTES_MIN: Final = 256 * 1024

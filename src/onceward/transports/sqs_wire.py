@@ -1,4 +1,4 @@
-"""The form of a message on SQS: our envelope as message attributes, and a body that SQS carries unchanged. No I/O."""
+"""The form of a message on SQS: our envelope as message attributes, a body that SQS carries unchanged, limits. No I/O."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from typing import Any, Final, Literal
 
 from onceward.message import Message, uuid7
 
+__all__: list[str] = []  # internal: what two transports share
 BATCH_MAX: Final = 10  # entries in one request, of whatever kind
+# SQS keeps a delivery hidden for at most 12 hours since it was received, and refuses a request that would go beyond. A
+# minute less: the request may reach it that much later than it was made.
+HIDDEN_SECONDS_MAX: Final = 12 * 3600 - 60
 # More than the attributes of the largest envelope: five of 1,024 bytes each, three short ones, all their names and types.
 ENVELOPE_BYTES_MAX: Final = 6 * 1024
 # How the body travels when SQS would not carry it unchanged. Without it, the body is the text's UTF-8.

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import ClassVar, Final, Self
-from urllib.error import URLError
 from urllib.request import urlopen
 
 from onceward.errors import OncewardError
@@ -161,5 +160,5 @@ def _answers_http(url: str) -> bool:
     try:
         with urlopen(url, timeout=_ANSWER_SECONDS_MAX) as answer:  # noqa: S310 - loopback
             return bool(answer.status == 200)
-    except (URLError, HTTPException, OSError):
+    except (HTTPException, OSError):
         return False

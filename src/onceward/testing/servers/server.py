@@ -31,7 +31,7 @@ READY_SECONDS_MAX: Final = 90.0
 STOP_SECONDS_MAX: Final = 15.0
 _LET_GO_SECONDS_MAX: Final = 5.0
 _POLL_SECONDS: Final = 0.02
-_LOG_TAIL_BYTES: Final = 4000
+_LOG_TAIL_CHARS: Final = 4000
 _RECORD: Final = "server.json"
 
 
@@ -172,6 +172,13 @@ class Server(ABC):
     def answers(self) -> bool:
         """It serves clients at this moment."""
         return self.is_alive and self._is_ready()
+
+    @abstractmethod
+    def sync(self) -> None:
+        """The queues that have been declared are on disk: from here on they survive a kill.
+
+        Two of the three servers answer before that.
+        """
 
     def kill(self) -> None:
         """The server and all its children are killed, by SIGKILL: what it had not written is lost.
@@ -316,11 +323,14 @@ class Server(ABC):
         if self._stopped or not self._is_mine():
             raise UsageError("only the process that started a server may end or restart it, and only before `stop`")
 
-    def _log_tail(self) -> str:
+    def _log_since_start(self) -> str:
+        """What the server has said since it was started last."""
         with self._log.open("rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(self._log_start, size - _LOG_TAIL_BYTES))
+            log.seek(self._log_start)
             return log.read().decode(errors="replace")
+
+    def _log_tail(self) -> str:
+        return self._log_since_start()[-_LOG_TAIL_CHARS:]
 
 
 def _checked(home: Path) -> Record | None:
