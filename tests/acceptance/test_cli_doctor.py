@@ -8,16 +8,26 @@ from typing import Any
 
 import psycopg
 import pytest
-from tests.acceptance.processes import onceward, refused
+from tests.acceptance.processes import onceward, refused, running
+from tests.support.waiting import until
 
 from onceward.handler_times import HandlerClock
 from onceward.transports import pgmq
 
 Db = psycopg.Connection[Any]
 MODULE = """\
-from datetime import timedelta
+import os
+from dataclasses import replace
 from onceward import Consumer
+from onceward.transports import pgmq
+
 charges = Consumer("charges", attempts_max=3)
+charges.transactional("order.placed")(lambda message, tx: None)
+
+def keeps_long():
+    source = pgmq.Source("orders", os.environ["ONCEWARD_DATABASE"])
+    source.traits = replace(source.traits, retention_seconds=31 * 86_400)
+    return source
 """
 AWS = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
 
@@ -110,13 +120,30 @@ def test_a_queue_of_each_broker_is_read(
         (["--queue", "nats://orders"], ["nats"]),
         (["--queue", "nowhere"], ["there is no pgmq queue 'nowhere'"]),
         (["shop:nothing"], ["nothing"]),
-        (["--queue", "orders", "--dead-letter", "kafka://a:9092/dead"], ["--dead-letter"]),
+        (["--queue", "orders", "--dead-letter", "kafka://a:9092/dead"], ["--dead-letter", "different kinds"]),
+        (["--queue", "orders", "--dead-letter", "dead"], ["--dead-letter is for Kafka and SQS"]),
     ],
 )
 def test_what_cannot_be_asked_is_said_in_one_line(arguments: list[str], words: list[str], dsn: str, shop: Path) -> None:
     refused(onceward("doctor", *arguments, "--database", dsn, cwd=shop), *words)
 
 
+def test_the_database_of_the_queues_is_judged_as_well(dsn: str, empty_dsn: str, shop: Path) -> None:
+    _, said = asked(empty_dsn, shop, "--queue", "orders", "--queue-database", dsn)
+    places = {one["place"] for one in [*said["findings"], *said["right"]] if one["check"] == "postgres.fsync"}
+    assert len(places) == 2
+
+
 def test_a_database_that_is_not_migrated_is_judged_all_the_same(empty_dsn: str, shop: Path) -> None:
     _, said = asked(empty_dsn, shop)
     assert "postgres.fsync" in {one["check"] for one in [*said["findings"], *said["right"]]}
+
+
+def test_run_refuses_a_short_window_unless_it_is_accepted(dsn: str, shop: Path) -> None:
+    command = ("run", "shop:charges", "--source", "shop:keeps_long")
+    done = onceward(*command, cwd=shop, ONCEWARD_DATABASE=dsn)
+    assert done.returncode == 2
+    assert "--allow-short-window" in done.stderr.splitlines()[-1]
+    with running(*command, "--allow-short-window", cwd=shop, ONCEWARD_DATABASE=dsn) as started:
+        until(lambda: "is parked instead of handled" in started.said, "the warning")
+        assert started.stop() == 0

@@ -9,12 +9,12 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
-from tests.conftest import start_cluster
+from tests.conftest import in_memory
 from tests.support.diagnoses import NEEDS, mends, wrong
-from tests.support.waiting import until
 
 from onceward.doctor.postgres import gather, gather_queue, judge, judge_queue
 from onceward.errors import UsageError
+from onceward.testing.postgres import Cluster
 from onceward.transports import pgmq
 
 Db = psycopg.Connection[Any]
@@ -25,19 +25,13 @@ def diagnosed(dsn: str, **options: Any) -> dict[str, str]:
         return mends(judge(gather(conn, **options), NEEDS))
 
 
-def test_settings_of_the_server_are_found_and_mended() -> None:
-    planted = {"postgres.fsync", "postgres.full_page_writes", "postgres.synchronous_commit"}
-    with start_cluster() as own:
-        dsn = own.create_database("shop")
-        with psycopg.connect(dsn, autocommit=True) as conn:
-            for name in ("fsync", "full_page_writes", "synchronous_commit"):
-                conn.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(name)))
-            conn.execute("SELECT pg_reload_conf()")
-            found = until(lambda: found if set(found := diagnosed(dsn)) == planted else None)
-            for command in found.values():
-                for statement in shlex.split(command)[2::2]:
-                    conn.execute(statement.encode())
-        until(lambda: diagnosed(dsn) == {})
+def test_settings_of_the_server_are_found() -> None:
+    names = ("fsync", "full_page_writes", "synchronous_commit")
+    with in_memory(), Cluster.start(name="unsafe", settings=dict.fromkeys(names, "off")) as server:
+        found = diagnosed(server.dsn)
+    assert found == {
+        f"postgres.{name}": f"take -c {name} out of the command that starts the server, and restart it" for name in names
+    }
 
 
 @pytest.mark.parametrize(
@@ -50,7 +44,7 @@ def test_settings_of_the_server_are_found_and_mended() -> None:
 def test_a_setting_of_the_database_is_found_and_mended_there(setting: str, check: str, dsn: str, db: Db) -> None:
     before = diagnosed(dsn)
     name = sql.Identifier(db.info.dbname)
-    db.execute(sql.SQL("ALTER DATABASE {} SET ").format(name) + sql.SQL(setting))  # type: ignore[arg-type]
+    db.execute(sql.SQL("ALTER DATABASE {} SET ").format(name) + sql.SQL(setting))
     found = diagnosed(dsn)
     assert set(found) - set(before) == {check}
     [command] = shlex.split(found[check])[2:]

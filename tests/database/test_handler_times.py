@@ -12,10 +12,11 @@ from tests.support.deliveries import delivery, order
 from tests.support.queues import ListSource, consuming
 from tests.support.rows import CONSUMER
 from tests.support.shop import SHAPES, of_shape, transactional
-from tests.support.waiting import Background
+from tests.support.waiting import Background, until
 
 from onceward.consumer import OpenConsumer
 from onceward.consumer_loop import run
+from onceward.day_partitions import UpkeepThread
 from onceward.errors import UsageError
 from onceward.handler_times import HandlerClock, HandlerTimes, LeaseWatch, read_handler_times
 from onceward.message import Message
@@ -54,6 +55,16 @@ def test_a_handler_that_fails_is_measured(opened: Opened, db: Db) -> None:
     consumer.deliver(delivery(order()))
     consumer.seen(db)
     assert measured(db).handled == 1
+
+
+def test_each_turn_of_upkeep_writes_what_was_measured(opened: Opened, db: Db) -> None:
+    consumer = opened(transactional())
+    consumer.deliver(delivery(order()))
+    upkeep = UpkeepThread(consumer.database, consumer.seen, first_after_seconds=(0.0, 0.0))
+    try:
+        until(lambda: read_handler_times(db), "the times in the database")
+    finally:
+        upkeep.stop()
 
 
 def test_what_many_processes_measure_is_added_up(db: Db) -> None:

@@ -17,7 +17,7 @@ from onceward.errors import TransportError, UsageError
 
 Make = Callable[..., str]
 # ElasticMQ does not know how long it keeps messages.
-NOT_SAID = {"sqs.retention", "sqs.dead_letter_retention"}
+NOT_SAID = {"sqs.retention", "sqs.dead_letter_retention", "window"}
 
 
 def client_of(endpoint: str) -> Any:

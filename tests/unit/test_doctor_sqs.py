@@ -69,7 +69,7 @@ def test_a_dead_letter_queue_that_cannot_be_read_is_unknown_and_counts_with_the_
 
 def test_what_the_server_does_not_say_is_unknown() -> None:
     silent = replace(queue(retention_seconds=None), dead_letter=replace(DEAD, retention_seconds=None))
-    assert unknown(judge(silent, NEEDS)) == {"sqs.retention", "sqs.dead_letter_retention"}
+    assert unknown(judge(silent, NEEDS)) == {"sqs.retention", "sqs.dead_letter_retention", "window"}
     assert wrong(judge(silent, NEEDS)) == {}
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 from onceward.commands.arguments import (
     add_database,
     add_json,
-    add_schema,
     connected,
     dsn_of,
     find,
@@ -81,7 +80,6 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--dev", action="store_true", help="one broker is enough: do not ask for replicas")
     parser.add_argument("--strict", action="store_true", help="exit code 1 also where something is unknown")
     add_database(parser)
-    add_schema(parser)
     add_json(parser)
     parser.set_defaults(perform=doctor_command)
 
@@ -98,6 +96,8 @@ def doctor_command(arguments: Namespace) -> int:
         consumer_timeout_seconds=arguments.consumer_timeout,
     )
     needs, diagnoses = _examine_database(arguments, consumer)
+    if arguments.queue_database:
+        diagnoses += _examine_queue_database(arguments, needs)
     for queue in queues:
         diagnoses += examine(queue, needs, surroundings)
     if arguments.json:
@@ -131,17 +131,25 @@ def _examine_database(arguments: Namespace, consumer: Consumer | None) -> tuple[
     from onceward.handler_times import read_handler_times  # noqa: PLC0415
 
     needs = Needs(visibility_seconds=arguments.visibility, one_broker=arguments.dev)
-    schema = arguments.schema if consumer is None else consumer.schema
-    with connected(arguments.database) as conn:
-        facts = postgres.gather(conn, threads=arguments.threads, schema=schema)
+    # Without a consumer, our tables need not be there: a database can be judged before anything is migrated.
+    schema = None if consumer is None else consumer.schema
+    with connected(arguments.database, schema=schema) as conn:
+        facts = postgres.gather(conn, threads=arguments.threads)
         if consumer is not None:
-            measured = {times.consumer: times for times in read_handler_times(conn, schema=schema)}
+            measured = {times.consumer: times for times in read_handler_times(conn, schema=consumer.schema)}
             needs = replace(
                 needs, window_seconds=consumer.window.total_seconds(), attempts_max=consumer.attempts_max,
                 deliveries_max=consumer.deliveries_max, claim_seconds=consumer.lease_seconds,
                 times=measured.get(consumer.name),
             )  # fmt: skip
     return needs, [*postgres.judge(facts, needs)]
+
+
+def _examine_queue_database(arguments: Namespace, needs: Needs) -> list[Diagnosis]:
+    from onceward.doctor import postgres  # noqa: PLC0415
+
+    with connected(arguments.queue_database, option="--queue-database") as conn:
+        return [*postgres.judge(postgres.gather(conn), needs)]
 
 
 def _say_json(diagnoses: Iterable[Diagnosis], needs: Needs) -> None:
@@ -175,8 +183,8 @@ def _print(diagnoses: Sequence[Diagnosis]) -> None:
 
     for leg in Leg:
         _print_leg(leg, [diagnosis for diagnosis in diagnoses if diagnosis.check.leg is leg])
-    counts = {mark: sum(diagnosis.verdict.value == mark for diagnosis in diagnoses) for mark in MARKS}
-    say(f"{counts['error']} errors, {counts['warning']} warnings, {counts['unknown']} unknown, {counts['right']} right")
+    counts = {name: sum(diagnosis.verdict.value == name for diagnosis in diagnoses) for name in MARKS}
+    say(", ".join(f"{name}: {count}" for name, count in counts.items()))
 
 
 def _print_leg(leg: Leg, diagnoses: Sequence[Diagnosis]) -> None:

@@ -32,31 +32,45 @@ def examine(queue: QueueUrl, needs: Needs, surroundings: Surroundings) -> Iterat
 
     Raises `UsageError` when there is no such queue; `TransportError`, or psycopg's error, when its server does not answer.
     """
-    dead_letter = surroundings.dead_letter
-    if dead_letter is not None and dead_letter.extra != queue.extra:
-        raise UsageError("--dead-letter and --queue are queues of different kinds: no broker moves a message between them")
+    _check_dead_letter(queue, surroundings.dead_letter)
     match queue:
         case SqsQueue():
-            facts = sqs.gather(
-                sqs_client(), queue.name, dead_letter=None if dead_letter is None else dead_letter.name,
-                endpoint=os.environ.get(SQS_ENDPOINT) or None,
-            )  # fmt: skip
-            return sqs.judge(facts, needs)
-        case RabbitmqQueue():
-            return rabbitmq.judge(
-                rabbitmq.gather(
-                    queue.url, queue.name, management=surroundings.management,
-                    consumer_timeout_seconds=surroundings.consumer_timeout_seconds,
-                ),
-                needs,
-            )  # fmt: skip
+            return _examine_sqs(queue, needs, surroundings.dead_letter)
         case KafkaTopic():
+            dead_letter = surroundings.dead_letter
             dead = _gather_topic(dead_letter) if isinstance(dead_letter, KafkaTopic) else None
             return kafka.judge(_gather_topic(queue), needs, dead_letter=dead)
+        case RabbitmqQueue():
+            return _examine_rabbitmq(queue, needs, surroundings)
         case PgmqQueue():
             return _examine_pgmq(queue, needs)
         case _:
             raise UsageError(f"doctor does not know queues of the kind {queue.extra!r}")
+
+
+def _check_dead_letter(queue: QueueUrl, dead_letter: QueueUrl | None) -> None:
+    if dead_letter is None:
+        return
+    if type(dead_letter) is not type(queue):
+        raise UsageError("--dead-letter and --queue are queues of different kinds: no broker moves a message between them")
+    if not isinstance(queue, SqsQueue | KafkaTopic):
+        raise UsageError(f"--dead-letter is for Kafka and SQS: of {queue.extra}, where dead letters go is known")
+
+
+def _examine_sqs(queue: SqsQueue, needs: Needs, dead_letter: QueueUrl | None) -> Iterator[Diagnosis]:
+    facts = sqs.gather(
+        sqs_client(), queue.name, dead_letter=None if dead_letter is None else dead_letter.name,
+        endpoint=os.environ.get(SQS_ENDPOINT) or None,
+    )  # fmt: skip
+    return sqs.judge(facts, needs)
+
+
+def _examine_rabbitmq(queue: RabbitmqQueue, needs: Needs, surroundings: Surroundings) -> Iterator[Diagnosis]:
+    facts = rabbitmq.gather(
+        queue.url, queue.name, management=surroundings.management,
+        consumer_timeout_seconds=surroundings.consumer_timeout_seconds,
+    )  # fmt: skip
+    return rabbitmq.judge(facts, needs)
 
 
 def _gather_topic(topic: KafkaTopic) -> kafka.TopicFacts:

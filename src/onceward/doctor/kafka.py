@@ -142,9 +142,12 @@ def gather(
         if found is None or found.error is not None:
             raise UsageError(f"there is no Kafka topic {topic!r} at {brokers}: `onceward queue create` makes it")
         of_topic = _described(client, ResourceType.TOPIC, topic)
-        of_broker = _described(client, ResourceType.BROKER, str(next(iter(metadata.brokers))))
     except KafkaException as error:
         raise TransportError(f"Kafka at {brokers} does not say how {topic!r} is set: {error}") from error
+    try:
+        of_broker = _described(client, ResourceType.BROKER, str(next(iter(metadata.brokers))))
+    except KafkaException:
+        of_broker = {}  # a user may be allowed to see a topic's settings, and not those of the brokers
     offsets = metadata.topics.get(_OFFSETS)
     offsets_minutes = of_broker.get("offsets.retention.minutes")
     return TopicFacts(

@@ -13,7 +13,7 @@ from psycopg.rows import tuple_row
 from onceward.doctor.diagnosis import Check, Diagnosis, Leg, spoken
 from onceward.doctor.needs import LEASE, Needs, judge_lease, judge_window, visibility_command
 from onceward.errors import UsageError
-from onceward.statements import SCHEMA_DEFAULT, statements
+from onceward.statements import statements
 
 FSYNC: Final = Check(
     "postgres.fsync",
@@ -75,11 +75,11 @@ class PostgresFacts:
     threads: int | None = None  # of one process of the consumer; None: not known
 
 
-def gather(conn: Connection[Any], *, threads: int | None = None, schema: str = SCHEMA_DEFAULT) -> PostgresFacts:
+def gather(conn: Connection[Any], *, threads: int | None = None) -> PostgresFacts:
     """The facts of the database that `conn` is a fresh session of."""
     with conn.cursor(row_factory=tuple_row) as cursor:
-        rows = cursor.execute(statements(schema)["doctor_settings"]).fetchall()
-        row = cursor.execute(statements(schema)["doctor_session"]).fetchone()
+        rows = cursor.execute(statements()["doctor_settings"]).fetchall()
+        row = cursor.execute(statements()["doctor_session"]).fetchone()
     if row is None:
         raise UsageError("the database does not say who is connected")
     role, database, standby, connections_max = row
@@ -159,6 +159,8 @@ def _set(facts: PostgresFacts, name: str, value: str) -> str:
             return psql(f"ALTER DATABASE {database} SET {name} = {value}")
         case "database user":
             return psql(f"ALTER ROLE {role} IN DATABASE {database} SET {name} = {value}")
+        case "command line":
+            return f"take -c {name} out of the command that starts the server, and restart it"
         case "client":
             return f"take {name} out of the options of the DSN, or out of PGOPTIONS"
         case _:

@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
 from onceward.doctor.diagnosis import Check, Diagnosis, Leg, spoken
-from onceward.doctor.needs import Needs, judge_dead_letters_after, judge_window
+from onceward.doctor.needs import WINDOW, Needs, judge_dead_letters_after, judge_window
 from onceward.errors import UsageError
 
 ANSWER_SECONDS_MAX: Final = 10.0
@@ -457,5 +457,5 @@ def _create(facts: RabbitmqFacts, name: str) -> str:
 
 CHECKS: Final = (
     KIND, DURABLE, AUTO_DELETE, EXPIRES, MEMBERS, OVERFLOW, MESSAGE_TTL, ALARM, DELIVERY_LIMIT, DEAD_LETTERS,
-    DEAD_LETTER_STRATEGY, DEAD_LETTER_QUEUE, CONSUMER_TIMEOUT,
+    DEAD_LETTER_STRATEGY, DEAD_LETTER_QUEUE, CONSUMER_TIMEOUT, WINDOW,
 )  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any, Final, assert_never
 from onceward.doctor.diagnosis import Check, Diagnosis, Leg, spoken
 from onceward.doctor.needs import (
     LEASE,
+    WINDOW,
     Needs,
     judge_dead_letters_after,
     judge_lease,
@@ -243,7 +244,8 @@ def _judge_dead_letters_kept(dead_letter: QueueFacts, queue: QueueFacts, place: 
 def _judge_kept_together(facts: SqsFacts, needs: Needs, place: str) -> Iterator[Diagnosis]:
     own = facts.queue.retention_seconds
     if own is None:
-        return  # the queue's own retention is not known, which was said
+        yield _not_said(WINDOW, place, facts.queue)
+        return
     match facts.dead_letter:
         case None:
             dead = 0.0
