@@ -190,7 +190,14 @@ class RabbitmqQueue(QueueUrl):
     def create(self) -> bool:
         from onceward.transports import rabbitmq  # noqa: PLC0415
 
-        return rabbitmq.create_queue(self._parameters(), self.name)
+        try:
+            rabbitmq.check_queue(self._parameters(), self.name)
+            is_new = False
+        except UsageError:
+            is_new = True
+        # Also where it is there: its delay queues may be missing, or its arguments others than ours.
+        rabbitmq.create_queue(self._parameters(), self.name)
+        return is_new
 
     def _parameters(self) -> Any:
         import pika  # noqa: PLC0415

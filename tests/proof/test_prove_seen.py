@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from signal import SIGKILL
 
 import pytest
 from tests.proof.prove_run import SHIPPED, prove, sabotaged, write_schedule
 
+from onceward_proof.brokers.broker import Passed
 from onceward_proof.prove.control import Controller
 from onceward_proof.prove.faults import BY_NAME, Boundary, Place
 from onceward_proof.prove.live import LiveWorker
@@ -37,9 +39,8 @@ SABOTAGES = {
         "remaining = messages", ("drop-publish-placed",),
     ),
     "a lost ack arrives": (
-        "workers/watched.py", "if answer is Answer.LOSE:\n            return Outcome.LOST",
-        "if answer is Answer.LOSE:\n            super().settle([(delivery, settlement)])\n            return Outcome.LOST",
-        ("lose-ack-charge",),
+        "workers/watched.py", "if answer is Answer.LOSE:",
+        "if answer is Answer.LOSE:\n            self._source.settle([(delivery, settlement)])", ("lose-ack-charge",),
     ),
     "the provider answers": (
         "prove/provider_hook.py", "Answer.CUT: Verdict(Kind.CUT_AFTER)", "Answer.CUT: GO", ("cut-after-charge",),
@@ -132,11 +133,12 @@ def test_what_a_worker_settled_before_its_end_it_did_not_hold() -> None:
 
 def told(fault: str, *, passed_again_at: float = math.inf) -> Told:
     kind = BY_NAME[fault]
-    return Told(kind, Place(kind.boundary, kind.message_type, "O-1"), "4", passed_again_at)
+    return Told(kind, Place(kind.boundary, kind.message_type, "O-1"), 10.0, passed_again_at)
 
 
-STORED = Witnessed({(PLACED, "O-1"): 20.0}, {}, Counter())
-REMOVED = Witnessed({}, {(PLACED, "4"): 20.0}, Counter())
+STORED = Witnessed(Passed({(PLACED, "O-1"): 20.0}, {}), Counter())
+CUT = Witnessed(Passed({}, {}, frozenset({(PLACED, "O-1")})), Counter())
+REMOVED = Witnessed(Passed({}, {(PLACED, "O-1"): [20.0]}), Counter())
 
 
 @pytest.mark.parametrize(
@@ -152,9 +154,18 @@ REMOVED = Witnessed({}, {(PLACED, "4"): 20.0}, Counter())
         (told("lose-ack-charge", passed_again_at=21.0), REMOVED, False),
         (told("lose-ack-charge", passed_again_at=19.0), REMOVED, True),
         (told("lose-ack-charge"), STORED, True),
-        (told("slow-charge"), Witnessed({}, {}, Counter({("slow_response", "O-1"): 1})), True),
-        (told("slow-charge"), Witnessed({}, {}, Counter({("slow_response", "O-2"): 1})), False),
-        (told("error-before-charge"), Witnessed({}, {}, Counter({("error_after", "O-1"): 1})), False),
+        (told("lose-ack-charge"), Witnessed(Passed({}, {(PLACED, "O-1"): [9.0]}), Counter()), True),
+        (told("cut-at-ack-charge"), STORED, False),
+        (told("cut-at-ack-charge", passed_again_at=21.0), CUT, True),
+        (told("cut-at-ack-charge"), CUT, False),
+        (
+            told("cut-at-ack-charge", passed_again_at=21.0),
+            replace(CUT, passed=replace(CUT.passed, removed=REMOVED.passed.removed)),
+            False,
+        ),
+        (told("slow-charge"), Witnessed(Passed({}, {}), Counter({("slow_response", "O-1"): 1})), True),
+        (told("slow-charge"), Witnessed(Passed({}, {}), Counter({("slow_response", "O-2"): 1})), False),
+        (told("error-before-charge"), Witnessed(Passed({}, {}), Counter({("error_after", "O-1"): 1})), False),
     ],
 )
 def test_the_witness_believes_the_queue_and_the_provider(fault: Told, witnessed: Witnessed, saw: bool) -> None:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from tests.proof.prove_run import write_schedule
 
 from onceward.errors import UsageError
-from onceward_proof.prove.faults import AIMED, GLOBAL, PASSAGES, PLACING_MS_MAX, kills
+from onceward_proof.prove.faults import AIMED, GLOBAL, PASSAGES, PLACING_MS_MAX, aimed_faults, kills, timed_faults
 from onceward_proof.prove.schedule import Aimed, Schedule, make_schedule, read_schedule
 from onceward_proof.prove.workload import make_orders, read_orders
+from onceward_proof.workers.setting import QUEUE_NAMES, QueueName
 
 ONE_ORDER = """{"version": 1, "seed": 1, "queue": "pgmq", "orders": [{"id": "A", "amount": 1}],
  "aimed": [{"fault": "%s", "order": "%s"}], "timed": []}"""
@@ -33,6 +34,14 @@ def test_a_thousand_orders_meet_every_fault_and_more_than_three_hundred_kills() 
     assert set(planned) == {*AIMED, *GLOBAL, "kill-random"}
     assert kills(planned) >= 300
     assert planned["kill-random"] >= 50
+
+
+@pytest.mark.parametrize("queue", QUEUE_NAMES)
+def test_a_schedule_has_all_faults_of_its_queue_and_no_other(queue: QueueName, tmp_path: Path) -> None:
+    schedule = make_schedule(make_orders(120, 3), 3, queue)
+    assert set(schedule.planned()) == {*aimed_faults(queue), *timed_faults(queue)}
+    write_schedule(schedule, tmp_path / "schedule.json")
+    assert read_schedule(tmp_path / "schedule.json") == schedule
 
 
 @settings(max_examples=40, deadline=None)
@@ -65,6 +74,8 @@ def test_a_written_schedule_is_read_back_the_same(tmp_path: Path) -> None:
         ('{"version": 1, "seed": 1}', "orders"),
         (ONE_ORDER % ("meteor", "A"), "unknown fault 'meteor'"),
         (ONE_ORDER % ("kill-at-request", "B"), "unknown order 'B'"),
+        (ONE_ORDER % ("cut-at-ack-charge", "A"), "cut-at-ack-charge cannot happen on pgmq"),
+        ((ONE_ORDER % ("kill-at-request", "A")).replace("pgmq", "pigeon"), "unknown queue 'pigeon'"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_not_a_schedule_is_refused_with_the_reason(tmp_path: Path, text: str, says: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from onceward.message import Message
 from onceward.transport import ACK, Outcome
 from onceward.transports import pgmq
+from onceward_proof.brokers.pgmq import Pgmq
 from onceward_proof.workers.line import Line
 from onceward_proof.workers.setting import QUEUES, Setting
 from onceward_proof.workers.watched import WatchedSource
@@ -37,8 +38,10 @@ def acked(db: Db, dsn: str, closing: Callable[[Any], Any]) -> Acked:
         db.execute(COUNTED)
         closing(pgmq.Sink(QUEUE, dsn)).publish([Message(type="order.placed", data={})])
         ours, _ = map(closing, socket.socketpair())
-        chosen = Setting(variant="naive", database=dsn, queue_database=dsn, provider_url="", **setting)
-        source = closing(WatchedSource(QUEUE, dsn, Line(ours, lambda _: False), chosen))
+        chosen = Setting(variant="naive", database=dsn, queue_address=dsn, provider_url="", **setting)
+        source = closing(
+            WatchedSource(Pgmq().source(chosen, "order.placed", "charge-0"), Line(ours, lambda _: False), chosen)
+        )
         return list(source.settle([(delivery, ACK) for delivery in source.receive(1, 1.0).deliveries]))
 
     return ack
@@ -66,6 +69,7 @@ def test_an_ack_that_is_sent_twice_reaches_the_queue_twice(acked: Acked, db: Db)
 
 def test_the_lease_of_the_queue_hides_a_delivery_for_so_long(db: Db, dsn: str, closing: Callable[[Any], Any]) -> None:
     pgmq.create_queue(db, QUEUE)
-    setting = Setting(variant="naive", database=dsn, queue_database=dsn, provider_url="", visibility_seconds=60)
+    setting = Setting(variant="naive", database=dsn, queue_address=dsn, provider_url="", visibility_seconds=60)
     ours, _ = map(closing, socket.socketpair())
-    assert closing(WatchedSource(QUEUE, dsn, Line(ours, lambda _: False), setting)).traits.lease_seconds == 60
+    source = Pgmq().source(setting, "order.placed", "charge-0")
+    assert closing(WatchedSource(source, Line(ours, lambda _: False), setting)).traits.lease_seconds == 60

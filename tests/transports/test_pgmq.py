@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count, groupby
 from typing import Any
 
@@ -18,6 +18,7 @@ from tests.support.waiting import until
 
 from onceward.errors import TransportError, UsageError
 from onceward.message import MalformedMessage, Message
+from onceward.testing.proxy import Proxy
 from onceward.testing.transport import Rig, TransportSuite, receive_all, receive_one
 from onceward.transport import ACK, Outcome, release
 from onceward.transports import pgmq
@@ -32,19 +33,27 @@ class TestPgmq(TransportSuite):
     """The contract."""
 
     dsn: str
+    proxy: Proxy
 
     @pytest.fixture(autouse=True)
-    def database(self, dsn: str) -> None:
+    def database(self, dsn: str) -> Iterator[None]:
         self.dsn = dsn
+        with Proxy(dsn) as self.proxy:
+            yield
 
     def make(self) -> Rig:
         queue = f"queue_{next(_queues)}"
         with psycopg.connect(self.dsn, autocommit=True) as conn:
             pgmq.create_queue(conn, queue)
         return Rig(
-            source=lambda: pgmq.Source(queue, self.dsn, visibility_seconds=1),
-            sink=lambda: pgmq.Sink(queue, self.dsn),
+            source=lambda: pgmq.Source(queue, self.proxy.dsn, visibility_seconds=1),
+            sink=lambda: pgmq.Sink(queue, self.proxy.dsn),
+            cut=self._cut,
         )
+
+    def _cut(self) -> None:
+        self.proxy.cut()
+        self.proxy.heal()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.support.brokers import fresh
+from tests.support.brokers import fresh, installed
 from tests.support.deliveries import order
 from tests.support.sqs_queues import Client, answer, change_requests, fresh_queue, make_client, proxied, requests_of
 from tests.support.waiting import until
@@ -16,6 +16,7 @@ from tests.support.waiting import until
 from onceward.errors import TransportError, UsageError
 from onceward.message import ATTRIBUTE_BYTES_MAX, MalformedMessage, Message
 from onceward.testing.proxy import Proxy
+from onceward.testing.servers import ElasticMQ
 from onceward.testing.transport import Rig, TransportSuite, receive_all, receive_one
 from onceward.transport import ACK, Delivery, Outcome, release
 from onceward.transports import sqs
@@ -516,6 +517,32 @@ def test_of_a_batch_in_which_sqs_went_away_the_confirmed_part_is_confirmed(clien
         errors = sink.publish(sent)
     assert [error is None for error in errors] == [True] * 10 + [False] * 15
     assert all(isinstance(error, TransportError) for error in errors[10:])
+
+
+@pytest.mark.sqs
+def test_after_the_server_was_killed_and_restarted_both_work_again() -> None:
+    """What was confirmed is there; what failed said so."""
+    installed("sqs")
+    with ElasticMQ.start() as server:
+        client = make_client(server.url)
+        queue = fresh_queue(client)
+        source, sink = sqs.Source(client, queue), sqs.Sink(client, queue)
+        first, second = order(), order()
+        assert list(sink.publish([first])) == [None]
+        held = receive_one(source)
+        server.kill()
+        for call in (
+            lambda: sink.publish([second]),
+            lambda: source.receive(1, 0),
+            lambda: source.settle([(held, ACK)]),
+            lambda: source.extend([held], 5),
+        ):
+            with pytest.raises(TransportError):
+                call()
+        server.restart()
+        assert list(sink.publish([second])) == [None]
+        assert list(source.settle([(held, release(0))])) == [Outcome.SETTLED]
+        assert sorted(ids(receive_all(source, 2))) == sorted([first.id, second.id])
 
 
 def url(client: Client, queue: str) -> str:

@@ -10,7 +10,9 @@ from itertools import count
 import psycopg
 import pytest
 
+from onceward.errors import TransportError
 from onceward.message import Message
+from onceward.testing.proxy import Proxy
 from onceward.testing.transport import OpenRig, Rig, TransportSuite
 from onceward.transport import Delivery, Outcome, Received, Settlement, release
 from onceward.transports import pgmq
@@ -63,10 +65,83 @@ class ClaimsToFence(pgmq.Source):
         self.traits = replace(self.traits, settle_fenced=True)
 
 
+class SaysExtendedWhateverItIs(pgmq.Source):
+    def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
+        super().extend(deliveries, seconds)
+        return [Outcome.SETTLED] * len(deliveries)
+
+
+class AcksWhatItHeldWhenItCloses(pgmq.Source):
+    held: list[Delivery]
+
+    def receive(self, limit: int, wait_seconds: float) -> Received:
+        received = super().receive(limit, wait_seconds)
+        self.held = [*getattr(self, "held", []), *received.deliveries]
+        return received
+
+    def close(self) -> None:
+        self.settle([(delivery, Settlement("ack")) for delivery in self.held])
+        super().close()
+
+
+class ClaimsAnOrder(pgmq.Source):
+    """What was released waits, and what was sent after it comes first."""
+
+    def __init__(self, queue: str, dsn: str, *, visibility_seconds: int = 1) -> None:
+        super().__init__(queue, dsn, visibility_seconds=visibility_seconds)
+        self.traits = replace(self.traits, ordered=True)
+
+    def receive(self, limit: int, wait_seconds: float) -> Received:
+        got = super().receive(limit, wait_seconds).deliveries
+        return Received([replace(delivery, order_key=delivery.headers["subject"]) for delivery in got])
+
+
+class DropsOnReconnect(AcksWhatItHeldWhenItCloses):
+    """Its first answer after a lost connection throws away what it held before."""
+
+    lost = False
+
+    def receive(self, limit: int, wait_seconds: float) -> Received:
+        if self.lost:
+            self.settle([(delivery, Settlement("ack")) for delivery in self.held])
+        try:
+            return super().receive(limit, wait_seconds)
+        except TransportError:
+            self.lost = True
+            raise
+
+
 class ConfirmsWhatItDrops(pgmq.Sink):
     def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
         super().publish(messages[1:])
         return [None] * len(messages)
+
+
+class ConfirmsBeforeItIsStored(pgmq.Sink):
+    """It sends with the next publish, or when it is full."""
+
+    kept: tuple[Message, ...] = ()
+
+    def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
+        if self.kept:
+            super().publish(self.kept)
+        self.kept = tuple(messages)
+        return [None] * len(messages)
+
+
+class StaysAway(pgmq.Sink):
+    """Once its connection was lost it never makes another."""
+
+    lost = False
+
+    def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
+        if self.lost:
+            raise TransportError("away, for ever")
+        try:
+            return super().publish(messages)
+        except TransportError:
+            self.lost = True
+            raise
 
 
 class LosesTheEnvelope(pgmq.Sink):
@@ -84,10 +159,16 @@ SOURCES: list[tuple[type[pgmq.Source], Test]] = [
     (AnswersInAnotherOrder, TransportSuite.test_an_extension_of_what_was_settled_is_lost),
     (AcksOnReceive, TransportSuite.test_an_extension_of_what_was_settled_is_lost),
     (ClaimsToFence, TransportSuite.test_an_old_delivery_settles_only_what_the_traits_say),
+    (SaysExtendedWhateverItIs, TransportSuite.test_an_extension_of_what_was_settled_is_lost),
+    (AcksWhatItHeldWhenItCloses, TransportSuite.test_what_a_closed_source_held_comes_to_the_next_one),
+    (ClaimsAnOrder, TransportSuite.test_of_one_order_key_nothing_comes_before_what_was_sent_earlier),
+    (DropsOnReconnect, TransportSuite.test_after_a_lost_connection_everything_goes_on),
 ]
 SINKS: list[tuple[type[pgmq.Sink], Test]] = [
     (ConfirmsWhatItDrops, TransportSuite.test_a_full_batch_is_published_and_every_entry_confirmed),
     (LosesTheEnvelope, TransportSuite.test_what_is_published_is_received_whole),
+    (ConfirmsBeforeItIsStored, TransportSuite.test_what_was_confirmed_is_there_although_its_sink_is_closed_at_once),
+    (StaysAway, TransportSuite.test_after_a_lost_connection_everything_goes_on),
 ]
 
 
@@ -104,11 +185,15 @@ def test_a_broken_sink_does_not_pass(sink: type[pgmq.Sink], test: Test, dsn: str
 def fails(source: type[pgmq.Source], sink: type[pgmq.Sink], test: Test, dsn: str) -> None:
     class Suite(TransportSuite):
         def make(self) -> Rig:
-            return Rig(lambda: source(queue, dsn, visibility_seconds=1), lambda: sink(queue, dsn))
+            return Rig(lambda: source(queue, proxy.dsn, visibility_seconds=1), lambda: sink(queue, proxy.dsn), cut)
+
+    def cut() -> None:
+        proxy.cut()
+        proxy.heal()
 
     queue = f"broken_{next(_queues)}"
     with psycopg.connect(dsn, autocommit=True) as conn:
         pgmq.create_queue(conn, queue)
     suite = Suite()
-    with ExitStack() as stack, pytest.raises(AssertionError):
+    with Proxy(dsn) as proxy, ExitStack() as stack, pytest.raises(AssertionError):
         test(suite, OpenRig(suite.make(), stack))

@@ -137,7 +137,7 @@ def create_queue(
 
 def list_queues(client: Any) -> list[Queue]:
     """All queues that the client's account has in its region, by name."""
-    with _explained("of any name"):
+    with _explained("(any)"):
         pages = client.get_paginator("list_queues").paginate()
         urls = [url for page in pages for url in page.get("QueueUrls", ())]
         return sorted(_listed(client, url) for url in urls)

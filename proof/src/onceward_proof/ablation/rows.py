@@ -28,6 +28,7 @@ from onceward_proof.prove.workload import Order
 from onceward_proof.report.lines import some_of
 from onceward_proof.report.tables import Cell, Figure
 from onceward_proof.report.tables import Row as TableRow
+from onceward_proof.workers.setting import QueueName
 
 Expected = Literal["breaks", "holds"]
 # "25 h later", scaled: the provider forgets a key after this, and the profile says so. Shorter than the visibility timeout
@@ -203,7 +204,7 @@ def choose_rows(names: Sequence[str]) -> tuple[Row, ...]:
     return tuple(row for row in ROWS if not names or row.without in names)
 
 
-def make_ablation_schedule(orders: Sequence[Order], seed: int, queue: str) -> Schedule:
+def make_ablation_schedule(orders: Sequence[Order], seed: int, queue: QueueName) -> Schedule:
     """The schedule of this seed, and on orders that bear nothing yet, every row's own faults."""
     plain = make_schedule(orders, seed, queue)
     kinds = list(dict.fromkeys(fault for row in ROWS for fault in row.faults))

@@ -11,6 +11,9 @@ from onceward.commands.arguments import need, seconds, whole
 from onceward.errors import UsageError
 from onceward_proof.commands.arguments import duration, written_file
 
+QUEUES: Final = ("pgmq", "sqs", "sqs-fifo", "rabbitmq", "kafka")
+# Of each queue, the client that its workers use, which is in the extra of that name.
+CLIENTS: Final = {"sqs": "boto3", "sqs-fifo": "boto3", "rabbitmq": "pika", "kafka": "confluent_kafka"}
 PROVE: Final = """\
 examples:
   onceward prove                        1,000 orders, a fresh seed, naive and
@@ -25,6 +28,8 @@ examples:
                                         delivery and one relay pass
   onceward prove --for 30m              orders and faults without end; Ctrl-C
                                         ends it with a report
+  onceward prove --queue sqs            on another queue: its server is started, and
+                                        killed; sqs-fifo, rabbitmq, kafka
   onceward prove --variants naive,resend,hardened,textbook,no-key
   onceward prove --threads 8 --prefetch 8
                                         as `onceward run` does by default: one
@@ -83,7 +88,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--resolve", action="store_true", help="play the people, too: what is held at the end is settled, and goes on"
     )
-    parser.add_argument("--queue", choices=("pgmq",), default="pgmq", help="the queue between the hops (default: pgmq)")
+    parser.add_argument("--queue", choices=QUEUES, help="the queue between the hops (default: pgmq)")
     parser.add_argument("--schedule", type=Path, metavar="FILE", help="replay this schedule of faults")
     parser.add_argument("--json", type=written_file, metavar="FILE", help="write the result, for programs")
     parser.add_argument("--html", type=written_file, metavar="FILE", help="write the report, for people")
@@ -108,6 +113,8 @@ def prove(arguments: Any) -> int:
         _check_ablation(arguments)
     _check_modes(arguments)
     need("prove", "psutil", "pgmq", "rich", "starlette", "uvicorn", "stripe", "jinja2", "markdown_it")
+    if arguments.queue in CLIENTS:
+        need(arguments.queue.partition("-")[0], CLIENTS[arguments.queue], "psutil")
     from onceward_proof.prove.command import run_proof  # noqa: PLC0415 - only when it runs, as all below
     from onceward_proof.prove.options import ProveOptions  # noqa: PLC0415
 
@@ -164,6 +171,13 @@ def _check_modes(arguments: Any) -> None:
         others |= {"--for": arguments.soak_seconds, "--seed": arguments.seed, "--html": arguments.html}
     if arguments.rate is not None and mode != "--for":
         raise UsageError("--rate is for a soak: prove --for 30m --rate 30")
+    on_pgmq = {
+        "--ablate": arguments.ablate is not None, "--queue-settings": arguments.queue_settings,
+        "--every-syscall": arguments.every_syscall, "--for": arguments.soak_seconds is not None,
+    }  # fmt: skip
+    named = [name for name, is_asked in on_pgmq.items() if is_asked]
+    if arguments.queue not in (None, "pgmq") and named:
+        raise UsageError(f"{', '.join(named)} runs on pgmq: leave out --queue {arguments.queue}")
     superfluous = [name for name, value in others.items() if value is not None]
     if mode and superfluous:
         raise UsageError(f"{mode} has its own orders and faults: leave out {', '.join(superfluous)}")

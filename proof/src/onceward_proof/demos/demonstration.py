@@ -15,6 +15,7 @@ import psycopg
 from onceward.message import Message
 from onceward.testing.postgres import Cluster
 from onceward.transports import pgmq
+from onceward_proof.brokers.pgmq import install_queues
 from onceward_proof.demos.narrator import Narrator
 from onceward_proof.demos.roles import store
 from onceward_proof.demos.worker_process import WorkerProcess
@@ -106,7 +107,7 @@ class Side:
         `variant`: whose code it runs, this side's if none is named. `queue`: of the orders that are to be charged.
         """
         chosen = Setting(
-            variant=variant or self.name, database=self.dsn, queue_database=self.dsn, provider_url=self.provider.url,
+            variant=variant or self.name, database=self.dsn, queue_address=self.dsn, provider_url=self.provider.url,
             account=self.account, queues={**QUEUES, "order.placed": queue}, is_demo=True,
             **{"visibility_seconds": 1, "lease_seconds": 1.0, **setting},
         )  # fmt: skip
@@ -193,7 +194,8 @@ def open_sides(narrator: Narrator) -> Iterator[list[Side]]:
         stack.callback(cluster.kill)  # nothing of it is kept: there is nothing to stop gracefully for
         stack.callback(provider.kill)
         dsn = cluster.create_database("naive")
-        install(dsn, dsn, (*QUEUES.values(), UNASKED))
+        install(dsn)
+        install_queues(dsn, (*QUEUES.values(), UNASKED))
         # A copy of the first, so that both sides start from the same.
         copy = cluster.create_database("hardened", template="naive")
         warm_up(provider.url, dsn)

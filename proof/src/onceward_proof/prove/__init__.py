@@ -8,7 +8,7 @@ What is run
 Running it
     command.py        the command, with its options.py
     run.py            one variant
-    clusters.py       the two clusters, and a variant's databases in them
+    clusters.py       the cluster and the broker, and a variant's database
     processes.py      a variant's processes: the provider, and the warm parent of all workers
     control.py        hears every report, lets it go on, or strikes; moments.py: what it heard of an order
     live.py           what it knows of each live worker, and what it counts

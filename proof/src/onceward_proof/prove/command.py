@@ -15,6 +15,7 @@ from rich.console import Console
 
 from onceward.errors import UsageError
 from onceward_proof.ablation.rows import Trial, ablation_json, choose_rows, make_ablation_schedule
+from onceward_proof.brokers.find import find_broker
 from onceward_proof.prove.clusters import start_clusters
 from onceward_proof.prove.kept import keep_schedule
 from onceward_proof.prove.options import ProveOptions
@@ -40,6 +41,7 @@ def run_proof(options: ProveOptions) -> int:
     _check(options)
     rows = choose_rows(options.ablate) if options.ablate is not None else ()
     schedule = _schedule(options)
+    find_broker(schedule.queue).check()
     console = Console()
     logging.getLogger("onceward").setLevel(logging.ERROR)
     kept_folder = _make_kept_folder() if options.keep else None
@@ -76,7 +78,11 @@ def _run(
 ) -> list[Result]:
     """One after another, on the same clusters; with --keep, the files are copied, whatever became of the run."""
     results: list[Result] = []
-    with start_clusters(SETTINGS) as clusters, Live(console, len(schedule.orders)) as live, ExitStack() as stack:
+    with (
+        start_clusters(SETTINGS, schedule.queue) as clusters,
+        Live(console, len(schedule.orders)) as live,
+        ExitStack() as stack,
+    ):
         if kept_folder is not None:  # sockets are left out: "c" is the controller's
             stack.callback(copytree, clusters.folder, kept_folder / "files", ignore=ignore_patterns("c"))
         for subject in subjects:
@@ -97,11 +103,14 @@ def _check(options: ProveOptions) -> None:
 
 def _schedule(options: ProveOptions) -> Schedule:
     if options.schedule is not None:
-        return read_schedule(options.schedule)
+        schedule = read_schedule(options.schedule)
+        if options.queue not in (None, schedule.queue):
+            raise UsageError(f"{options.schedule} is a schedule for {schedule.queue}, not for {options.queue}")
+        return schedule
     seed = options.chosen_seed()
     orders = read_orders(options.orders_from) if options.orders_from else make_orders(options.orders, seed)
     make = make_schedule if options.ablate is None else make_ablation_schedule
-    return make(orders, seed, options.queue)
+    return make(orders, seed, options.queue or "pgmq")
 
 
 def _make_kept_folder() -> Path:

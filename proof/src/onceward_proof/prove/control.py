@@ -19,22 +19,24 @@ from collections.abc import Collection, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, Final, assert_never
 
-from onceward.testing.postgres import Cluster
+from onceward_proof.brokers.broker import NeverStruck, Server, Struck
 from onceward_proof.prove.faults import (
     FREEZE_SECONDS,
     FREEZE_SECONDS_MAX,
     KILL_RANDOM,
+    REDRIVE,
     Answer,
     Boundary,
     Fault,
     Place,
     ServerFault,
     Signal,
+    Wire,
 )
 from onceward_proof.prove.live import Counts, LiveWorker
-from onceward_proof.prove.moments import FOUND, Kind, Moment, of_passage
+from onceward_proof.prove.moments import FOUND, QUEUE, Kind, Moment, of_passage
 from onceward_proof.prove.schedule import Schedule, Timed
-from onceward_proof.prove.strikes import Killing, Told, is_stopped, runs, to_the_dead
+from onceward_proof.prove.strikes import Killing, Told, is_stopped, runs, since_epoch, to_the_dead
 from onceward_proof.workers.reports import Note, Point, Reply, Report
 from onceward_proof.workers.setting import CONSUMED, LEASE_SECONDS, Role
 
@@ -47,7 +49,7 @@ class Controller:
     """Fires one schedule against one variant's processes."""
 
     def __init__(
-        self, schedule: Schedule, process_counts: Mapping[Role, int], servers: Mapping[ServerFault, Cluster]
+        self, schedule: Schedule, process_counts: Mapping[Role, int], servers: Mapping[ServerFault, Server]
     ) -> None:
         self.schedule = schedule
         self.counts = Counts()
@@ -57,6 +59,7 @@ class Controller:
         self.all_placed = False
         self.unfired_timed: list[Timed] = list(schedule.timed)
         self.told: dict[Place, Told] = {}
+        self.queues: Struck = NeverStruck()  # until the variant's own are there
         self._process_counts = process_counts
         self._servers = servers
         self._armed: dict[Place, Fault] = schedule.armed()
@@ -231,7 +234,7 @@ class Controller:
             self._passed.add(place)
             if place.boundary is Boundary.ACK_AFTER:
                 self._acked(place)
-        return Answer.GO if fault is None else self._fire(fault, place, report, target)
+        return Answer.GO if fault is None else self._fire(fault, place, report.at, target)
 
     def _follow_ack(self, place: Place, report: Report, target: LiveWorker, answer: Answer) -> None:
         behind = place._replace(boundary=Boundary.ACK_AFTER)
@@ -256,8 +259,8 @@ class Controller:
             self._acked_after_placed += 1
             self._fire_timed()
 
-    def _fire(self, fault: Fault, place: Place, report: Report, target: LiveWorker | None) -> Answer:
-        """Do it; what the one that asked is to do."""
+    def _fire(self, fault: Fault, place: Place, at: float, target: LiveWorker | None) -> Answer:
+        """Do it; what the one that asked at this instant is to do."""
         who = target.name if target else "?"
         self._add_moment(place.order, Moment(self._seconds(), Kind.STRUCK, who, fault=fault.name))
         match fault.action:
@@ -274,8 +277,13 @@ class Controller:
                 return Answer.GO
             case Answer() as answer:
                 self.counts.fired[fault.name] += 1
-                self.told[place] = Told(fault, place, report.delivery)
+                self.told[place] = Told(fault, place, since_epoch(at))
                 return answer
+            case Wire.CUT_AT_ACK:
+                self.counts.fired[fault.name] += 1
+                self.told[place] = Told(fault, place, since_epoch(at))
+                self.queues.cut_at_ack(place.message_type, place.order)
+                return Answer.GO
             case never:
                 assert_never(never)
 
@@ -329,10 +337,15 @@ class Controller:
         """Keyed to progress, never to time: on a slow machine the same faults strike."""
         while self.unfired_timed and self.unfired_timed[0].progress <= self._acked_after_placed:
             entry = self.unfired_timed.pop(0)
-            if entry.fault == KILL_RANDOM:
-                self.spawn_task(self._kill_random(entry))
-            else:
-                self.spawn_task(self._kill_server(entry.fault))
+            match entry.fault:
+                case "kill-random":
+                    self.spawn_task(self._kill_random(entry))
+                case "redrive":
+                    self._redrive(entry)
+                case "kill-postgres-app" | "kill-postgres-queue" | "kill-broker":
+                    self.spawn_task(self._kill_server(entry.fault))
+                case never:
+                    assert_never(never)
 
     async def _kill_random(self, entry: Timed) -> None:
         """Kill a worker that holds something, at an instant that is random in the time in which anybody does.
@@ -349,6 +362,14 @@ class Controller:
             left, idle_seconds = (left - seconds, 0.0) if targets else (left, idle_seconds + seconds)
         self._kill(targets[entry.slot % len(targets)], Killing(KILL_RANDOM, timed=entry))
         self._about_to_strike -= 1
+
+    def _redrive(self, entry: Timed) -> None:
+        """A message that was processed comes again, as a person's redrive would have it."""
+        order = self.queues.redrive(entry.slot)
+        (self.counts.fired if order else self.counts.unseen)[REDRIVE] += 1
+        if order:
+            self.also_struck.add(order)
+            self._add_moment(order, Moment(self._seconds(), Kind.STRUCK, QUEUE, fault=REDRIVE))
 
     def _targets(self, *, any_worker: bool) -> list[LiveWorker]:
         """Whom a random kill may strike, by name: what holds deliveries by its role must hold one."""

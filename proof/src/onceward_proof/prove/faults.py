@@ -10,19 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final, Literal, NamedTuple
 
-from onceward_proof.workers.setting import Role
+from onceward_proof.workers.setting import QUEUE_NAMES, QueueName, Role
 
 Harm = Literal["charged twice", "lost", "booked twice"]
 # The variants that some fault is expected to harm. Which others there are, prove/variants.py knows.
 Harmed = Literal["naive", "resend", "ack-first", "textbook"]
 # The three legs of a message's way, and the four gaps between and behind them.
 Leg = Literal["dual write", "leg 1", "leg 2", "leg 3", "timeout", "outside effect", "past the window"]
-ServerFault = Literal["kill-postgres-app", "kill-postgres-queue"]
-TimedFault = ServerFault | Literal["kill-random"]
+ServerFault = Literal["kill-postgres-app", "kill-postgres-queue", "kill-broker"]
+TimedFault = ServerFault | Literal["kill-random", "redrive"]
 
-SLOW_SECONDS: Final = 3.0  # longer than the visibility timeout (2 s)
+# Longer than a queue leaves a delivery to its consumer (2 s): the visibility timeout, RabbitMQ's consumer timeout, Kafka's
+# max.poll.interval.ms.
+SLOW_SECONDS: Final = 3.0
 FREEZE_SECONDS: Final = 3.0  # longer than the lease (1.5 s) and the visibility timeout
 FREEZE_SECONDS_MAX: Final = 8.0  # where no other worker took the message over
 # Placing an order takes a few ms, publish included: the producer dies before, in or after each of its steps.
@@ -71,6 +73,15 @@ class Signal(StrEnum):
     FREEZE = "freeze"
 
 
+class Wire(StrEnum):
+    """What is done to the connection between the process that passes a boundary and the queue's server."""
+
+    CUT_AT_ACK = "cut at ack"  # with the ack under way: the server never sees it
+
+
+EVERY_QUEUE: Final[frozenset[QueueName]] = frozenset(QUEUE_NAMES)
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One kind of fault.
@@ -84,7 +95,7 @@ class Fault:
     leg: Leg  # the part of a message's way that it strikes
     boundary: Boundary  # of the passage that it strikes at
     message_type: str  # of the message that passes
-    action: Signal | Answer
+    action: Signal | Answer | Wire
     weight: float
     story: str
     last: bool = False  # some variant loses or holds the order here
@@ -93,6 +104,7 @@ class Fault:
     why: str = ""
     delay_ms_max: float = 0.0  # it strikes at a random instant of so many ms after the passage
     delay_ms: float = 0.0
+    queues: frozenset[QueueName] = EVERY_QUEUE  # where it can happen
 
     @property
     def is_control(self) -> bool:
@@ -104,6 +116,10 @@ class Fault:
 _CHARGED: Final[Mapping[Harmed, Harm]] = {"naive": "charged twice", "resend": "charged twice"}
 _BOOKED: Final[Mapping[Harmed, Harm]] = {"naive": "booked twice", "resend": "booked twice"}
 _LOST: Final[Mapping[Harmed, Harm]] = {"naive": "lost", "resend": "lost"}
+# In Kafka the next commit of the partition says all that a lost one would have said: nothing comes of it.
+_ACKS_ONE_BY_ONE: Final = EVERY_QUEUE - {"kafka"}
+# Where the proof has a recorder between the workers and the server: it sees the ack coming, and cuts the connection.
+_BEHIND_RECORDER: Final[frozenset[QueueName]] = frozenset({"sqs", "sqs-fifo", "rabbitmq"})
 
 # In the order in which one order meets the boundaries, in every variant: a chain of faults follows it.
 _ALL: Final = (
@@ -141,7 +157,7 @@ _ALL: Final = (
           story="the card is charged, the connection is cut before the answer",
           harms=_CHARGED),
     Fault("slow-charge", "timeout", Boundary.RESPONSE, "order.placed", Answer.SLOW, 1.5,
-          story="the card is charged, the answer comes after the visibility timeout",
+          story="the card is charged, the answer comes after the time for which the queue leaves a delivery to a consumer",
           harms=_CHARGED),
     Fault("freeze-after-charge", "timeout", Boundary.RESPONSE, "order.placed", Signal.FREEZE, 1.5,
           story="the consumer is stopped past its lease when the card is charged, then woken",
@@ -163,7 +179,10 @@ _ALL: Final = (
           harms=_CHARGED),
     Fault("lose-ack-charge", "leg 3", Boundary.ACK_BEFORE, "order.placed", Answer.LOSE, 2,
           story="the ack is lost on its way to the queue",
-          harms=_CHARGED),
+          harms=_CHARGED, queues=_ACKS_ONE_BY_ONE),
+    Fault("cut-at-ack-charge", "leg 3", Boundary.ACK_BEFORE, "order.placed", Wire.CUT_AT_ACK, 2,
+          story="the connection to the queue is cut between the commit and the ack",
+          harms=_CHARGED, queues=_BEHIND_RECORDER),
     Fault("kill-after-ack-charge", "leg 3", Boundary.ACK_AFTER, "order.placed", Signal.KILL, 2,
           story="the consumer is killed just after the ack",
           harms={"ack-first": "lost"},
@@ -173,14 +192,23 @@ _ALL: Final = (
           harms=_BOOKED),
     Fault("lose-ack-ledger", "leg 3", Boundary.ACK_BEFORE, "order.paid", Answer.LOSE, 2,
           story="the ack is lost on its way to the queue",
-          harms=_BOOKED),
+          harms=_BOOKED, queues=_ACKS_ONE_BY_ONE),
+    Fault("cut-at-ack-ledger", "leg 3", Boundary.ACK_BEFORE, "order.paid", Wire.CUT_AT_ACK, 2,
+          story="the connection to the queue is cut between the commit and the ack",
+          harms=_BOOKED, queues=_BEHIND_RECORDER),
     Fault("kill-after-ack-ledger", "leg 3", Boundary.ACK_AFTER, "order.paid", Signal.KILL, 2,
           story="the consumer is killed just after the ack",
           harms={"ack-first": "lost"},
           why="after an ack there must be nothing left to do"),
 )  # fmt: skip
 
-AIMED: Final = {fault.name: fault for fault in _ALL}
+
+def aimed_faults(queue: QueueName) -> dict[str, Fault]:
+    """Those that can happen on this queue."""
+    return {fault.name: fault for fault in _ALL if queue in fault.queues}
+
+
+AIMED: Final = aimed_faults("pgmq")  # what the kept evidence is about
 PASSAGES: Final = {fault.name: index for index, fault in enumerate(_ALL)}
 
 # Aimed by the ablation alone: they need a handler that reports a passage of its own, which only its rows have.
@@ -188,14 +216,33 @@ _OF_ABLATION: Final = (
     Fault("swallow-database-error", "leg 3", Boundary.HANDLER_AFTER, "order.paid", Answer.FAIL, 0,
           story="the handler's last statement fails, and the handler swallows the error"),
 )  # fmt: skip
-BY_NAME: Final = AIMED | {fault.name: fault for fault in _OF_ABLATION}
+BY_NAME: Final = {fault.name: fault for fault in (*_ALL, *_OF_ABLATION)}
 
 KILL_RANDOM: Final[Literal["kill-random"]] = "kill-random"
-GLOBAL: Final[tuple[ServerFault, ...]] = get_args(ServerFault)
+REDRIVE: Final[Literal["redrive"]] = "redrive"
+
+
+def server_faults(queue: QueueName) -> tuple[ServerFault, ...]:
+    """Those that strike the servers of a run on this queue."""
+    return ("kill-postgres-app", "kill-postgres-queue" if queue == "pgmq" else "kill-broker")
+
+
+def timed_faults(queue: QueueName) -> tuple[TimedFault, ...]:
+    """Those that are keyed to a count of progress, on this queue."""
+    redrive: tuple[TimedFault, ...] = (REDRIVE,) if queue == "sqs" else ()
+    return (KILL_RANDOM, *server_faults(queue), *redrive)
+
+
+GLOBAL: Final = server_faults("pgmq")
 _TIMED: Final[dict[TimedFault, tuple[Leg, str]]] = {
     KILL_RANDOM: ("leg 3", "a worker is killed at a random instant, not at a boundary"),
     "kill-postgres-app": ("leg 3", "the application's database server is killed with all its backends, and restarted"),
     "kill-postgres-queue": ("leg 2", "the queue's database server is killed with all its backends, and restarted"),
+    "kill-broker": ("leg 2", "the broker is killed, and restarted"),
+    REDRIVE: (
+        "leg 2",
+        "somebody redrives a message that was processed: the queue sends it again, under another id of its own",
+    ),
 }
 LEG_OF: Final = {name: fault.leg for name, fault in BY_NAME.items()} | {str(name): leg for name, (leg, _) in _TIMED.items()}
 STORIES: Final = {name: fault.story for name, fault in BY_NAME.items()} | {
@@ -223,12 +270,14 @@ _MET: Final[dict[str, tuple[str, str]]] = {
     KILL_RANDOM: ("charge or ledger", "charge, ledger or relay"),
     "kill-postgres-app": ("the service's server", "the service's server"),
     "kill-postgres-queue": ("the queue's server", "the queue's server"),
+    "kill-broker": ("the queue's server", "the queue's server"),
+    REDRIVE: ("charge", "charge"),
 }
 
 
 def struck(fault: str) -> tuple[str, str]:
     """What it strikes: in naive and what repairs only its consumer, and in hardened."""
-    aimed = AIMED.get(fault)
+    aimed = BY_NAME.get(fault)
     return _PASSERS[aimed.boundary, aimed.message_type] if aimed else _MET[fault]
 
 

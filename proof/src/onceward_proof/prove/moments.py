@@ -10,6 +10,7 @@ from onceward_proof.prove.faults import STORIES, Boundary
 from onceward_proof.workers.reports import Point, Report
 
 PROVIDER: Final = "provider"
+QUEUE: Final = "queue"
 
 
 class Kind(Enum):

@@ -6,6 +6,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from onceward_proof.workers.setting import QueueName
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProveOptions:
@@ -14,7 +16,7 @@ class ProveOptions:
     orders: int = 1000
     seed: int | None = None
     variants: tuple[str, ...] = ("naive", "hardened")
-    queue: str = "pgmq"
+    queue: QueueName | None = None  # None: of the schedule, or pgmq
     orders_from: Path | None = None
     schedule: Path | None = None
     json: Path | None = None

@@ -176,7 +176,7 @@ def _why_naive_proves_nothing(naive: Result) -> list[str]:
     if not naive.verdict.lost:
         reasons.append("naive: no event was lost, so the faults prove nothing")
     if not naive.finished:
-        reasons.append(f"naive: no progress for 20 s ({naive.why_stalled})")
+        reasons.append(f"naive: no progress for {naive.stalled_seconds:g} s ({naive.why_stalled})")
     return reasons
 
 

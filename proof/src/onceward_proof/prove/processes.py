@@ -17,7 +17,9 @@ from typing import Final
 
 import psycopg
 
-from onceward_proof.prove.clusters import Clusters, on_its_way, prepare_databases
+from onceward.transport import Sink
+from onceward_proof.brokers.find import find_broker
+from onceward_proof.prove.clusters import Clusters, orders_in_outbox, prepare_database
 from onceward_proof.prove.control import Controller
 from onceward_proof.provider.server import ProviderProcess
 from onceward_proof.workers.setting import QueueSetting, Setting
@@ -53,7 +55,10 @@ class Processes:
         files = clusters.folder / subject.name
         files.mkdir()
         self.ledger = files / "ledger.sqlite"
-        self.database, self.queue_database = prepare_databases(clusters, subject.name)
+        self.database = prepare_database(clusters, subject.name)
+        self.queues = clusters.broker.make_queues(subject.name)
+        controller.queues = self.queues
+        self._queue = clusters.queue
         self._files = files
         self._controller = controller
         self._subject = subject
@@ -104,7 +109,9 @@ class Processes:
         return Setting(
             variant=subject.variant,
             database=self.database,
-            queue_database=self.queue_database,
+            queue=self._queue,
+            queue_address=self.queues.address,
+            queues=self.queues.names,
             provider_url=provider_url,
             control_socket=str(self._socket),
             schedule=self._schedule_file,
@@ -166,11 +173,20 @@ class Processes:
         if self._provider is None:
             return False
         try:
-            self._waiting = {name: len(orders) for name, orders in on_its_way(self.database, self.queue_database).items()}
-            self._waiting["open provider requests"] = int(self._provider.admin("open")["open_requests"])
+            # The outbox is read first: a message that leaves it meanwhile is then found in its queue.
+            outbox = len(orders_in_outbox(self.database))
+            in_queues = self.queues.waiting()
+            requests = int(self._provider.admin("open")["open_requests"])
         except (psycopg.Error, OSError):
             return False
+        if in_queues is None:
+            return False
+        self._waiting = {"outbox": outbox, **in_queues, "open provider requests": requests}
         return not any(self._waiting.values())
+
+    def sink(self) -> Sink:
+        """A way to the variant's queues, for somebody who is none of its workers."""
+        return find_broker(self._queue).sink(self.queues.address, self.queues.names)
 
     def why_not_quiet(self) -> str:
         """What still waits, in words."""

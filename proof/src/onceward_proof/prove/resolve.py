@@ -24,10 +24,8 @@ import psycopg
 import stripe
 
 from onceward.message import Message
-from onceward.transports import pgmq
 from onceward_proof.prove.person import REFUSED, STOOD, Ended, Person
 from onceward_proof.prove.processes import Processes
-from onceward_proof.workers.setting import QUEUES
 from onceward_proof.workers.worker import make_card
 from payments.card import Card
 
@@ -232,7 +230,7 @@ class Resolver:
                 await sending
 
     async def _send_again(self, message: Message) -> None:
-        sink = pgmq.Sink(QUEUES, self._processes.queue_database)
+        sink = self._processes.sink()
         try:
             while True:
                 sink.publish([message])

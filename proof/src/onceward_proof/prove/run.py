@@ -79,12 +79,12 @@ def run_subject(
     started = time.monotonic()
     controller = Controller(schedule, PROCESS_COUNTS[subject.variant], clusters.servers())
     processes = Processes(clusters, controller, subject, schedule_file)
-    witness.install(processes.queue_database)
-    stalled_seconds = max(STALLED_SECONDS, STALLED_LEASES * subject.queue.lease_seconds)
+    lapsing_seconds = max(STALLED_SECONDS, STALLED_LEASES * subject.queue.lease_seconds)
+    stalled_seconds = lapsing_seconds + clusters.broker.recovery_seconds
     resolver = Resolver(processes, schedule.seed) if subject.is_resolved else None
     polled = partial(progress, subject.name, controller)
     finished, resolution = asyncio.run(_work(processes, stalled_seconds, resolver, polled))
-    unseen = witness.unseen(controller.told.values(), witness.hear(processes.queue_database, processes.ledger))
+    unseen = witness.unseen(controller.told.values(), witness.hear(processes.queues, processes.ledger))
     controller.counts.fired -= unseen
     controller.counts.unseen += unseen
     evidence = checker.gather({order.id: order.amount for order in schedule.orders}, processes.ledger, processes.database)

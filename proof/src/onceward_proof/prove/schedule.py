@@ -15,14 +15,28 @@ from pathlib import Path
 from typing import Any, Final
 
 from onceward.errors import UsageError
-from onceward_proof.prove.faults import AIMED, BY_NAME, GLOBAL, KILL_RANDOM, PASSAGES, STORIES, Fault, Place, TimedFault
+from onceward_proof.prove.faults import (
+    BY_NAME,
+    KILL_RANDOM,
+    PASSAGES,
+    REDRIVE,
+    STORIES,
+    Fault,
+    Place,
+    TimedFault,
+    aimed_faults,
+    server_faults,
+    timed_faults,
+)
 from onceward_proof.prove.workload import Order
+from onceward_proof.workers.setting import QUEUE_NAMES, QueueName
 
 VERSION: Final = 2
 READ_VERSIONS: Final = (1, VERSION)  # in 1, no fault has a delay
 AIMED_SHARE: Final = 0.42  # of the orders bear at least one aimed fault
 MORE_SHARE: Final = 0.25  # of those bear a second; of those again, a third
 RANDOM_SHARE: Final = 0.12  # random kills per order: of consumers, they are those that strike what is in hand
+REDRIVEN_SHARE: Final = 0.02  # of the orders, where the queue can be told to send a message again
 KILLS_PER_ORDER_MAX: Final = 3
 
 
@@ -39,7 +53,7 @@ class Aimed:
 class Timed:
     """`fault` strikes when `progress` orders have been acknowledged.
 
-    A random kill hits worker `slot` after `delay_ms`.
+    A random kill hits worker `slot` after `delay_ms`; a redrive is of the message of that number, of those processed.
     """
 
     fault: TimedFault
@@ -53,7 +67,7 @@ class Schedule:
     """All faults of a run, and the orders that they were made for."""
 
     seed: int
-    queue: str
+    queue: QueueName
     orders: tuple[Order, ...]
     aimed: tuple[Aimed, ...]
     timed: tuple[Timed, ...]
@@ -88,26 +102,31 @@ class Schedule:
         return {name: frozenset(of_fault) for name, of_fault in orders.items() if of_fault}
 
 
-def make_schedule(orders: Sequence[Order], seed: int, queue: str, more_share: float = MORE_SHARE) -> Schedule:
+def make_schedule(orders: Sequence[Order], seed: int, queue: QueueName, more_share: float = MORE_SHARE) -> Schedule:
     """The schedule of this seed: almost half of the orders bear a fault, every kind at least once where there is room."""
     rng = random.Random(f"schedule {seed}")
-    aimed = aim(orders, rng, more_share=more_share)
-    return Schedule(seed, queue, tuple(orders), tuple(aimed), tuple(_time(len(orders), rng)))
+    aimed = aim(orders, rng, more_share=more_share, queue=queue)
+    return Schedule(seed, queue, tuple(orders), tuple(aimed), tuple(_time(len(orders), rng, queue)))
 
 
 def aim(
-    orders: Sequence[Order], rng: random.Random, share: float = AIMED_SHARE, more_share: float = MORE_SHARE
+    orders: Sequence[Order],
+    rng: random.Random,
+    share: float = AIMED_SHARE,
+    more_share: float = MORE_SHARE,
+    queue: QueueName = "pgmq",
 ) -> list[Aimed]:
     """Chains of faults for this share of the orders; every kind once alone, where there is room."""
+    kinds = list(aimed_faults(queue).values())
     shuffled = list(orders)
     rng.shuffle(shuffled)
     # Also a short run meets every kind once, if it has the orders for it.
-    count = max(min(len(orders), len(AIMED)), round(len(orders) * share))
-    first = _spread(count, rng)
+    count = max(min(len(orders), len(kinds)), round(len(orders) * share))
+    first = _spread(kinds, count, rng)
     entries: list[Aimed] = []
     for number, (order, fault) in enumerate(zip(shuffled, first, strict=False)):
         # What became of an order can be laid at a fault only where it bore no other: also a short run has one per kind.
-        chain = [fault] if number < len(AIMED) else _chain(fault, rng, more_share)
+        chain = [fault] if number < len(kinds) else _chain(kinds, fault, rng, more_share)
         entries += [Aimed(each.name, order.id, _delay_ms(each, rng)) for each in chain]
     return entries
 
@@ -116,18 +135,17 @@ def _delay_ms(fault: Fault, rng: random.Random) -> float:
     return round(rng.uniform(0, fault.delay_ms_max), 2) if fault.delay_ms_max else 0.0
 
 
-def _spread(count: int, rng: random.Random) -> list[Fault]:
+def _spread(kinds: list[Fault], count: int, rng: random.Random) -> list[Fault]:
     """`count` faults: each kind once, then by weight."""
-    kinds = list(AIMED.values())
     more = rng.choices(kinds, weights=[fault.weight for fault in kinds], k=max(0, count - len(kinds)))
     return (kinds + more)[:count]
 
 
-def _chain(first: Fault, rng: random.Random, more_share: float) -> list[Fault]:
+def _chain(kinds: Sequence[Fault], first: Fault, rng: random.Random, more_share: float) -> list[Fault]:
     """The faults of one order, in the order in which it meets them: at most three kills, and nothing after a last one."""
     chain = [first]
     while len(chain) < KILLS_PER_ORDER_MAX and rng.random() < more_share and not chain[-1].last:
-        later = [fault for fault in AIMED.values() if _may_follow(fault, chain)]
+        later = [fault for fault in kinds if _may_follow(fault, chain)]
         if not later:
             break
         chain.append(rng.choice(later))
@@ -145,13 +163,15 @@ def random_kill(progress: int, rng: random.Random) -> Timed:
     return Timed(KILL_RANDOM, progress, rng.randrange(1_000), round(rng.uniform(0, 30), 2))
 
 
-def _time(orders: int, rng: random.Random) -> list[Timed]:
+def _time(orders: int, rng: random.Random, queue: QueueName) -> list[Timed]:
     kills = max(3, round(orders * RANDOM_SHARE))
     # Not near the end: a variant that loses orders would never come to that much progress.
     first, last = max(1, round(orders * 0.03)), max(2, round(orders * 0.75))
     entries = [random_kill(rng.randint(first, last), rng) for _ in range(kills)]
-    servers = [Timed(name, rng.randint(first, last)) for name in GLOBAL]
-    return sorted([*entries, *servers], key=lambda entry: entry.progress)
+    servers = [Timed(name, rng.randint(first, last)) for name in server_faults(queue)]
+    redrives = max(1, round(orders * REDRIVEN_SHARE)) if REDRIVE in timed_faults(queue) else 0
+    redriven = [Timed(REDRIVE, rng.randint(first, last), rng.randrange(1_000)) for _ in range(redrives)]
+    return sorted([*entries, *servers, *redriven], key=lambda entry: entry.progress)
 
 
 def schedule_text(schedule: Schedule) -> str:
@@ -175,7 +195,13 @@ def _aimed_form(entry: Aimed) -> dict[str, Any]:
 
 def _timed_form(entry: Timed) -> dict[str, Any]:
     form: dict[str, Any] = {"fault": entry.fault, "progress": entry.progress}
-    return form | {"slot": entry.slot, "delay_ms": entry.delay_ms} if entry.fault == KILL_RANDOM else form
+    match entry.fault:
+        case "kill-random":
+            return form | {"slot": entry.slot, "delay_ms": entry.delay_ms}
+        case "redrive":
+            return form | {"slot": entry.slot}
+        case _:
+            return form
 
 
 def read_schedule(path: Path) -> Schedule:
@@ -201,12 +227,17 @@ def _read(document: dict[str, Any]) -> Schedule:
     known = {order.id for order in orders}
     aimed = tuple(Aimed(entry["fault"], entry["order"], float(entry.get("delay_ms", 0))) for entry in document["aimed"])
     timed = tuple(Timed(**entry) for entry in document["timed"])
+    queue = next((name for name in QUEUE_NAMES if name == document["queue"]), None)
+    if queue is None:
+        raise ValueError(f"unknown queue {document['queue']!r}")
     for entry in aimed:
         if entry.fault not in BY_NAME:
             raise ValueError(f"unknown fault {entry.fault!r}")
+        if queue not in BY_NAME[entry.fault].queues:
+            raise ValueError(f"{entry.fault} cannot happen on {queue}")
         if entry.order not in known:
             raise ValueError(f"unknown order {entry.order!r}")
     for entry_timed in timed:
-        if entry_timed.fault not in (KILL_RANDOM, *GLOBAL):
-            raise ValueError(f"unknown fault {entry_timed.fault!r}")
-    return Schedule(int(document["seed"]), str(document["queue"]), orders, aimed, timed)
+        if entry_timed.fault not in timed_faults(queue):
+            raise ValueError(f"unknown fault {entry_timed.fault!r}, or one that cannot happen on {queue}")
+    return Schedule(int(document["seed"]), queue, orders, aimed, timed)

@@ -12,19 +12,24 @@ from onceward_proof.prove.faults import Answer, Boundary, Fault, Place
 from onceward_proof.prove.schedule import Timed
 
 
+def since_epoch(at: float) -> float:
+    """An instant of the machine's monotonic clock, since the epoch."""
+    # Every process of a run is on one machine: both clocks are the same for all, and for the queue.
+    return at + time.time() - time.monotonic()
+
+
 @dataclass(slots=True)
 class Told:
     """A fault that strikes by what a process is told to do at `place`, by an `Answer`."""
 
     fault: Fault
     place: Place
-    delivery: str = ""  # the queue's id of the delivery, where it is about one
-    passed_again_at: float = math.inf  # when (since the epoch) the same place was first passed, and nothing struck
+    struck_at: float = 0.0  # since the epoch
+    passed_again_at: float = math.inf  # when the same place was first passed, and nothing struck
 
     def passed_again(self, at: float) -> None:
         """Somebody passed the same place at this instant of the machine's monotonic clock, as a worker reported it."""
-        # Every process of a run is on one machine: both clocks are the same for all, and for the database.
-        self.passed_again_at = min(self.passed_again_at, at + time.time() - time.monotonic())
+        self.passed_again_at = min(self.passed_again_at, since_epoch(at))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,5 +58,9 @@ def is_stopped(pid: int) -> bool:
 
 
 def runs(pid: int) -> bool:
-    """There is a process of this pid."""
-    return bool(psutil.pid_exists(pid))
+    """There is a process of this pid, and it has not ended."""
+    try:
+        # One that nobody has waited for yet is still there, and does nothing any more.
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

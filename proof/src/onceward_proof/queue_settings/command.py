@@ -90,4 +90,4 @@ def _schedule(options: ProveOptions) -> Schedule:
         return read_schedule(options.schedule)
     seed = options.chosen_seed()
     orders = read_orders(options.orders_from) if options.orders_from else make_orders(options.orders, seed)
-    return make_settings_schedule(orders, seed, options.queue)
+    return make_settings_schedule(orders, seed, "pgmq")

@@ -16,7 +16,7 @@ from onceward_proof.prove.run import Result
 from onceward_proof.prove.schedule import Schedule, make_schedule
 from onceward_proof.prove.workload import Order
 from onceward_proof.report.tables import Cell, Figure, Row
-from onceward_proof.workers.setting import QueueSetting
+from onceward_proof.workers.setting import QueueName, QueueSetting
 
 Compared = Literal["naive", "hardened"]
 # The first is that of every other proof.
@@ -67,7 +67,7 @@ def subject_of(name: str, variant: Compared) -> Subject:
     return Subject(name=f"{variant}-{name}", variant=variant, queue=SETTINGS[name])
 
 
-def make_settings_schedule(orders: Sequence[Order], seed: int, queue: str) -> Schedule:
+def make_settings_schedule(orders: Sequence[Order], seed: int, queue: QueueName) -> Schedule:
     """The schedule of this seed with at most one aimed fault per order."""
     # Each fault on an order's way may cost a whole lease: with chains of three, a lease of 60 s would take minutes longer.
     return make_schedule(orders, seed, queue, more_share=0.0)

@@ -100,7 +100,8 @@ def _prove_command(document: Document) -> str:
     variants = "" if names == "naive,hardened" else f" --variants {names}"
     at_once = "".join(f" --{name} {document[name]}" for name in ("threads", "prefetch") if name in document)
     resolve = " --resolve" if any(variant.get("resolved") for variant in document["variants"]) else ""
-    command = f"onceward prove{resolve} --orders {document['orders']} --seed {document['seed']}{at_once}{variants}"
+    queue = "" if document["queue"] == "pgmq" else f" --queue {document['queue']}"
+    command = f"onceward prove{queue}{resolve} --orders {document['orders']} --seed {document['seed']}{at_once}{variants}"
     return f"`{command}`: {document['verdict']}."
 
 

@@ -97,8 +97,9 @@ def print_ablation(console: Console, trials: Sequence[Trial]) -> None:
 
 def print_plan(console: Console, schedule: Schedule, path: str) -> None:
     planned = schedule.planned()
+    where = "" if schedule.queue == "pgmq" else f" on {schedule.queue}"
     console.print(
-        f"{len(schedule.orders)} orders, seed {schedule.seed}, {sum(planned.values())} faults planned, "
+        f"{len(schedule.orders)} orders{where}, seed {schedule.seed}, {sum(planned.values())} faults planned, "
         f"{kills(planned)} of them SIGKILLs of a worker or a server",
         highlight=False,
     )

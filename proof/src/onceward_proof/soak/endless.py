@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from onceward.testing.postgres import Cluster
+from onceward_proof.brokers.broker import Server
 from onceward_proof.prove.control import Controller
 from onceward_proof.prove.faults import BY_NAME, ServerFault
 from onceward_proof.prove.live import LiveWorker
@@ -59,7 +59,7 @@ class EndlessController(Controller):
     """Gives orders to the producers as they fall due, and arms their faults before."""
 
     def __init__(
-        self, seed: int, rate: float, process_counts: Mapping[Role, int], servers: Mapping[ServerFault, Cluster]
+        self, seed: int, rate: float, process_counts: Mapping[Role, int], servers: Mapping[ServerFault, Server]
     ) -> None:
         super().__init__(Schedule(seed, "pgmq", (), (), ()), {**process_counts, "producer": PRODUCERS}, servers)
         self.ordered: dict[str, int] = {}

@@ -225,7 +225,7 @@ class _Soak:
         )
 
     async def _measure(self) -> None:
-        meter = self._meter = measure.Meter(self._processes.database, self._processes.queue_database, *self._processes.pids)
+        meter = self._meter = measure.Meter(self._processes.database, self._processes.queues.address, *self._processes.pids)
         pause = max(SAMPLE_SECONDS_MIN, self._soaked.asked_seconds / SAMPLES)
         while True:
             await asyncio.sleep(pause)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Final
 
+from onceward_proof.brokers.pgmq import orders_in_queues
 from onceward_proof.prove import checker
-from onceward_proof.prove.clusters import on_its_way
+from onceward_proof.prove.clusters import orders_in_outbox
 from onceward_proof.prove.processes import Processes
 
 OLD_SECONDS: Final = 45.0  # an order with three faults, each of which costs it a lease, is finished by then
@@ -34,7 +35,8 @@ def look(processes: Processes, ordered: Mapping[str, int], old: frozenset[str]) 
     `ordered`: a copy of what was ordered so far; `old`: those of it that should be finished.
     """
     # What is on its way is read first: an order that moves on meanwhile is then found where it arrives.
-    waiting = frozenset(chain.from_iterable(on_its_way(processes.database, processes.queue_database).values()))
+    outbox = orders_in_outbox(processes.database)
+    waiting = frozenset(chain(outbox, *orders_in_queues(processes.queues.address).values()))
     evidence = checker.gather(ordered, processes.ledger, processes.database)
     verdict = checker.judge(evidence)
     phantoms = {order for charge, order, _ in evidence.charges if charge in set(verdict.phantom)} & old

@@ -21,6 +21,7 @@ from onceward.relay_loop import relay
 from onceward.testing.postgres import Cluster
 from onceward.transport import Settlement
 from onceward.transports import pgmq
+from onceward_proof.brokers.pgmq import install_queues
 from onceward_proof.prove import checker
 from onceward_proof.prove.clusters import install
 from onceward_proof.prove.run import ProofError
@@ -152,7 +153,8 @@ def start_payments() -> Iterator[Payments]:
         folder = cluster.folder / "proof"
         folder.mkdir()
         database, queue_database = cluster.create_database("app"), cluster.create_database("queue")
-        install(database, queue_database)
+        install(database)
+        install_queues(queue_database)
         ledger = folder / "ledger.sqlite"
         with (
             ProviderProcess(ledger, log=folder / "provider.log") as provider,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 Role = Literal["producer", "charge", "ledger", "relay"]
+QueueName = Literal["pgmq", "sqs", "sqs-fifo", "rabbitmq", "kafka"]
+QUEUE_NAMES: Final[tuple[QueueName, ...]] = get_args(QueueName)
 QUEUE_LEASE_SECONDS: Final = 2  # of a delivery; pgmq counts whole seconds, and calls it visibility
 QUEUES: Final = {"order.placed": "charges", "order.paid": "bookings"}  # message type -> queue
 CONSUMED: Final[dict[Role, str]] = {"charge": "order.placed", "ledger": "order.paid"}  # consumer -> message type
@@ -33,8 +35,9 @@ class Setting:
 
     variant: str
     database: str
-    queue_database: str
+    queue_address: str  # of the queues' server: a DSN, where that is a Postgres
     provider_url: str
+    queue: QueueName = "pgmq"
     control_socket: str = ""  # "": the worker's line was there before it was forked
     schedule: str = ""  # its file; "": orders and faults go on, and the controller is asked
     is_ablation: bool = False  # a row of the ablation: handlers report, and may be made to fail

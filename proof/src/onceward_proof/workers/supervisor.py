@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from onceward_proof.ablation.layer_removal import remove_layer
+from onceward_proof.brokers.find import find_broker
 from onceward_proof.prove.schedule import read_schedule
 from onceward_proof.workers.fork import fork
 from onceward_proof.workers.line import Line, waits_for
@@ -34,7 +35,8 @@ class Supervisor:
         self._line = line
         self._setting = setting
         self._workers: set[int] = set()
-        warm_up(setting.provider_url, setting.database, setting.queue_database)
+        warm_up(setting.provider_url, setting.database)
+        find_broker(setting.queue).warm_up(setting)
         self._waits = waits_for(setting.schedule)
         self._orders = _orders(setting.schedule)
         gc.collect()
@@ -73,7 +75,7 @@ class Supervisor:
         connection.connect(self._setting.control_socket)
         line = Line(connection, self._waits)
         line.report(Report(Note.HELLO, role=role, slot=slot, pid=os.getpid()))
-        worker = Worker(self._setting, line, f"{role}-{slot}-{os.getpid()}", self._orders)
+        worker = Worker(self._setting, line, f"{role}-{slot}-{os.getpid()}", self._orders, f"{role}-{slot}")
         # Only now, in this one process: a layer that is removed does not come back.
         for layer in self._setting.without:
             remove_layer(layer, worker.sink)

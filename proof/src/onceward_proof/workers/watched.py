@@ -5,13 +5,12 @@ Every variant gets the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from onceward.errors import TransportError
 from onceward.message import Message
-from onceward.transport import Delivery, Outcome, Received, Settlement
-from onceward.transports import pgmq
+from onceward.transport import Delivery, Outcome, Received, Settlement, Sink, Source
 from onceward_proof.prove.faults import Answer, Boundary
 from onceward_proof.workers.line import Line
 from onceward_proof.workers.reports import Note, Report, Word
@@ -19,22 +18,24 @@ from onceward_proof.workers.setting import Setting
 from payments.card import Card
 
 
-class WatchedSource(pgmq.Source):
-    """A source whose deliveries are reported and whose acks pass a boundary, one by one.
+class WatchedSource:
+    """Any source, whose deliveries are reported and whose acks pass a boundary, one by one.
 
     It says what a consumer received, and not when the consumer is through with it: that is for `LoopSource` and
     `pool.ThreadSource`.
     """
 
-    def __init__(self, queue: str, dsn: str, line: Line, setting: Setting) -> None:
-        super().__init__(queue, dsn, visibility_seconds=setting.visibility_seconds, archive=setting.archive)
+    def __init__(self, source: Source, line: Line, setting: Setting) -> None:
+        self.name = source.name
+        self.traits = source.traits
+        self._source = source
         self._line = line
         self._heartbeats = setting.heartbeats
         self._double_settle = setting.double_settle
         self._extended: set[str] = set()
 
     def receive(self, limit: int, wait_seconds: float) -> Received:
-        received = super().receive(limit, wait_seconds)
+        received = self._source.receive(limit, wait_seconds)
         for delivery in received.deliveries:
             self._report(Note.RECEIVED, delivery)
         return received
@@ -48,9 +49,9 @@ class WatchedSource(pgmq.Source):
         answer = self._report(Boundary.ACK_BEFORE if is_ack else Note.RELEASED, delivery)
         if answer is Answer.LOSE:
             return Outcome.LOST
-        outcome = super().settle([(delivery, settlement)])[0]
+        outcome = self._source.settle([(delivery, settlement)])[0]
         if is_ack and self._double_settle:
-            super().settle([(delivery, settlement)])
+            self._source.settle([(delivery, settlement)])
         if is_ack:
             self._report(Boundary.ACK_AFTER, delivery)
         return outcome
@@ -63,7 +64,10 @@ class WatchedSource(pgmq.Source):
             if delivery.id not in self._extended:
                 self._extended.add(delivery.id)
                 self._report(Note.EXTENDED, delivery)
-        return super().extend(deliveries, seconds)
+        return self._source.extend(deliveries, seconds)
+
+    def close(self) -> None:
+        self._source.close()
 
     def handled(self, delivery: Delivery) -> None:
         """The delivery has left the worker's hands, whatever became of it."""
@@ -90,25 +94,29 @@ class LoopSource(WatchedSource):
                 self.handled(delivery)
 
 
-class WatchedSink(pgmq.Sink):
-    """A sink whose publishes pass a boundary before and after.
+class WatchedSink:
+    """Any sink, whose publishes pass a boundary before and after.
 
     A dropped publish is an error to the caller, and so is a lost confirmation: never a false confirmation.
     """
 
-    def __init__(self, queues: Mapping[str, str], dsn: str, line: Line) -> None:
-        super().__init__(queues, dsn)
+    def __init__(self, sink: Sink, line: Line) -> None:
+        self.traits = sink.traits
+        self._sink = sink
         self._line = line
 
     def publish(self, messages: Sequence[Message]) -> Sequence[BaseException | None]:
         # All of a batch pass the first side before any is sent, as with a client that sends a batch in one call.
         dropped = [self._report(Boundary.PUBLISH_BEFORE, message) is Answer.DROP for message in messages]
         remaining = [message for message, is_dropped in zip(messages, dropped, strict=True) if not is_dropped]
-        errors = iter(super().publish(remaining) if remaining else ())
+        errors = iter(self._sink.publish(remaining) if remaining else ())
         return [
             TransportError("the publish was dropped") if is_dropped else self._confirmed(message, next(errors))
             for message, is_dropped in zip(messages, dropped, strict=True)
         ]
+
+    def close(self) -> None:
+        self._sink.close()
 
     def _confirmed(self, message: Message, error: BaseException | None) -> BaseException | None:
         # What the queue refused has not passed: the fault that waits behind a publish waits for one that was stored.

@@ -17,6 +17,7 @@ from psycopg_pool import ConnectionPool
 from onceward.events import Event
 from onceward.provider import ProviderProfile
 from onceward.statements import statements
+from onceward_proof.brokers.find import find_broker
 from onceward_proof.prove.variants import import_all
 from onceward_proof.workers.line import Line
 from onceward_proof.workers.reports import Note, Point, Report
@@ -35,14 +36,19 @@ SomeSource = TypeVar("SomeSource", bound=WatchedSource)
 class Worker:
     """What a role works with.
 
-    `orders`: what a producer is to place; of a schedule without a file, it asks for them.
+    `orders`: what a producer is to place; of a schedule without a file, it asks for them. `member`: its name at the queue,
+    which the worker that follows it has, too.
     """
 
-    def __init__(self, setting: Setting, line: Line, name: str, orders: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self, setting: Setting, line: Line, name: str, orders: Sequence[dict[str, Any]] = (), member: str = ""
+    ) -> None:
         self.setting = setting
         self.line = line
         self.name = name
         self.orders = orders
+        self._member = member or name
+        self._broker = find_broker(setting.queue)
 
     def source(self, message_type: str) -> WatchedSource:
         return self._source(WatchedSource, message_type)
@@ -51,11 +57,11 @@ class Worker:
         return self._source(LoopSource, message_type)
 
     def _source(self, kind: type[SomeSource], message_type: str) -> SomeSource:
-        setting = self.setting
-        return kind(setting.queues[message_type], setting.queue_database, self.line, setting)
+        return kind(self._broker.source(self.setting, message_type, self._member), self.line, self.setting)
 
     def sink(self) -> WatchedSink:
-        return WatchedSink(self.setting.queues, self.setting.queue_database, self.line)
+        setting = self.setting
+        return WatchedSink(self._broker.sink(setting.queue_address, setting.queues), self.line)
 
     def connect(self) -> psycopg.Connection:
         return psycopg.connect(self.setting.database, autocommit=True, connect_timeout=5)

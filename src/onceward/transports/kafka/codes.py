@@ -10,6 +10,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 ALL_BROKERS_AWAY: Final = KafkaError._ALL_BROKERS_DOWN
 SILENT_TOO_LONG: Final = KafkaError._MAX_POLL_EXCEEDED
+FATAL: Final = KafkaError._FATAL
 NOT_ANSWERED: Final = KafkaError._PURGE_INFLIGHT
 TOO_LARGE: Final = KafkaError.MSG_SIZE_TOO_LARGE
 UNKNOWN_TOPIC: Final = frozenset(
@@ -30,11 +31,11 @@ UNSENDABLE: Final = (
     UNKNOWN_TOPIC | _DENIED | {TOO_LARGE, KafkaError.INVALID_RECORD, KafkaError.TOPIC_EXCEPTION, KafkaError._INVALID_ARG}
 )
 # Of a source, when they come before anything was assigned to it.
-MISCONFIGURED: Final = (
-    UNKNOWN_TOPIC
-    | _DENIED
-    | {KafkaError.INVALID_GROUP_ID, KafkaError.INCONSISTENT_GROUP_PROTOCOL, KafkaError.TOPIC_EXCEPTION}
-)
+MISCONFIGURED: Final = _DENIED | {
+    KafkaError.INVALID_GROUP_ID,
+    KafkaError.INCONSISTENT_GROUP_PROTOCOL,
+    KafkaError.TOPIC_EXCEPTION,
+}
 # A commit by a member that the group does not know any more, or that is just being assigned anew.
 REFUSED: Final = frozenset(
     {
@@ -61,6 +62,11 @@ AWAY: Final = frozenset(
 )
 # What a client mends by itself, and says in its own log.
 PASSING: Final = AWAY - {ALL_BROKERS_AWAY} | {KafkaError._PARTITION_EOF, KafkaError._FAIL}
+
+
+def is_fatal(error: KafkaError) -> bool:
+    """The client that says so is of no use any more."""
+    return error.fatal() or error.code() == FATAL
 
 
 def error_of(exception: KafkaException) -> KafkaError:

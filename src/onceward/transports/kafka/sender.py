@@ -51,7 +51,7 @@ class Sender:
         while sending.open and self._fatal is None:
             producer.flush(1.0)
         if self._fatal is not None:
-            self._give_up(producer)
+            self._give_up()
         return [error if isinstance(error, KafkaError) else None for error in sending.answers]
 
     def _produce(self, producer: Producer, record: Outgoing, sending: _Sending, index: int) -> None:
@@ -70,6 +70,8 @@ class Sender:
                 return
 
     def _made(self) -> Producer:
+        if self._fatal is not None:
+            self._give_up()
         if self._producer is None:
             try:
                 self._producer = Producer(self._config)
@@ -78,13 +80,14 @@ class Sender:
         return self._producer
 
     def _note(self, error: KafkaError) -> None:
-        if error.fatal():
+        if codes.is_fatal(error):
             self._fatal = error
 
-    def _give_up(self, producer: Producer) -> None:
+    def _give_up(self) -> None:
         """The next call makes a new producer: this one sends nothing more."""
-        producer.purge()
-        producer.flush(1.0)
+        if self._producer is not None:
+            self._producer.purge()
+            self._producer.flush(1.0)
         self._producer, self._fatal = None, None
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from onceward.transports.kafka import codes
 from onceward.transports.kafka.partitions import Handle, Partition, Record, State
 from onceward.transports.kafka.sender import Sender
 from onceward.transports.kafka.settings import Config, consumer_config, poll_seconds_max
-from onceward.transports.kafka.topics import check_topic, read_limits
+from onceward.transports.kafka.topics import missing_topic, read_limits
 from onceward.transports.kafka.wire import Outgoing, headers_of, read_headers, read_text, retry_copy, retry_seconds
 
 logger = logging.getLogger("onceward.kafka")
@@ -26,7 +26,9 @@ AHEAD_MAX: Final = 1000
 RECEIVE_MAX: Final = 500
 # A poll cannot be woken: a commit, and what is released meanwhile, wait for no longer than this.
 SLICE_SECONDS: Final = 0.02
+NOTICE_SECONDS_MAX: Final = 3.0  # how soon a change of the group is noticed, however long handlers take
 LEFT_COMMIT_SECONDS: Final = 1.0  # between two tries to commit what could not be committed
+_FIRST_ANSWER_SECONDS_MAX: Final = 5.0  # names are looked up, and connections encrypted
 _ANSWER_SECONDS_MAX: Final = 1.0
 Place = tuple[str, int]  # a topic, and the number of a partition
 Entry = tuple[Delivery, Settlement]
@@ -90,10 +92,12 @@ class Source:
         self._subscribed = [*self._topics, *self._retry_of.values()]
         self._retries = Sender(config) if retry_topics else None
         self._ahead_max = ahead_max
-        self._poll_seconds_max = poll_seconds_max(config)
+        # A member that does not poll holds up every change of its group, long before it is put out of it.
+        self._poll_seconds_max = min(poll_seconds_max(config), NOTICE_SECONDS_MAX)
         self._known_traits: Traits | None = None
         self.name = f"kafka:{','.join(self._topics)}"
         self._consumer: Consumer | None = None
+        self._topics_found = False
         self._was_assigned = False
         self._brokers_are_away = False
         self._trouble: KafkaError | None = None
@@ -134,6 +138,7 @@ class Source:
 
     def receive(self, limit: int, wait_seconds: float) -> Received:
         consumer = self._joined()
+        self._look_for_topics(consumer)
         self._commit_what_is_left()
         self._pace(consumer)
         deadline = time.monotonic() + wait_seconds
@@ -165,6 +170,21 @@ class Source:
             consumer.subscribe(self._subscribed, self._on_assign, self._on_revoke, self._on_lost)
             self._consumer = consumer
         return self._consumer
+
+    def _look_for_topics(self, consumer: Consumer) -> None:
+        """Once, all of them are there. Raises `UsageError` for one that is not: the client would wait for it."""
+        if self._topics_found:
+            return
+        try:
+            with self._turns.turn():
+                known = consumer.list_topics(timeout=_FIRST_ANSWER_SECONDS_MAX).topics
+        except KafkaException:
+            # Why is what the client says next, when it is polled: it may be the brokers, or a password.
+            self._brokers_are_away = True
+            return
+        if missing := [name for name in self._subscribed if name not in known]:
+            raise missing_topic(missing[0])
+        self._topics_found = True
 
     def _read(self, consumer: Consumer, wait_seconds: float) -> Partition | None:
         """One record more is known, of this partition; None: nothing came, or something happened to the group."""
@@ -403,7 +423,7 @@ class Source:
     def _note(self, error: KafkaError) -> None:
         """Something went wrong in the client, which mostly mends it by itself. What has to be said is said by `receive`."""
         code = error.code()
-        if error.fatal():
+        if codes.is_fatal(error):
             self._fatal = error
         elif code == codes.ALL_BROKERS_AWAY:
             self._brokers_are_away = True
@@ -418,8 +438,6 @@ class Source:
         if self._fatal is not None:
             self._raise_fatal(self._fatal)
         if error is not None:
-            if error.code() in codes.UNKNOWN_TOPIC and not self._was_assigned:
-                check_topic(self._config, *self._subscribed)
             is_wrong = error.code() in codes.MISCONFIGURED and not self._was_assigned
             raise (UsageError if is_wrong else TransportError)(f"{self.name}: {error.str()}")
         if self._brokers_are_away:
@@ -434,9 +452,9 @@ class Source:
     def _raise_fatal(self, error: KafkaError) -> None:
         self._fatal = None
         self._leave_group()
-        if error.code() == KafkaError.FENCED_INSTANCE_ID:
+        if "group.instance.id" in self._config:
             raise UsageError(
-                f"{self.name}: another member has joined with the same group.instance.id; give each process one of its own"
+                f"{self.name}: {error.str()}; if another process has the same group.instance.id, give each one of its own"
             )
         raise TransportError(f"{self.name}: the client has given up, and is made anew: {error.str()}")
 

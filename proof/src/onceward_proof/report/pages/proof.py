@@ -100,6 +100,7 @@ def run_again(schedule: Schedule, results: Sequence[Result]) -> tuple[str, str]:
         variants += f" --threads {results[0].threads} --prefetch {results[0].prefetch}"
     variants += " --resolve" if any(result.resolution is not None for result in results) else ""
     seed, queue, count = schedule.seed, schedule.queue, len(schedule.orders)
+    variants += "" if queue == "pgmq" else f" --queue {queue}"
     if count and make_schedule(make_orders(count, seed), seed, queue) == schedule:
         meaning = "The same seed makes the same orders and the same schedule of faults."
         return f"onceward prove --seed {seed} --orders {count}{variants}", meaning
