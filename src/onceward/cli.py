@@ -16,7 +16,7 @@ from textwrap import fill
 from typing import Any, Final, NoReturn
 
 from onceward import __version__
-from onceward.commands import dev, loops, outbox, parked, queue, schema, servers, status
+from onceward.commands import dev, doctor, loops, outbox, parked, queue, schema, servers, status
 from onceward.commands.arguments import one_line, warn
 from onceward.errors import OncewardError, UsageError
 
@@ -29,6 +29,7 @@ start here:
   onceward migrate --database DSN       our tables, in your Postgres
   onceward queue create orders          a queue in the same Postgres
   onceward run shop.consumers:charges --queue orders
+  onceward doctor shop.consumers:charges --queue orders
   onceward status                       what waits, what fails, what needs a person
   onceward parked list                  messages that a person must look at
   onceward outbox list --set-aside      messages that could not be sent
@@ -56,7 +57,19 @@ EXTRA_OF: Final = {
 PROOF: Final = "onceward-proof"
 COMMANDS_OF_PROOF: Final = ("prove", "demo", "explore", "provider", "bench", "docs")
 PROOF_MISSING: Final = "needs onceward-proof: pip install 'onceward[prove]'"
-OWN_COMMANDS: Final = ("dev", "servers", "migrate", "upkeep", "queue", "run", "relay", "parked", "outbox", "status")
+OWN_COMMANDS: Final = (
+    "dev",
+    "servers",
+    "migrate",
+    "upkeep",
+    "queue",
+    "run",
+    "relay",
+    "doctor",
+    "parked",
+    "outbox",
+    "status",
+)
 
 
 class HelpFormatter(RawDescriptionHelpFormatter):
@@ -109,7 +122,7 @@ def make_parser(command: str = "") -> Parser:
     # a script that asks for the version, must not pay for it.
     if command not in (*OWN_COMMANDS, "--version"):
         _add_installed_commands(commands, command)
-    for module in (dev, servers, schema, queue, loops, parked, outbox, status):
+    for module in (dev, servers, schema, queue, loops, doctor, parked, outbox, status):
         module.add_commands(commands)
     return parser
 

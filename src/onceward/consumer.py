@@ -20,6 +20,7 @@ from onceward.endpoints import SourceOrFactory, opened_source
 from onceward.errors import UsageError
 from onceward.events import Listener, Listeners
 from onceward.foreign import Foreign, read_message
+from onceward.handler_times import HandlerClock, LeaseWatch
 from onceward.inbox import LEASE_SECONDS_DEFAULT, InboxTable, check_identity
 from onceward.intents import Intents
 from onceward.lease import LeaseKeeper
@@ -44,6 +45,7 @@ Effectful = Callable[[Message, Once], None]
 OtherTypes = Literal["park", "ignore"]
 # Besides one for each thread: one for the heartbeat, one for nudges, one for upkeep.
 CONNECTIONS_BESIDE_THREADS: Final = 3
+WRITE_TIMES_SECONDS_MAX: Final = 2.0
 
 
 class Handler(NamedTuple):
@@ -137,14 +139,20 @@ class Consumer:
         listeners: Sequence[Listener] = (),
         source: SourceOrFactory | None = None,
         upkeep: bool = True,
+        allow_short_window: bool = False,
     ) -> OpenConsumer:
         """Connect: checks the schema, the rights and the window, starts the heartbeat. Close what it returns.
 
         `source`, whose leases are kept, is a Source, or a function that makes one: that is closed with what this returns.
         `upkeep=False`: this role may not make and drop partitions; `onceward upkeep` does it daily as their owner.
+        `allow_short_window`: start although the queue keeps messages for longer than the window; a warning says each time
+        what can happen.
         Raises `SchemaMismatch`, `UsageError`, or psycopg's own error when the database does not answer.
         """
-        self._opened = OpenConsumer(self, database, threads=threads, listeners=listeners, source=source, upkeep=upkeep)
+        self._opened = OpenConsumer(
+            self, database, threads=threads, listeners=listeners, source=source, upkeep=upkeep,
+            allow_short_window=allow_short_window,
+        )  # fmt: skip
         return self._opened
 
     def deliver(self, delivery: Delivery) -> Settlement:
@@ -167,6 +175,7 @@ class OpenConsumer:
         listeners: Sequence[Listener] = (),
         source: SourceOrFactory | None = None,
         upkeep: bool = True,
+        allow_short_window: bool = False,
     ) -> None:
         if not consumer.handlers:
             raise UsageError(f"consumer {consumer.name!r} has no handler: register one with @consumer.transactional(...)")
@@ -182,10 +191,10 @@ class OpenConsumer:
                 application_name=f"onceward {consumer.name}"[:63],
             )
             opening.callback(self.database.close)
-            self._start(made, upkeep=upkeep)
+            self._start(made, upkeep=upkeep, allow_short_window=allow_short_window)
             self._closing = opening.pop_all()
 
-    def _start(self, source: Source | None, *, upkeep: bool) -> None:
+    def _start(self, source: Source | None, *, upkeep: bool, allow_short_window: bool) -> None:
         consumer = self.consumer
         inbox = InboxTable(
             consumer.name,
@@ -194,11 +203,16 @@ class OpenConsumer:
             untimed_ids=consumer.untimed_ids,
             schema=consumer.schema,
         )
+        self._clock = HandlerClock(consumer.name, schema=consumer.schema)
+        lease_seconds = None if source is None else source.traits.lease_seconds
+        self._lease_watch = LeaseWatch(consumer.name, lease_seconds, schema=consumer.schema)
         with self.database.connection() as conn:
             check_rights(conn, schema=consumer.schema, upkeep=upkeep)
             check_schema(conn, schema=consumer.schema)
-            check_window(conn, inbox, source)
+            check_window(conn, inbox, source, allow_short=allow_short_window)
             say_window(conn, inbox)
+            self._lease_watch.look(conn)
+        say_dead_letters(consumer, source)
         inbox.warn_of_pruning()
         self.nudge = Nudge(self.database)
         self.keeper = LeaseKeeper(self.database, inbox, source, self.listeners)
@@ -229,7 +243,7 @@ class OpenConsumer:
             return self._park_malformed(delivery, str(error))
         handler = self.consumer.handlers.get(message.type)
         if handler is not None:
-            return Performer(self.runtime, handler.shape, handler.call, message, delivery).run()
+            return Performer(self.runtime, handler.shape, self._clock.timed(handler.call), message, delivery).run()
         if self.consumer.other_types == "ignore":
             return ACK
         # Through the inbox, as any other: a redelivery of what was parked must be a duplicate, and a redrive needs its row.
@@ -277,11 +291,30 @@ class OpenConsumer:
             )  # fmt: skip
             raise
 
+    def seen(self, conn: Connection[Any]) -> None:
+        """The database knows that this consumer is here, with its window, and how long its handlers take.
+
+        For each turn of upkeep. A warning says where the queue's lease is short for them.
+        """
+        self.runtime.inbox.seen(conn)
+        self._clock.write(conn)
+        self._lease_watch.look(conn)
+
     def close(self) -> None:
         """Stop the heartbeat and give the connections back. Claims that are still held lapse by themselves."""
         self.keeper.stop()
         self.nudge.stop()
+        self._write_times()
         self._closing.close()
+
+    def _write_times(self) -> None:
+        if not self._clock.has_unwritten:
+            return
+        try:
+            with self.database.connection(wait_seconds=WRITE_TIMES_SECONDS_MAX) as conn:
+                self._clock.write(conn)
+        except Exception as error:  # noqa: BLE001 - a caller's `database` may raise what it likes; a stop must not fail
+            logger.info("how long the handlers took was not written; what earlier turns wrote stays: %s", error)
 
     def __enter__(self) -> OpenConsumer:
         return self
@@ -290,8 +323,10 @@ class OpenConsumer:
         self.close()
 
 
-def check_window(conn: Connection[Any], inbox: InboxTable, source: Source | None) -> None:
+def check_window(conn: Connection[Any], inbox: InboxTable, source: Source | None, *, allow_short: bool = False) -> None:
     """Raises `UsageError` when the window is shorter than the time for which the queue keeps messages.
+
+    With `allow_short`, a warning says instead what can happen.
 
     A duplicate that comes later than the window would be new to the inbox. An outbox row that is older than the window is
     only logged: its message alone is parked when it arrives, and that must not stop all the others.
@@ -299,10 +334,18 @@ def check_window(conn: Connection[Any], inbox: InboxTable, source: Source | None
     window = inbox.window.total_seconds()
     retention = source.traits.retention_seconds if source is not None else None
     if retention is not None and retention > window:
-        raise UsageError(
-            f"the dedup window of {inbox.consumer!r} is {window:g} s, but its queue keeps messages for {retention:g} s: a "
-            f"duplicate could come after its message is forgotten; make the window longer"
-        )
+        if not allow_short:
+            raise UsageError(
+                f"the dedup window of {inbox.consumer!r} is {window:g} s, but its queue keeps messages for {retention:g} "
+                f"s: a duplicate could come after its message is forgotten; make the window longer (or accept it with "
+                f"allow_short_window=True, or `onceward run --allow-short-window`)"
+            )
+        logger.warning(
+            "the dedup window of %r is %g s, shorter than the %g s for which its queue keeps messages; allow_short_window "
+            "accepts that. A message that waits for longer than the window is parked instead of handled, and an untimed id "
+            "whose row was pruned is handled again",
+            inbox.consumer, window, retention,
+        )  # fmt: skip
     oldest = tuples(conn, inbox.statements["outbox_oldest_seconds"])
     if oldest and oldest[0][0] > window:
         logger.error(
@@ -310,6 +353,18 @@ def check_window(conn: Connection[Any], inbox: InboxTable, source: Source | None
             "it is parked as outside the window, and its handler does not run. Find out why no relay sends it; to have "
             "such messages handled, make the window longer before they are sent",
             oldest[0][0], inbox.consumer, window,
+        )  # fmt: skip
+
+
+def say_dead_letters(consumer: Consumer, source: Source | None) -> None:
+    """That the queue sets messages aside before this consumer has made all its attempts is logged."""
+    deliveries = None if source is None else source.traits.dead_letters_after
+    if deliveries is not None and deliveries < consumer.attempts_max:
+        logger.warning(
+            "the queue of %r sets a message aside after %d deliveries, and the consumer parks it after %d failed attempts: "
+            "it will be in the queue's dead letters instead of `onceward parked list`, without a reason. Make the queue's "
+            "limit higher, or attempts_max lower",
+            consumer.name, deliveries, consumer.attempts_max,
         )  # fmt: skip
 
 

@@ -43,6 +43,7 @@ def run(
     prefetch: int | None = None,
     drain_seconds: float = 20.0,
     upkeep: bool = True,
+    allow_short_window: bool = False,
     listeners: Sequence[Listener] = (),
     stop: threading.Event | None = None,
     health: Health | None = None,
@@ -53,7 +54,9 @@ def run(
 
     `source` is a Source, or a function that makes one in this process; what the function made is closed at the end.
     `prefetch` deliveries (default: as many as threads) wait in this process, their leases kept. `upkeep=False`: another
-    process makes and drops the partitions. `health` is given the marks of this loop (see `onceward.health`).
+    process makes and drops the partitions. `allow_short_window=True`: it starts although the queue keeps messages for
+    longer than the window, with a warning that says what can happen. `health` is given the marks of this loop (see
+    `onceward.health`).
 
     Raises at once what cannot work: no handler, schema not migrated, rights missing, window too short, pool too small,
     database not answering. Later only a `UsageError` of the source or of `database` ends it, after the drain; whatever else
@@ -91,9 +94,23 @@ def opened_loop(
     """The loop of one consumer, ready to run, with its upkeep beside it."""
     with (
         opened_source(source) as made,
+<<<<<<< HEAD
         consumer.open(database, threads=limits.threads, listeners=listeners, source=made, upkeep=upkeep) as opened,
     ):
         upkeep_thread = UpkeepThread(opened.database, opened.runtime.inbox.seen, upkeep=upkeep)
+=======
+        consumer.open(
+            database,
+            threads=threads,
+            listeners=listeners,
+            source=made,
+            upkeep=upkeep,
+            allow_short_window=allow_short_window,
+        ) as opened,
+    ):
+        upkeep_thread = UpkeepThread(opened.database, opened.seen, upkeep=upkeep)
+        loop = Loop(opened, made, threads, threads if prefetch is None else prefetch, drain_seconds, health)
+>>>>>>> w11-doctor
         try:
             yield Loop(opened, made, *limits, health)
         finally:

@@ -132,25 +132,25 @@ class SqsQueue(QueueUrl):
     def source(self, *, consumer: str, visibility_seconds: int = VISIBILITY_SECONDS) -> Callable[[], Source]:  # noqa: ARG002
         from onceward.transports import sqs  # noqa: PLC0415
 
-        return lambda: sqs.Source(_sqs_client(), self.name, visibility_seconds=visibility_seconds)
+        return lambda: sqs.Source(sqs_client(), self.name, visibility_seconds=visibility_seconds)
 
     def sink(self, targets: Targets) -> Callable[[], Sink]:
         from onceward.transports import sqs  # noqa: PLC0415
 
-        return lambda: sqs.Sink(_sqs_client(), targets)
+        return lambda: sqs.Sink(sqs_client(), targets)
 
     def _check(self) -> None:
         from onceward.transports import sqs  # noqa: PLC0415
 
-        sqs.check_queue(_sqs_client(), self.name)
+        sqs.check_queue(sqs_client(), self.name)
 
     def create(self) -> bool:
         from onceward.transports import sqs  # noqa: PLC0415
 
-        return sqs.create_queue(_sqs_client(), self.name)
+        return sqs.create_queue(sqs_client(), self.name)
 
 
-def _sqs_client() -> Any:
+def sqs_client() -> Any:
     import boto3  # noqa: PLC0415
 
     return boto3.client("sqs", endpoint_url=os.environ.get(SQS_ENDPOINT) or None)

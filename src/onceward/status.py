@@ -11,6 +11,7 @@ from psycopg import Connection
 
 from onceward.database import dicts
 from onceward.day_partitions import attached, days_of
+from onceward.handler_times import HandlerTimes, read_handler_times
 from onceward.statements import SCHEMA_DEFAULT, statements
 
 LATELY_SECONDS: Final = 86_400.0
@@ -48,11 +49,15 @@ class DecisionsStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """The state of one schema. `newest_day`: the last day that has its partitions; None: there are no partitions."""
+    """The state of one schema. `newest_day`: the last day that has its partitions; None: there are no partitions.
+
+    `handlers`: how long those of each consumer took within the last seven days.
+    """
 
     outbox: OutboxStatus
     parked: Sequence[ParkedStatus]
     decisions: Sequence[DecisionsStatus]
+    handlers: Sequence[HandlerTimes]
     newest_day: date | None
 
     @property
@@ -70,6 +75,7 @@ def read_status(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> Statu
         outbox=read_outbox_status(conn, schema=schema),
         parked=[ParkedStatus(**row) for row in dicts(conn, texts["status_parked"])],
         decisions=[DecisionsStatus(**row) for row in dicts(conn, texts["status_decisions"], lately)],
+        handlers=read_handler_times(conn, schema=schema),
         newest_day=max(days, default=None),
     )
 

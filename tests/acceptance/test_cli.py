@@ -37,6 +37,7 @@ COMMANDS = (
     *PARKED,
     "outbox",
     *OUTBOX,
+    "doctor",
     "status",
     "dev",
     "provider",

@@ -65,7 +65,7 @@ def test_every_statement_names_its_index_or_says_none() -> None:
     """None: an insert; what reads the catalogue, or few rows, at a start or once an hour; and what a person asks."""
     assert set(INDEXES) == set(statements())
     rare = {"rights", "retired_day", "retired_hold", "retire", "consumer_windows_forget", "window_longest"}
-    rare |= {"windows_by_consumer"}
+    rare |= {"windows_by_consumer", "handler_times_forget", "handler_times_read", "doctor_settings", "doctor_session"}
     rare |= {"partition_tables", "partitions_attached", "partition_owner", "lock_timeout_set"}
     rare |= {"outbox_find", "outbox_begin_so", "outbox_last_discard", "outbox_why_not", "status_outbox", "status_parked"}
     assert {name for name, indexes in INDEXES.items() if not indexes} == {"outbox_insert", "parked_beginning"} | rare

@@ -107,6 +107,7 @@ def _params(message_id: str, others: list[Any]) -> dict[str, Any]:
         | {"key": idempotency_key(CONSUMER, message_id, "charge"), "limit": 100, "positions": list(range(100, 200))}
         | {"position": 100, "keys": [f"key-{n}" for n in range(100)], "delay_seconds": 1.0}
         | {"states": ["waiting", "failing"], "behind_max": 1000, "seconds": 86_400.0, "reason": "why", "decided_by": "who"}
+        | {"buckets": [1, 2], "handled": [1, 1], "bucket_seconds": [0.1, 0.2], "days": 7}
         | {"delay_seconds_max": 900.0, "except_for": [], "start": 1, "piece_bytes": 1024}
         | {"id": message_id, "aggregatetype": "order", "aggregateid": "key-7", "type": "order.placed", "source": "shop"}
         | {"time": datetime.now(UTC), "traceparent": None, "payload": b"{}", "headers": Json({}), "body": b"{}"}

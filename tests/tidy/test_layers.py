@@ -14,7 +14,19 @@ PURE = ("errors", "message", "callables", "transport", "retry", "statements", "p
 OUTSIDE = {"psycopg", "psycopg_pool", "socket", "ssl", "threading", "subprocess", "asyncio", "select", "selectors"}
 OUTSIDE |= {"signal", "multiprocessing", "concurrent", "http", "urllib", "sqlite3", "logging", "queue"}
 # What has no line of its own: tools, which may know all of the library, and folders whose modules are named one by one.
-TOOLS = ("cli", "commands", "queue_urls", "testing", "transports", "sql", "migrations", "protocol", "__main__", "__init__")
+TOOLS = (
+    "cli",
+    "commands",
+    "queue_urls",
+    "doctor",
+    "testing",
+    "transports",
+    "sql",
+    "migrations",
+    "protocol",
+    "__main__",
+    "__init__",
+)
 
 
 def _layers() -> tuple[tuple[str, ...], ...]:

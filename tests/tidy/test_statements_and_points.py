@@ -21,6 +21,7 @@ SQL_IN_CODE = {
     "inbox.py": "session settings",
     "outbox.py": "pg_notify; the statements that a person runs after a failover",
     "day_partitions.py": "their names are made from a day; the catalogue that lists them; advisory locks",
+    "doctor/postgres.py": "what a person runs to mend a setting: it is only shown",
     "schema.py": "the history of the migrations, and the advisory lock",
     "session.py": "session settings, read and given back; the commit guard",
     "testing/postgres/cluster.py": "a server's own business: databases, its data directory",

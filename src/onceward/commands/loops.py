@@ -74,6 +74,10 @@ def _add_run(commands: Any) -> None:
     parser.add_argument("--drain", type=seconds, default=20.0, metavar="SECONDS", help="how long a drain may take (20)")
     parser.add_argument("--visibility", type=whole(1), default=30, metavar="SECONDS", help="the queue's lease (30)")
     parser.add_argument("--no-upkeep", action="store_true", help="`onceward upkeep` is run daily by the tables' owner")
+    parser.add_argument(
+        "--allow-short-window", action="store_true",
+        help="start although the queue keeps messages for longer than the consumer's window: those are parked, not handled",
+    )  # fmt: skip
     _add_watching(parser)
     add_database(parser)
     parser.set_defaults(perform=run_command)
@@ -137,6 +141,7 @@ def run_command(arguments: Namespace) -> int:
         "health": None if arguments.health is None else health,
     }  # fmt: skip
     with shown(health, arguments.health):
+<<<<<<< HEAD
         for consumer, origin in named:
             announce(f"{consumer.name} consumes {origin} with {arguments.threads} threads; Ctrl-C drains and ends")
         if len(made) == 1:
@@ -144,6 +149,17 @@ def run_command(arguments: Namespace) -> int:
             run(consumer, source=source, **options)
         else:
             run_all(made, **options)
+=======
+        queue = arguments.queue or arguments.source
+        announce(f"{consumer.name} consumes {queue} with {arguments.threads} threads; Ctrl-C drains and ends")
+        run(
+            consumer, source=source, database=dsn, threads=arguments.threads, prefetch=arguments.prefetch,
+            drain_seconds=arguments.drain, upkeep=not arguments.no_upkeep, listeners=listeners,
+            allow_short_window=arguments.allow_short_window,
+            # Where no probe reads it, an idle consumer need not ask its database anything.
+            health=None if arguments.health is None else health,
+        )  # fmt: skip
+>>>>>>> w11-doctor
     return 0
 
 

@@ -46,6 +46,8 @@ def status_command(arguments: Any) -> int:
 
 
 def _print_status(status: Status) -> None:
+    from onceward.doctor.diagnosis import spoken  # noqa: PLC0415
+
     outbox = status.outbox
     say(f"outbox       {outbox.waiting} waiting, {outbox.failing} failing{_since(outbox.oldest_seconds)}")
     if outbox.set_aside:
@@ -58,6 +60,10 @@ def _print_status(status: Status) -> None:
         print_table(("  CONSUMER", "REASON", "COUNT", "OLDEST"), [(f"  {name}", *rest) for name, *rest in lines])
     decided = ", ".join(f"{known.count} x {known.decision} ({known.about})" for known in status.decisions)
     say(f"decisions    {decided or 'none'} within a day")
+    say(f"handlers     {'' if status.handlers else 'none measured within 7 days'}".rstrip())
+    for times in status.handlers:
+        figures = f"average {spoken(times.average_seconds)}, p99 {spoken(times.p99_seconds)}, {times.handled} within 7 days"
+        say(f"  {times.consumer}: {figures}")
     say(f"partitions   {f'made until {status.newest_day}' if status.newest_day else 'none: run `onceward upkeep`'}")
 
 
