@@ -225,6 +225,10 @@ class Link:
         self._lose(error)
         if self._connection is None:
             self._connecting.abort()  # which ends in `_on_connected`
+        elif self._connection.is_closing and not at_once:
+            # The channel has closed, as the first step of the connection's own close: dropped amid it, pika would fail over
+            # the second step. If that does not come, the timer below drops the connection.
+            return
         elif at_once or not self._connection.is_open:
             self._connection.drop()
         else:
