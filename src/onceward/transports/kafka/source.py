@@ -18,6 +18,7 @@ from onceward.transports.kafka.partitions import Handle, Partition, Record, Stat
 from onceward.transports.kafka.retries import RetryTopics
 from onceward.transports.kafka.settings import Config, consumer_config, poll_seconds_max
 from onceward.transports.kafka.topics import missing_topic, read_limits
+from onceward.transports.kafka.trouble import Trouble
 from onceward.transports.kafka.turns import Question, Turns
 from onceward.transports.kafka.wire import headers_of, read_headers, read_text
 
@@ -67,8 +68,10 @@ class Source:
             )
         if ahead_max < 1:
             raise UsageError(f"ahead_max is at least 1, not {ahead_max!r}")
+        self.name = f"kafka:{','.join(self._topics)}"
+        self._trouble = Trouble(self.name)
         self._given = config
-        self._config = consumer_config(config, self._note) | {"on_commit": self._on_commit}
+        self._config = consumer_config(config, self._trouble.note) | {"on_commit": self._on_commit}
         self._by_key = order == "key"
         self._retries = RetryTopics(config, self._topics) if retry_topics else None
         self._subscribed = [*self._topics, *(self._retries.of_topic.values() if self._retries else ())]
@@ -76,13 +79,8 @@ class Source:
         # A member that does not poll holds up every change of its group, long before it is put out of it.
         self._poll_seconds_max = min(poll_seconds_max(config), NOTICE_SECONDS_MAX)
         self._known_traits: Traits | None = None
-        self.name = f"kafka:{','.join(self._topics)}"
         self._consumer: Consumer | None = None
         self._topics_found = False
-        self._was_assigned = False
-        self._brokers_are_away = False
-        self._trouble: KafkaError | None = None
-        self._fatal: KafkaError | None = None
         self._left_at = 0.0
         self._partitions: dict[Place, Partition] = {}
         self._lost: list[Delivery] = []
@@ -168,7 +166,7 @@ class Source:
                 known = consumer.list_topics(timeout=_FIRST_ANSWER_SECONDS_MAX).topics
         except KafkaException:
             # Why is what the client says next, when it is polled: it may be the brokers, or a password.
-            self._brokers_are_away = True
+            self._trouble.brokers_are_away = True
             return
         if missing := [name for name in self._subscribed if name not in known]:
             raise missing_topic(missing[0])
@@ -184,7 +182,7 @@ class Source:
         if message is None:
             return None
         if (error := message.error()) is not None:
-            self._note(error)
+            self._trouble.note(error)
             return None
         topic, number, offset = message.topic(), message.partition(), message.offset()
         if topic is None or number is None or offset is None:
@@ -334,7 +332,7 @@ class Source:
                 error = question.errors.get(partition) if question is not None else None
                 if offset is None or (partition.committed or 0) >= offset:
                     del wanted[partition]
-                elif not partition.is_ours or (error is not None and error.code() in codes.REFUSED):
+                elif question is None or not partition.is_ours or (error is not None and error.code() in codes.REFUSED):
                     refused.add(partition)
                     del wanted[partition]
                 elif error is not None:
@@ -406,7 +404,7 @@ class Source:
             self._ask()
 
     def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
-        self._was_assigned = True
+        self._trouble.was_assigned = True
         with self._lock:
             for found in partitions:
                 place = found.topic, found.partition
@@ -414,9 +412,10 @@ class Source:
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """What is finished is committed before another member reads on from there; what is in hand is lost."""
-        # Inside the turn of whoever polls or closes: no other thread commits until the partitions are given up.
+        # Inside the turn of whoever polls; or on the thread that closes, when nobody else has the client any more. So no
+        # other commit comes in between.
         with self._lock:
-            offsets = {} if self._brokers_are_away else self._finished_offsets()
+            offsets = {} if self._trouble.brokers_are_away else self._finished_offsets()
         try:
             if offsets:
                 consumer.commit(offsets=Question(offsets).asked(), asynchronous=False)
@@ -440,38 +439,22 @@ class Source:
                 partition.is_ours = False
                 self._lost += [self._delivery(partition, record) for record in partition.in_hand()]
 
-    def _note(self, error: KafkaError) -> None:
-        """Something went wrong in the client, which mostly mends it by itself. What has to be said is said by `receive`."""
-        code = error.code()
-        if codes.is_fatal(error):
-            self._fatal = error
-        elif code == codes.ALL_BROKERS_AWAY:
-            self._brokers_are_away = True
-        elif code == codes.SILENT_TOO_LONG:
-            logger.warning("this consumer was silent for too long, and its partitions went to others; it joins again: %s",
-                           error.str())  # fmt: skip
-        elif code not in codes.PASSING:
-            self._trouble = error
-
     def _raise_trouble(self, consumer: Consumer) -> None:
-        error, self._trouble = self._trouble, None
-        if self._fatal is not None:
-            self._raise_fatal(self._fatal)
-        if error is not None:
-            is_wrong = error.code() in codes.MISCONFIGURED and not self._was_assigned
-            raise (UsageError if is_wrong else TransportError)(f"{self.name}: {error.str()}")
-        if self._brokers_are_away:
+        if (fatal := self._trouble.fatal) is not None:
+            self._trouble.fatal = None
+            self._leave_group()
+            self._raise_fatal(fatal)
+        self._trouble.raise_noted()
+        if self._trouble.brokers_are_away:
             # The client says when it has lost its brokers, and nothing when it has found them.
             try:
                 with self._turns.turn():
                     consumer.list_topics(self._topics[0], timeout=_ANSWER_SECONDS_MAX)
             except KafkaException as away:
                 raise TransportError(f"no broker of {self.name} answers: {codes.error_of(away).str()}") from away
-            self._brokers_are_away = False
+            self._trouble.brokers_are_away = False
 
     def _raise_fatal(self, error: KafkaError) -> None:
-        self._fatal = None
-        self._leave_group()
         if "group.instance.id" in self._config:
             raise UsageError(
                 f"{self.name}: {error.str()}; if another process has the same group.instance.id, give each one of its own"
