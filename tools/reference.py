@@ -30,6 +30,7 @@ PACKAGE: Final = "onceward"
 OPEN_PACKAGES: Final = ("onceward.testing", "onceward.transports")
 # Public modules of the core beside `onceward` itself, with the names that the pages speak of.
 BESIDE: Final = {
+    "onceward.aio": ("Inbox", "Intents", "publish"),
     "onceward.events": ("Event", "Listener", "POINTS"),
     "onceward.health": ("Health", "shown"),
     "onceward.sqlalchemy": ("HandlerSession", "publish_in", "session_in"),
@@ -97,7 +98,7 @@ def public_names(module: griffe.Module) -> list[str]:
     if module.path == PACKAGE:
         names = [*OFFERED]
     elif module.path in BESIDE:
-        names = [name for name in BESIDE[module.path] if name not in OFFERED]
+        names = [name for name in BESIDE[module.path] if not _is_offered(module, name)]
     elif module.exports is not None:
         names = [str(name) for name in module.exports]
     else:
@@ -106,28 +107,40 @@ def public_names(module: griffe.Module) -> list[str]:
     return sorted(names, key=str.lower)
 
 
+def _is_offered(module: griffe.Module, name: str) -> bool:
+    """`onceward` itself offers this very thing, and not only another of that name."""
+    package = cast("griffe.Module", module.parent)
+    return name in OFFERED and _target(package[name]).path == module[name].path
+
+
 def described(name: str, entry: griffe.Object) -> Iterator[str]:
     """One entry: its heading, its signature, its docstring, and those of its methods."""
     yield f"### `{name}`"
     if isinstance(entry, griffe.Class):
         yield from _described_class(name, entry)
     elif isinstance(entry, griffe.Function):
-        yield from (_code(entry.signature(name=entry.name)), text_of(entry))
+        yield from (_code(_awaited(entry)), text_of(entry))
     elif isinstance(entry, griffe.Attribute):
         yield from (_code(_assigned(entry)), text_of(entry))
     else:
         yield text_of(entry)
 
 
+def _awaited(entry: griffe.Function) -> str:
+    """Its signature, and whether it is awaited."""
+    return ("async " if "async" in entry.labels else "") + str(entry.signature(name=entry.name))
+
+
 def _described_class(name: str, entry: griffe.Class) -> Iterator[str]:
     yield _code(*_heads(entry))
     yield text_of(entry)
     yield _fields(entry)
-    for member in entry.members.values():
-        if member.is_alias or member.name.startswith("_") or not member.has_docstring:
+    for member in _members(entry).values():
+        # What is written as steps is for the two that carry it out.
+        if member.name.startswith("_") or member.name.endswith("_steps") or not member.has_docstring:
             continue
         if isinstance(member, griffe.Function) and not member.name.startswith("test_"):
-            yield from (f"#### `{name}.{member.name}`", _code(member.signature()), text_of(member))
+            yield from (f"#### `{name}.{member.name}`", _code(_awaited(member)), text_of(member))
         elif isinstance(member, griffe.Attribute):
             yield from (f"#### `{name}.{member.name}`", _code(_assigned(member)), text_of(member))
     yield from _tests(entry)
@@ -135,8 +148,9 @@ def _described_class(name: str, entry: griffe.Class) -> Iterator[str]:
 
 def _heads(entry: griffe.Class) -> Iterator[str]:
     """The class, with what it is derived from, and how it is made, if it says how."""
-    bases = ", ".join(str(base) for base in entry.bases)
-    made = str(entry.signature(name=entry.name)) if "__init__" in entry.members else ""
+    bases = ", ".join(str(base) for base in entry.bases if not _is_inner(base))
+    init = _members(entry).get("__init__")
+    made = str(cast("griffe.Class", init.parent).signature(name=entry.name)) if init else ""
     if bases == "NamedTuple":
         fields = (member for member in entry.members.values() if isinstance(member, griffe.Attribute))
         made = f"{entry.name}({', '.join(_assigned(member) for member in fields if member.annotation)})"
@@ -145,6 +159,18 @@ def _heads(entry: griffe.Class) -> Iterator[str]:
         yield made
     else:
         yield f"class {made or entry.name}"
+
+
+def _is_inner(base: object) -> bool:
+    """A base of ours that is not public itself: what it brings is shown where it is inherited."""
+    return isinstance(base, griffe.ExprName) and base.canonical_path.startswith(PACKAGE) and base.name.endswith("Calls")
+
+
+def _members(entry: griffe.Class) -> dict[str, griffe.Object]:
+    """Its own members, behind those of its inner base."""
+    inner = [base for base in entry.resolved_bases if base.name.endswith("Calls")]
+    members = [member for owner in (*inner, entry) for member in owner.members.values() if not member.is_alias]
+    return {member.name: cast("griffe.Object", member) for member in members}
 
 
 def _fields(entry: griffe.Class) -> str:

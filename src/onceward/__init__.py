@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from onceward.intents import Intents as Intents
     from onceward.intents import Record as Record
     from onceward.intents import RecordResult as RecordResult
+    from onceward.loops_together import run_all as run_all
     from onceward.message import MalformedMessage as MalformedMessage
     from onceward.message import Message as Message
     from onceward.outbox import publish as publish
@@ -103,6 +104,7 @@ else:
         "foreign": "Foreign Header",
         "inbox": "Inbox Take TakeResult",
         "intents": "Intent IntentResult Intents Record RecordResult",
+        "loops_together": "run_all",
         "message": "MalformedMessage Message",
         "outbox": "publish",
         "outbox_rows": "OutboxDecision OutboxMessage OutboxRow OutboxState discard_outbox list_outbox retry_outbox"

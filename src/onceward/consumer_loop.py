@@ -11,9 +11,9 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final, NamedTuple
 
 import psycopg
 
@@ -64,9 +64,41 @@ def run(
 
     Crash anywhere: the queue delivers again what was not settled; the inbox turns away what was finished.
     """
-    _check_limits(threads, prefetch, drain_seconds, stop)
+    limits = checked_limits(threads, prefetch, drain_seconds, stop)
+    with (
+        opened_loop(consumer, source, database, limits, listeners, health, upkeep=upkeep) as loop,
+        stop_on_signals(loop.stop, stop),
+    ):
+        loop.run()
+
+
+class LoopLimits(NamedTuple):
+    """How much one loop does at once, and how long its drain may take."""
+
+    threads: int
+    prefetch: int
+    drain_seconds: float
+
+
+@contextmanager
+def opened_loop(
+    consumer: Consumer,
+    source: SourceOrFactory,
+    database: DatabaseSource,
+    limits: LoopLimits,
+    listeners: Sequence[Listener],
+    health: Health | None,
+    *,
+    upkeep: bool,
+) -> Iterator[Loop]:
+    """The loop of one consumer, ready to run, with its upkeep beside it."""
     with (
         opened_source(source) as made,
+<<<<<<< HEAD
+        consumer.open(database, threads=limits.threads, listeners=listeners, source=made, upkeep=upkeep) as opened,
+    ):
+        upkeep_thread = UpkeepThread(opened.database, opened.runtime.inbox.seen, upkeep=upkeep)
+=======
         consumer.open(
             database,
             threads=threads,
@@ -78,14 +110,15 @@ def run(
     ):
         upkeep_thread = UpkeepThread(opened.database, opened.seen, upkeep=upkeep)
         loop = Loop(opened, made, threads, threads if prefetch is None else prefetch, drain_seconds, health)
+>>>>>>> w11-doctor
         try:
-            with stop_on_signals(loop.stop, stop):
-                loop.run()
+            yield Loop(opened, made, *limits, health)
         finally:
             upkeep_thread.stop()
 
 
-def _check_limits(threads: Any, prefetch: Any, drain_seconds: Any, stop: Any) -> None:
+def checked_limits(threads: Any, prefetch: Any, drain_seconds: Any, stop: Any) -> LoopLimits:
+    """What `run` was given; raises `UsageError` for what cannot work."""
     for name, value, minimum in (("threads", threads, 1), ("prefetch", 0 if prefetch is None else prefetch, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
             raise UsageError(f"{name} is a whole number of at least {minimum}, not {value!r}")
@@ -97,6 +130,7 @@ def _check_limits(threads: Any, prefetch: Any, drain_seconds: Any, stop: Any) ->
         )
     if stop is not None and not isinstance(stop, threading.Event):
         raise UsageError(f"stop is a threading.Event, not a {type(stop).__name__}")
+    return LoopLimits(threads, threads if prefetch is None else prefetch, drain_seconds)
 
 
 class Loop:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING, Any, Final, Union, cast
 
 import psycopg
-from psycopg import Connection
+from psycopg import BaseConnection, Connection
 from psycopg.rows import dict_row, tuple_row
 
 from onceward.errors import UsageError
@@ -38,6 +38,11 @@ DatabaseSource = Union[str, "ConnectionPool[Connection]", Callable[[], Connectio
 POOL_WAIT_SECONDS: Final = 10.0
 HANDLER_SECONDS_MAX: Final = 300.0
 PREPARE_THRESHOLD: Final = 5  # psycopg's own
+PROBES: Final = 3
+_POOLED: Final = """\
+{what}: between this process and Postgres is a pooler (PgBouncer, say) in transaction or statement mode, which gives each \
+transaction to whichever session is free. Our settings, advisory locks and LISTEN last as long as a session, and would go \
+to its other clients: name Postgres itself, or a pool in session mode"""
 
 
 class Database:
@@ -68,6 +73,9 @@ class Database:
         self._pool: ConnectionPool[Connection] | None = None
         self._own = False
         self._factory: Callable[[], Connection] | None = None
+        self._dsn = source if isinstance(source, str) else ""
+        # Whether sessions are this process's own; None: not known yet.
+        self._keeps_sessions: bool | None = None
         if isinstance(source, str):
             self._pool, self._own = self._make_pool(source, size, application_name), True
         elif (pool := as_pool(source)) is not None:
@@ -87,6 +95,11 @@ class Database:
             timeout=POOL_WAIT_SECONDS, reconnect_timeout=60.0, open=True, name="onceward",
         )  # fmt: skip
 
+    def _session_is_kept(self, conn: Connection, another: Callable[[], AbstractContextManager[Connection]]) -> bool:
+        if self._keeps_sessions is None:
+            self._keeps_sessions = keeps_session(conn, another)
+        return self._keeps_sessions
+
     def _configure(self, conn: Connection) -> None:
         conn.execute(b"SELECT " + setting(self._settings(conn)).encode())
 
@@ -94,6 +107,9 @@ class Database:
         return settings(self._handler_seconds_max, conn.info.server_version)
 
     def _configure_own(self, conn: Connection) -> None:
+        # Raised in `connection`: what is raised here, the pool tries again. Nothing is set meanwhile, for others to find.
+        if not self._session_is_kept(conn, lambda: closing(psycopg.connect(self._dsn, autocommit=True))):
+            return
         back = putting_back(conn, self._settings(conn))
         user = conn.pgconn.parameter_status(b"session_authorization")
         self._configure(conn)
@@ -111,7 +127,8 @@ class Database:
         """A configured connection outside any transaction, this thread's alone.
 
         What is open at the end is rolled back.
-        Raises `psycopg.OperationalError` when the pool has none for `wait_seconds` (None: as it is set).
+        Raises `psycopg.OperationalError` when the pool has none for `wait_seconds` (None: as it is set), and `UsageError`
+        behind a pooler that keeps no session.
         """
         if self._pool is None:
             with self._from_factory() as conn:
@@ -119,6 +136,8 @@ class Database:
             return
         conn = self._pool.getconn(timeout=wait_seconds)
         try:
+            if self._keeps_sessions is False:
+                raise UsageError(_POOLED.format(what="database"))
             with lent(conn), _left_clean(conn) if self._own else self._borrowed(conn):
                 yield conn
         finally:
@@ -131,6 +150,10 @@ class Database:
             raise UsageError(f"database: the callable gave a {type(conn).__name__}, not a psycopg 3 Connection")
         with closing(conn), lent(conn), self._borrowed(conn):
             yield conn
+
+    def _another(self) -> AbstractContextManager[Connection]:
+        """One more connection of the caller's, as it comes."""
+        return closing(self._connected()) if self._pool is None else self._pool.connection()
 
     def _connected(self) -> Connection:
         """What the callable gives.
@@ -153,6 +176,8 @@ class Database:
         autocommit = conn.autocommit
         if not autocommit:
             conn.autocommit = True
+        if not self._session_is_kept(conn, self._another):
+            raise UsageError(_POOLED.format(what="database"))
         before = tuples(conn, READ_BORROWED)[0]
         self._configure(conn)
         try:
@@ -175,6 +200,40 @@ class Database:
             self._pool.close(timeout=5.0)
 
 
+def keeps_session(conn: Connection[Any], another: Callable[[], AbstractContextManager[Connection[Any]]]) -> bool:
+    """Whether `conn`, which is in autocommit mode, has one session of the server for as long as it is open.
+
+    Not behind a pooler in transaction or statement mode. `another` connects in the same way; it is called only where there
+    is a pooler.
+    """
+    # To a client, a pooler gives a process id of its own making. A Postgres says the same in both ways.
+    if conn.info.backend_pid == _backend_pid(conn):
+        return True
+    with another() as other:
+        autocommit = other.autocommit
+        other.autocommit = True
+        # No two connections share a session that each of them keeps, and none changes it. Asked in turn: a pooler gives the
+        # session that one has just left to the other, or, where it goes round, a new one to each.
+        seen = {(_backend_pid(conn), _backend_pid(other)) for _ in range(PROBES)}
+        other.autocommit = autocommit
+    return len(seen) == 1 and len({*seen.pop()}) == 2
+
+
+def check_keeps_session(conn: Connection[Any], dsn: str, *, what: str) -> None:
+    """Raises `UsageError` where `conn`, connected to `dsn` in autocommit mode, is behind a pooler that keeps no session.
+
+    `what` has named the DSN.
+    """
+    if not keeps_session(conn, lambda: closing(psycopg.connect(dsn, autocommit=True))):
+        raise UsageError(_POOLED.format(what=what))
+
+
+def _backend_pid(conn: Connection[Any]) -> int:
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        row = cursor.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
+    return int(row[0]) if row is not None else 0
+
+
 def check_connection(conn: object) -> None:
     """Raises `UsageError` unless `conn` is a synchronous psycopg 3 connection."""
     # An AsyncConnection would give a coroutine that nobody awaits, so the row would be missing without any error.
@@ -187,6 +246,11 @@ def check_connection(conn: object) -> None:
 def check_outside_transaction(conn: Connection[Any], what: str) -> None:
     """Raises `UsageError` inside a transaction, and for what is not a synchronous psycopg 3 connection."""
     check_connection(conn)
+    check_idle(conn, what)
+
+
+def check_idle(conn: BaseConnection[Any], what: str) -> None:
+    """As `check_outside_transaction`, for a connection of either kind."""
     if conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
         raise UsageError(f"{what} commits on its own: call it outside a transaction")
 
@@ -194,7 +258,10 @@ def check_outside_transaction(conn: Connection[Any], what: str) -> None:
 def _how_to_get_one(conn: object) -> str:
     """How to reach the psycopg connection below what a framework hands out."""
     if isinstance(conn, psycopg.AsyncConnection):
-        return ": use a synchronous connection, in a thread of its own (asyncio.to_thread)"
+        return (
+            ": onceward.aio has Inbox, Intents and publish for it; or use a synchronous connection, in a thread of its "
+            "own (asyncio.to_thread)"
+        )
     # By the name of the class's package: to import a framework for an error message would be odd.
     package = type(conn).__module__.partition(".")[0]
     if package == "sqlalchemy":

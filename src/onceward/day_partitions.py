@@ -25,6 +25,7 @@ from psycopg import Connection, sql
 from onceward.database import Database, tuples
 from onceward.message import parse_uuid7, uuid7_at
 from onceward.statements import SCHEMA_DEFAULT, statements
+from onceward.steps import Steps, all_rows, carry_out, in_transaction
 from onceward.untimed_rows import prune_untimed
 
 logger = logging.getLogger("onceward")
@@ -86,16 +87,39 @@ def make_partitions(
     Not for a day at or before the youngest that was ever retired: what was finished there would be taken as new.
     Crash in it: nothing is made, or a whole partition.
     """
-    wanted = days if days is not None else _days_around(conn)
-    with conn.transaction():
-        conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", lock_key(schema, LOCK_UPKEEP))
-        conn.execute("SET LOCAL lock_timeout TO '2s'")
-        # Read under its lock, which is held until the partitions are committed: no day can be retired meanwhile.
-        retired = cast("date | None", tuples(conn, statements(schema)["retired_hold"])[0][0])
-        existing = {name for name, _ in attached(conn, schema=schema)}
-        pairs = [(table, day) for day in wanted if retired is None or day > retired for table in PARTITIONED]
-        missing = [(table, day) for table, day in pairs if partition_name(table, day) not in existing]
-        return [_make_partition(conn, schema, table, day) for table, day in missing]
+    return carry_out(conn, make_partitions_steps(schema=schema, days=days))
+
+
+def make_partitions_steps(*, schema: str, days: Sequence[date] | None = None) -> Steps[list[str]]:
+    """`make_partitions`, as steps."""
+    wanted = days if days is not None else (yield from _days_around())
+    return (yield from in_transaction(_make_missing(schema, wanted)))
+
+
+def make_coming_partitions_steps(*, schema: str) -> Steps[list[str]]:
+    """As `make_partitions`, outside any transaction: where none is missing, no right to make one is needed."""
+    wanted = yield from _days_around()
+    # Not in make_partitions itself: inside a transaction, an older snapshot may show a day that has been retired since.
+    if not (yield from _missing(schema, wanted)):
+        return []
+    return (yield from make_partitions_steps(schema=schema, days=wanted))
+
+
+def _make_missing(schema: str, days: Sequence[date]) -> Steps[list[str]]:
+    yield from all_rows("SELECT pg_advisory_xact_lock(%s, %s)", lock_key(schema, LOCK_UPKEEP))
+    yield from all_rows("SET LOCAL lock_timeout TO '2s'")
+    # Read under its lock, which is held until the partitions are committed: no day can be retired meanwhile.
+    [(retired,)] = yield from all_rows(statements(schema)["retired_hold"])
+    allowed = [day for day in days if retired is None or day > retired]
+    made: list[str] = []
+    for table, day in (yield from _missing(schema, allowed)):
+        made.append((yield from _make_partition(schema, table, day)))
+    return made
+
+
+def _missing(schema: str, days: Sequence[date]) -> Steps[list[tuple[str, date]]]:
+    existing = {name for name, _ in (yield from _attached_steps(schema))}
+    return [(table, day) for day in days for table in PARTITIONED if partition_name(table, day) not in existing]
 
 
 def make_partition_for(conn: Connection[Any], message_id: str, *, schema: str = SCHEMA_DEFAULT) -> list[str]:
@@ -103,9 +127,14 @@ def make_partition_for(conn: Connection[Any], message_id: str, *, schema: str = 
 
     Returns the new ones.
     """
+    return carry_out(conn, make_partition_for_steps(message_id, schema=schema))
+
+
+def make_partition_for_steps(message_id: str, *, schema: str) -> Steps[list[str]]:
+    """`make_partition_for`, as steps."""
     timed = parse_uuid7(message_id)
     # An untimed id has no day: the partition of such ids came with the schema, and stays.
-    return [] if timed is None else make_partitions(conn, schema=schema, days=[day_of(timed)])
+    return [] if timed is None else (yield from make_partitions_steps(schema=schema, days=[day_of(timed)]))
 
 
 def day_of(message_id: UUID) -> date:
@@ -113,21 +142,21 @@ def day_of(message_id: UUID) -> date:
     return datetime.fromtimestamp((message_id.int >> 80) / 1000, UTC).date()
 
 
-def _days_around(conn: Connection[Any]) -> list[date]:
-    today = database_now(conn).date()
+def _days_around() -> Steps[list[date]]:
+    today = (yield from _now_steps()).date()
     return [today + timedelta(days=offset) for offset in range(-1, DAYS_AHEAD + 1)]
 
 
-def _make_partition(conn: Connection[Any], schema: str, table: str, day: date) -> str:
+def _make_partition(schema: str, table: str, day: date) -> Steps[str]:
     name = partition_name(table, day)
     # CREATE TABLE (LIKE), and ATTACH below: a CREATE TABLE ... PARTITION OF would wait behind every open handler, and
     # every other session would wait behind it.
     create = sql.SQL("CREATE TABLE IF NOT EXISTS {} (LIKE {} INCLUDING ALL)")
-    conn.execute(create.format(sql.Identifier(schema, name), sql.Identifier(schema, table)))
-    for (owner,) in tuples(conn, statements(schema)["partition_owner"], {"table": f"{schema}.{table}"}):
+    yield from all_rows(create.format(sql.Identifier(schema, name), sql.Identifier(schema, table)))
+    for (owner,) in (yield from all_rows(statements(schema)["partition_owner"], {"table": f"{schema}.{table}"})):
         change = sql.SQL("ALTER TABLE {} OWNER TO {}").format(sql.Identifier(schema, name), sql.Identifier(owner))
-        conn.execute(change)
-    conn.execute(attach(schema, table, day))
+        yield from all_rows(change)
+    yield from all_rows(attach(schema, table, day))
     return name
 
 
@@ -144,14 +173,23 @@ def attach(schema: str, table: str, day: date) -> sql.Composed:
 
 def attached(conn: Connection[Any], *, schema: str) -> list[tuple[str, bool]]:
     """(name, its detaching is half done) of every day's partition of inbox and intents."""
-    rows = tuples(conn, statements(schema)["partitions_attached"], {"schema": schema, "tables": list(PARTITIONED)})
-    return [(row[0], row[1]) for row in rows]
+    return carry_out(conn, _attached_steps(schema))
+
+
+def _attached_steps(schema: str) -> Steps[list[tuple[str, bool]]]:
+    params = {"schema": schema, "tables": list(PARTITIONED)}
+    found = yield from all_rows(statements(schema)["partitions_attached"], params)
+    return [(row[0], row[1]) for row in found]
 
 
 def database_now(conn: Connection[Any]) -> datetime:
     """The database's clock, in UTC: the only clock that decides anything."""
-    row = tuples(conn, "SELECT clock_timestamp() AT TIME ZONE 'UTC'")[0]
-    return cast("datetime", row[0]).replace(tzinfo=UTC)
+    return carry_out(conn, _now_steps())
+
+
+def _now_steps() -> Steps[datetime]:
+    [(now,)] = yield from all_rows("SELECT clock_timestamp() AT TIME ZONE 'UTC'")
+    return cast("datetime", now).replace(tzinfo=UTC)
 
 
 class RetireSkipped(Enum):

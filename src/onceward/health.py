@@ -49,6 +49,11 @@ class Health:
         self._progress_at = -math.inf
         self._draining = False
         self.in_hand: int | None = None  # deliveries received and not settled; None: this loop does not count them
+        self._parts: dict[str, Health] = {}
+
+    def part(self, name: str) -> Health:
+        """The health of one of several loops: from now on, this is live and ready when all its parts are."""
+        return self._parts.setdefault(name, Health(live_seconds=self._live_seconds, ready_seconds=self._ready_seconds))
 
     def turned(self) -> None:
         """The loop goes round: the next turn is due in `live_seconds`."""
@@ -81,16 +86,25 @@ class Health:
 
     @property
     def live(self) -> bool:
+        if self._parts:
+            return all(part.live for part in self._parts.values())
         return time.monotonic() < self._turn_due
 
     @property
     def ready(self) -> bool:
+        if self._parts:
+            return all(part.ready for part in self._parts.values())
         # The older of the two: a loop that has only one of them does nothing.
         answered = min(self._database_at, self._queue_at)
         return self.live and not self._draining and time.monotonic() - answered < self._ready_seconds
 
     def report(self) -> dict[str, Any]:
-        """All of it, as plain JSON. Seconds are since it last happened; null: never."""
+        """All of it, as plain JSON. Seconds are since it last happened; null: never.
+
+        Of several loops, what was longest ago counts for the answers, and what was last for the progress.
+        """
+        if self._parts:
+            return _together({name: part.report() for name, part in self._parts.items()})
         now = time.monotonic()
 
         def since(moment: float) -> float | None:
@@ -106,6 +120,30 @@ class Health:
             "in_hand": self.in_hand,
             "pid": os.getpid(),
         }
+
+
+def _together(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The reports of several loops as one, with each of them by its name."""
+    reports = [*parts.values()]
+
+    def longest_ago(key: str) -> float | None:
+        seconds = [report[key] for report in reports]
+        return None if None in seconds else max(seconds)
+
+    return {
+        "live": all(report["live"] for report in reports),
+        "ready": all(report["ready"] for report in reports),
+        "draining": any(report["draining"] for report in reports),
+        "last_progress_seconds": min(
+            (report["last_progress_seconds"] for report in reports if report["last_progress_seconds"] is not None),
+            default=None,
+        ),
+        "database_answered_seconds": longest_ago("database_answered_seconds"),
+        "queue_answered_seconds": longest_ago("queue_answered_seconds"),
+        "in_hand": sum(report["in_hand"] or 0 for report in reports),
+        "pid": os.getpid(),
+        "consumers": parts,
+    }
 
 
 def of_relay(health: Health) -> Callable[[Event], None]:

@@ -20,15 +20,23 @@ import psycopg
 from psycopg import Connection
 from psycopg.types.json import Json
 
-from onceward.database import check_connection, check_outside_transaction, one_tuple, tuples
-from onceward.day_partitions import WINDOW_DEFAULT, WINDOW_MAX, day_of, make_partition_for, make_partitions, partition_name
+from onceward.database import check_connection, check_outside_transaction
+from onceward.day_partitions import (
+    WINDOW_DEFAULT,
+    WINDOW_MAX,
+    day_of,
+    make_coming_partitions_steps,
+    make_partition_for_steps,
+    partition_name,
+)
 from onceward.errors import UsageError
 from onceward.message import Message, canonical_id, parse_uuid7, row_key
 from onceward.outbox import check_in_transaction
 from onceward.parked import InboxState, parked_id
 from onceward.protocol.reasons import ParkReason
-from onceward.schema import check_schema
+from onceward.schema import check_schema_steps
 from onceward.statements import SCHEMA_DEFAULT, statements, storable
+from onceward.steps import Steps, all_rows, carry_out, in_transaction, one_row
 
 logger = logging.getLogger("onceward")
 CONSUMER_CHARS_MAX: Final = 200
@@ -81,14 +89,8 @@ class Take:
     early: bool = False  # outside the window because its time is still to come: a later copy would be inside it
 
 
-class Inbox:
-    """The inbox of one consumer, for code that keeps its own loop.
-
-    Every method works on the caller's connection. `take`, `finish` and `give_back` join the transaction that is open there;
-    `claim`, `register` and `make_partition` commit on their own. A duplicate is a result, not an exception. Above READ
-    COMMITTED, Postgres answers a race with 40001 (serialization failure), and the caller runs its transaction again, as it
-    does for any other statement there.
-    """
+class InboxCalls:
+    """The second door's calls as steps, and how it is made: what `Inbox` and `onceward.aio.Inbox` share."""
 
     def __init__(
         self,
@@ -114,6 +116,69 @@ class Inbox:
             consumer, window=window, lease_seconds=lease_seconds, untimed_ids=untimed_ids, schema=schema, worker=worker
         )
 
+    def _register_steps(self, user: str) -> Steps[None]:
+        yield from check_schema_steps(self._table.schema, user)
+        yield from self._table.seen_steps()
+        yield from make_coming_partitions_steps(schema=self._table.schema)
+        self._table.warn_of_pruning()
+
+    def _make_partition_steps(self, message: Message) -> Steps[list[str]]:
+        return (yield from make_partition_for_steps(message.id, schema=self._table.schema))
+
+    def _take_durably_steps(self, message: Message, state: RowState) -> Steps[Take]:
+        yield from _check_durable()
+        return (yield from self._take_steps(message, state))
+
+    def _claim_steps(self, message: Message) -> Steps[Take]:
+        return (yield from in_transaction(self._take_durably_steps(message, "pending")))
+
+    def _finish_steps(self, message: Message, take: Take) -> Steps[bool]:
+        yield from _check_durable()
+        params = self._table.key(message) | {"token": take.token, "lock_timeout": "0"}
+        return (yield from one_row(self._table.statements["inbox_finish"], params)) is not None
+
+    def _give_back_steps(self, message: Message, take: Take) -> Steps[bool]:
+        params = self._table.key(message) | {"token": take.token}
+        return (yield from one_row(self._table.statements["inbox_give_back"], params)) is not None
+
+    def _take_steps(self, message: Message, state: RowState) -> Steps[Take]:
+        params = self._table.take_params(message, state, lock_timeout="0")
+        # An uncommitted row of another worker is waited for, but not for as long as its handler may take.
+        [before] = yield from all_rows("SELECT current_setting('lock_timeout'), set_config('lock_timeout', '1s', true)")
+        params["lock_timeout"] = before[0]
+        try:
+            # A savepoint: a lock that was waited for too long is a result, and must not abort the caller's transaction.
+            take = yield from in_transaction(self._table.take_steps(params))
+        except psycopg.errors.LockNotAvailable:
+            take = locked_out()
+        except psycopg.errors.CheckViolation as error:
+            if not misses_day(error, params):
+                raise
+            take = yield from self._without_partition_steps(params)
+        yield from all_rows("SELECT set_config('lock_timeout', %s, true)", (before[0],))
+        return take
+
+    def _without_partition_steps(self, params: dict[str, Any]) -> Steps[Take]:
+        take = yield from self._table.without_partition_steps(params)
+        if take is None:
+            raise UsageError(
+                f"there is no partition for message {params['message_id']}, although its id is inside the window: outside "
+                f"this transaction, call inbox.make_partition(conn, message), and take it again (inbox.register(conn) at "
+                f"the start makes those of the coming days, `onceward upkeep --schema {self._table.schema}` daily those "
+                f"after)"
+            )
+        return take
+
+
+class Inbox(InboxCalls):
+    """The inbox of one consumer, for code that keeps its own loop.
+
+    Every method works on the caller's connection. `take`, `finish` and `give_back` join the transaction that is open there;
+    `claim`, `register` and `make_partition` commit on their own. A duplicate is a result, not an exception. Above READ
+    COMMITTED, Postgres answers a race with 40001 (serialization failure), and the caller runs its transaction again, as it
+    does for any other statement there. For asyncio: `onceward.aio.Inbox`.
+    """
+
     def register(self, conn: Connection[Any]) -> None:
         """Upkeep knows this consumer's window, and there are partitions for the ids of these days.
 
@@ -124,10 +189,7 @@ class Inbox:
         Crash in it: run it again. Raises `SchemaMismatch`, or `UsageError` inside an open transaction.
         """
         check_outside_transaction(conn, "register()")
-        check_schema(conn, schema=self._table.schema)
-        self._table.seen(conn)
-        make_partitions(conn, schema=self._table.schema)
-        self._table.warn_of_pruning()
+        carry_out(conn, self._register_steps(conn.info.user))
 
     def make_partition(self, conn: Connection[Any], message: Message) -> None:
         """There is a partition for the id of `message`, unless its day was retired: then a take says so.
@@ -136,7 +198,7 @@ class Inbox:
         upkeep ran. Outside any transaction: it must be committed before the take.
         """
         check_outside_transaction(conn, "make_partition()")
-        make_partition_for(conn, message.id, schema=self._table.schema)
+        carry_out(conn, self._make_partition_steps(message))
 
     def take(self, conn: Connection[Any], message: Message) -> Take:
         """Take `message` inside the transaction open on `conn`: its row is done when the caller commits.
@@ -148,8 +210,7 @@ class Inbox:
         has made no partition for this id.
         """
         check_in_transaction(conn)
-        _check_durable(conn)
-        return self._take(conn, message, "done")
+        return carry_out(conn, self._take_durably_steps(message, "done"))
 
     def claim(self, conn: Connection[Any], message: Message) -> Take:
         """Claim `message` for work that touches the outside: its row is committed as pending, under a lease.
@@ -158,9 +219,7 @@ class Inbox:
         Raises `UsageError` inside an open transaction (the claim must be committed before any effect).
         """
         check_outside_transaction(conn, "claim()")
-        with conn.transaction():
-            _check_durable(conn)
-            return self._take(conn, message, "pending")
+        return carry_out(conn, self._claim_steps(message))
 
     def finish(self, conn: Connection[Any], message: Message, *, take: Take) -> bool:
         """The claimed row is done, in the transaction open on `conn`; the first statement there, before any write.
@@ -171,9 +230,7 @@ class Inbox:
         Crash after it: the redelivery is a DUPLICATE.
         """
         check_in_transaction(conn)
-        _check_durable(conn)
-        params = self._table.key(message) | {"token": take.token, "lock_timeout": "0"}
-        return one_tuple(conn, self._table.statements["inbox_finish"], params) is not None
+        return carry_out(conn, self._finish_steps(message, take))
 
     def give_back(self, conn: Connection[Any], message: Message, *, take: Take) -> bool:
         """The claim is given back uncounted, so that a retry may take over at once. False: it was lost already.
@@ -181,37 +238,7 @@ class Inbox:
         Crash before it: the lease lapses by itself, and the claim counts as one that ended in a crash.
         """
         check_connection(conn)
-        params = self._table.key(message) | {"token": take.token}
-        return one_tuple(conn, self._table.statements["inbox_give_back"], params) is not None
-
-    def _take(self, conn: Connection[Any], message: Message, state: RowState) -> Take:
-        params = self._table.take_params(message, state, lock_timeout="0")
-        # An uncommitted row of another worker is waited for, but not for as long as its handler may take.
-        [before] = tuples(conn, "SELECT current_setting('lock_timeout'), set_config('lock_timeout', '1s', true)")
-        params["lock_timeout"] = before[0]
-        try:
-            # A savepoint: a lock that was waited for too long is a result, and must not abort the caller's transaction.
-            with conn.transaction():
-                take = self._table.take_with(conn, params)
-        except psycopg.errors.LockNotAvailable:
-            take = locked_out()
-        except psycopg.errors.CheckViolation as error:
-            if not misses_day(error, params):
-                raise
-            take = self._without_partition(conn, params)
-        conn.execute("SELECT set_config('lock_timeout', %s, true)", (before[0],))
-        return take
-
-    def _without_partition(self, conn: Connection[Any], params: dict[str, Any]) -> Take:
-        take = self._table.without_partition(conn, params)
-        if take is None:
-            raise UsageError(
-                f"there is no partition for message {params['message_id']}, although its id is inside the window: outside "
-                f"this transaction, call inbox.make_partition(conn, message), and take it again (inbox.register(conn) at "
-                f"the start makes those of the coming days, `onceward upkeep --schema {self._table.schema}` daily those "
-                f"after)"
-            )
-        return take
+        return carry_out(conn, self._give_back_steps(message, take))
 
 
 RowState = Literal["done", "pending"]
@@ -278,19 +305,23 @@ class InboxTable:
 
     def take_with(self, conn: Connection[Any], params: dict[str, Any]) -> Take:
         """INSERT; where that gives no row, read the row and perhaps take it over; again when it changed in between."""
+        return carry_out(conn, self.take_steps(params))
+
+    def take_steps(self, params: dict[str, Any]) -> Steps[Take]:
+        """`take_with`, as steps."""
         for _ in range(TAKES_AGAIN_MAX + 1):
-            inserted = one_tuple(conn, self.statements["inbox_insert"], params)
+            inserted = yield from one_row(self.statements["inbox_insert"], params)
             if inserted is not None:
                 return Take(TakeResult.TAKEN, token=inserted[0], transaction=inserted[1], cleaning=inserted[2])
             # A second statement, not one with the INSERT: in a race, both halves of a single one would see no row.
-            take = self._take_existing(conn, params)
+            take = yield from self._take_existing(params)
             if take is not None:
                 return take
         return Take(TakeResult.IN_FLIGHT, retry_after_seconds=0.1, detail="the row changed again and again")
 
-    def _take_existing(self, conn: Connection[Any], params: dict[str, Any]) -> Take | None:
+    def _take_existing(self, params: dict[str, Any]) -> Steps[Take | None]:
         """What the row that exists allows; None: it vanished or changed in between, so take again."""
-        row = self.read(conn, params)
+        row = yield from self.read_steps(params)
         if row.state is None:
             # The INSERT itself refuses what is outside the window, so only here is it asked why there is no row.
             return None if row.age == "current" else outside_window(row.age)
@@ -302,7 +333,7 @@ class InboxTable:
         if not row.lapsed:
             return Take(TakeResult.IN_FLIGHT, retry_after_seconds=row.lease_left_seconds, detail="its lease is alive")
         # The UPDATE repeats the token: of two workers that saw the same lapsed lease, one gets no row.
-        taken = one_tuple(conn, self.statements["inbox_take_over"], params | {"token": row.token})
+        taken = yield from one_row(self.statements["inbox_take_over"], params | {"token": row.token})
         if taken is None:
             return None
         token, transaction, cleaning, takes, intents = taken[:5]
@@ -313,7 +344,11 @@ class InboxTable:
 
     def read(self, conn: Connection[Any], params: dict[str, Any]) -> InboxRow:
         """The row as it is now; `params` are those of a take."""
-        row = one_tuple(conn, self.statements["inbox_read"], params)
+        return carry_out(conn, self.read_steps(params))
+
+    def read_steps(self, params: dict[str, Any]) -> Steps[InboxRow]:
+        """`read`, as steps."""
+        row = yield from one_row(self.statements["inbox_read"], params)
         if row is None:
             raise psycopg.InternalError("inbox_read gave no row")
         return InboxRow(*row)
@@ -323,12 +358,16 @@ class InboxTable:
 
         Retired is retired for every process, whatever its window: what was finished there can no longer be told from new.
         """
-        age = self.read(conn, params).age
+        return carry_out(conn, self.without_partition_steps(params))
+
+    def without_partition_steps(self, params: dict[str, Any]) -> Steps[Take | None]:
+        """`without_partition`, as steps."""
+        age = (yield from self.read_steps(params)).age
         if age != "current":
             return outside_window(age)
         day = day_of(params["message_id"])
         table = f"{self.schema}.{partition_name('inbox', day)}"
-        retired = one_tuple(conn, self.statements["retired_day"], {"day": day, "table": table})
+        retired = yield from one_row(self.statements["retired_day"], {"day": day, "table": table})
         if retired is None or not retired[0]:
             return None
         if retired[1]:
@@ -353,8 +392,12 @@ class InboxTable:
 
     def seen(self, conn: Connection[Any]) -> float:
         """Upkeep knows this process's window. Returns the longest that this consumer had within a day, in seconds."""
+        return carry_out(conn, self.seen_steps())
+
+    def seen_steps(self) -> Steps[float]:
+        """`seen`, as steps."""
         params = {"consumer": self.consumer, "window_seconds": self.window.total_seconds()}
-        row = one_tuple(conn, self.statements["consumer_seen"], params)
+        row = yield from one_row(self.statements["consumer_seen"], params)
         return float(row[0]) if row is not None else self.window.total_seconds()
 
     def warn_of_pruning(self) -> None:
@@ -406,9 +449,9 @@ def locked_out() -> Take:
     return Take(TakeResult.IN_FLIGHT, retry_after_seconds=1.0, detail="its row is locked by an open transaction")
 
 
-def _check_durable(conn: Connection[Any]) -> None:
+def _check_durable() -> Steps[None]:
     # Our own statements switch it on for the transaction that they are in. Whoever switched it off should hear of that, and
     # decide, instead of finding his transactions slower than he set them.
-    row = one_tuple(conn, "SELECT current_setting('synchronous_commit')")
+    row = yield from one_row("SELECT current_setting('synchronous_commit')")
     if row is not None and row[0] == "off":
         raise UsageError("synchronous_commit is off in this session, but our rows must survive a crash of the database")

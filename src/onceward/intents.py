@@ -9,17 +9,18 @@ import hashlib
 import json
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
-from psycopg import Connection
+from psycopg import BaseConnection, Connection
 
-from onceward.database import check_connection, dicts, one_tuple
+from onceward.database import check_connection
 from onceward.errors import UsageError
 from onceward.inbox import Take
 from onceward.message import Message, canonical_id, canonical_json, row_key
 from onceward.provider import ProviderProfile, idempotency_key
 from onceward.statements import SCHEMA_DEFAULT, statements
+from onceward.steps import Steps, all_rows, carry_out, one_row
 
 
 class IntentResult(Enum):
@@ -72,12 +73,21 @@ class Record:
     detail: str = ""
 
 
-class Intents:
-    """The intents of one consumer, for code that keeps its own loop.
+class IntentRow(NamedTuple):
+    """One look at an intent, as `intent_read` gives it."""
 
-    Each method is one transaction of its own on the caller's connection, which must be in autocommit mode with no
-    transaction open: an intent that the caller could still roll back would not say that a call may have happened.
-    """
+    name: str
+    request_fingerprint: bytes
+    key: str
+    generation: int
+    state: str
+    refused: bool
+    answer: str
+    callable: bool
+
+
+class IntentCalls:
+    """The second door's calls as steps, and how it is made: what `Intents` and `onceward.aio.Intents` share."""
 
     def __init__(self, consumer: str, *, schema: str = SCHEMA_DEFAULT) -> None:
         self.consumer = consumer
@@ -87,6 +97,95 @@ class Intents:
         """The first idempotency key of the effect `name` of `message`: what `intend` says is the one to send."""
         # From the id's one canonical spelling: a resend that writes the same UUID in capitals is the same message.
         return idempotency_key(self.consumer, canonical_id(message.id), name)
+
+    def _intend_steps(
+        self,
+        message: Message,
+        *,
+        take: Take,
+        n: int,
+        name: str,
+        request: object,
+        provider: ProviderProfile,
+        checked: bool,
+    ) -> Steps[Intent]:
+        key = self.key(message, name)
+        params = self._row(message, n) | {
+            "token": take.token,
+            "name": name,
+            "request_fingerprint": request_fingerprint(request),
+            "key": key,
+            "callable_seconds": provider.callable_seconds,
+            "acting_seconds": provider.acting_seconds,
+            "checked": checked,
+        }
+        # One statement that locks the claim and inserts: between a check of the lease and an INSERT behind it, another
+        # worker could take the message over and call as well.
+        [(held, made, _)] = yield from all_rows(self.statements["intent_insert"], params)
+        if made:
+            return Intent(IntentResult.CALL, key)
+        return (yield from self._read(message, params)) if held else Intent(IntentResult.LEASE_LOST, key)
+
+    def _read(self, message: Message, params: dict[str, Any]) -> Steps[Intent]:
+        found = yield from one_row(self.statements["intent_read"], params)
+        if found is None:
+            # Between the two statements the lease ran out, and upkeep dropped the message's day.
+            return Intent(IntentResult.LEASE_LOST, params["key"])
+        row = IntentRow(*found)
+        # Not the key that the code would make: a person's decision may have given the effect another one.
+        key = row.key
+        # Before the state: an answer that is recorded belongs to the effect that was asked for then.
+        if (row.name, row.request_fingerprint) != (params["name"], params["request_fingerprint"]):
+            recorded = "another request" if row.name == params["name"] else f"the effect {row.name!r}"
+            detail = f"effect {params['n']} is {params['name']!r} now, but {recorded} is recorded there"
+            return Intent(IntentResult.CHANGED, key, detail=detail)
+        if row.state == "done":
+            return Intent(IntentResult.ANSWERED, key, row.answer, row.refused)
+        former = former_keys(self.consumer, canonical_id(message.id), row.name, row.generation)
+        has_no_keys = not params["callable_seconds"]
+        if row.state != "pending" or not (row.callable or (has_no_keys and former)):
+            return Intent(IntentResult.LOOK_UP, key, former_keys=former)
+        if former and not params["checked"]:
+            return Intent(IntentResult.CHECK, key, former_keys=former)
+        # Without keys, this is the one call that a person's decision allows: that it begins must be committed before it
+        # does, or a redelivery after a crash would call once more.
+        if has_no_keys and (yield from one_row(self.statements["intent_begin_unkeyed"], params)) is None:
+            return Intent(IntentResult.LOOK_UP, key, former_keys=former)
+        return Intent(IntentResult.CALL, key, former_keys=former)
+
+    def record_steps(self, message: Message, *, n: int, answer_json: str, refused: bool, key: str | None) -> Steps[Record]:
+        """`Intents.record` as steps, for an answer that is canonical JSON text already."""
+        params = self._row(message, n) | {"answer": answer_json, "refused": refused, "key": key}
+        if (yield from one_row(self.statements["intent_record"], params)) is not None:
+            return Record(RecordResult.RECORDED)
+        found = yield from one_row(self.statements["intent_read"], params | {"callable_seconds": 0.0})
+        if found is None:
+            raise psycopg.InternalError(f"intent {n} of message {message.id} is gone")
+        row = IntentRow(*found)
+        if row.state == "discarded":
+            how = "refused" if refused else "answered"
+            detail = f"effect {n} was {how} by {answer_json}, but a person has discarded the message"
+            return Record(RecordResult.AFTER_DISCARD, detail)
+        if row.state != "done":
+            return Record(RecordResult.SUPERSEDED, f"effect {n} was refused under a former key, and has begun again since")
+        # Postgres gives the text back as it stores it, so both are compared in the one canonical form.
+        if canonical_json(json.loads(row.answer)) == answer_json and row.refused == refused:
+            return Record(RecordResult.RECORDED)
+        # The new answer first: it is stored nowhere else, and a long detail is cut at its end.
+        detail = f"effect {n} was answered by {answer_json}, but the answer that is recorded is {row.answer}"
+        return Record(RecordResult.TWO_ANSWERS, detail)
+
+    def _row(self, message: Message, n: int) -> dict[str, Any]:
+        return {"consumer": self.consumer, "message_id": row_key(message.id), "n": n}
+
+
+class Intents(IntentCalls):
+    """The intents of one consumer, for code that keeps its own loop.
+
+    Each method is one transaction of its own on the caller's connection, which must be in autocommit mode with no
+    transaction open: an intent that the caller could still roll back would not say that a call may have happened. For
+    asyncio: `onceward.aio.Intents`.
+    """
 
     def intend(
         self,
@@ -113,50 +212,8 @@ class Intents:
         person has begun the effect again, it looks it up first; without keys, it never calls again.
         """
         _check_autocommit(conn)
-        key = self.key(message, name)
-        params = _row(self, message, n) | {
-            "token": take.token,
-            "name": name,
-            "request_fingerprint": request_fingerprint(request),
-            "key": key,
-            "callable_seconds": provider.callable_seconds,
-            "acting_seconds": provider.acting_seconds,
-            "checked": checked,
-        }
-        # One statement that locks the claim and inserts: between a check of the lease and an INSERT behind it, another
-        # worker could take the message over and call as well.
-        held, made, _ = one_tuple(conn, self.statements["intent_insert"], params) or (False, False, None)
-        if made:
-            return Intent(IntentResult.CALL, key)
-        return self._read(conn, message, params) if held else Intent(IntentResult.LEASE_LOST, key)
-
-    def _read(self, conn: Connection[Any], message: Message, params: dict[str, Any]) -> Intent:
-        key = params["key"]
-        rows = dicts(conn, self.statements["intent_read"], params)
-        if not rows:
-            # Between the two statements the lease ran out, and upkeep dropped the message's day.
-            return Intent(IntentResult.LEASE_LOST, key)
-        row = rows[0]
-        # Not the key that the code would make: a person's decision may have given the effect another one.
-        key = row["key"]
-        # Before the state: an answer that is recorded belongs to the effect that was asked for then.
-        if (row["name"], row["request_fingerprint"]) != (params["name"], params["request_fingerprint"]):
-            recorded = "another request" if row["name"] == params["name"] else f"the effect {row['name']!r}"
-            detail = f"effect {params['n']} is {params['name']!r} now, but {recorded} is recorded there"
-            return Intent(IntentResult.CHANGED, key, detail=detail)
-        if row["state"] == "done":
-            return Intent(IntentResult.ANSWERED, key, row["answer"], row["refused"])
-        former = former_keys(self.consumer, canonical_id(message.id), row["name"], row["generation"])
-        has_no_keys = not params["callable_seconds"]
-        if row["state"] != "pending" or not (row["callable"] or (has_no_keys and former)):
-            return Intent(IntentResult.LOOK_UP, key, former_keys=former)
-        if former and not params["checked"]:
-            return Intent(IntentResult.CHECK, key, former_keys=former)
-        # Without keys, this is the one call that a person's decision allows: that it begins must be committed before it
-        # does, or a redelivery after a crash would call once more.
-        if has_no_keys and one_tuple(conn, self.statements["intent_begin_unkeyed"], params) is None:
-            return Intent(IntentResult.LOOK_UP, key, former_keys=former)
-        return Intent(IntentResult.CALL, key, former_keys=former)
+        steps = self._intend_steps(message, take=take, n=n, name=name, request=request, provider=provider, checked=checked)
+        return carry_out(conn, steps)
 
     def record(
         self,
@@ -185,25 +242,7 @@ def record_json(
 ) -> Record:
     """As `Intents.record`, for an answer that is canonical JSON text already."""
     _check_autocommit(conn)
-    params = _row(intents, message, n) | {"answer": answer_json, "refused": refused, "key": key}
-    if one_tuple(conn, intents.statements["intent_record"], params) is not None:
-        return Record(RecordResult.RECORDED)
-    rows = dicts(conn, intents.statements["intent_read"], params | {"callable_seconds": 0.0})
-    if not rows:
-        raise psycopg.InternalError(f"intent {n} of message {message.id} is gone")
-    row = rows[0]
-    if row["state"] == "discarded":
-        how = "refused" if refused else "answered"
-        detail = f"effect {n} was {how} by {answer_json}, but a person has discarded the message"
-        return Record(RecordResult.AFTER_DISCARD, detail)
-    if row["state"] != "done":
-        return Record(RecordResult.SUPERSEDED, f"effect {n} was refused under a former key, and has begun again since")
-    # Postgres gives the text back as it stores it, so both are compared in the one canonical form.
-    if canonical_json(json.loads(row["answer"])) == answer_json and row["refused"] == refused:
-        return Record(RecordResult.RECORDED)
-    # The new answer first: it is stored nowhere else, and a long detail is cut at its end.
-    detail = f"effect {n} was answered by {answer_json}, but the answer that is recorded is {row['answer']}"
-    return Record(RecordResult.TWO_ANSWERS, detail)
+    return carry_out(conn, intents.record_steps(message, n=n, answer_json=answer_json, refused=refused, key=key))
 
 
 def former_keys(consumer: str, message_id: str, name: str, generation: int) -> tuple[str, ...]:
@@ -211,10 +250,6 @@ def former_keys(consumer: str, message_id: str, name: str, generation: int) -> t
     return tuple(
         idempotency_key(consumer, message_id, name, generation=earlier) for earlier in range(generation - 1, 0, -1)
     )
-
-
-def _row(intents: Intents, message: Message, n: int) -> dict[str, Any]:
-    return {"consumer": intents.consumer, "message_id": row_key(message.id), "n": n}
 
 
 def request_fingerprint(request: object) -> bytes:
@@ -227,5 +262,10 @@ def request_fingerprint(request: object) -> bytes:
 
 def _check_autocommit(conn: Connection[Any]) -> None:
     check_connection(conn)
+    check_commits_by_itself(conn)
+
+
+def check_commits_by_itself(conn: BaseConnection[Any]) -> None:
+    """Raises `UsageError` unless each statement on `conn` is committed on its own; for a connection of either kind."""
     if not conn.autocommit or conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
         raise UsageError("an intent must be committed before its call: use an autocommit connection, outside a transaction")

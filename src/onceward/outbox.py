@@ -9,7 +9,7 @@ from decimal import Decimal, DecimalException
 from typing import Any, Final
 from weakref import WeakSet
 
-from psycopg import Connection
+from psycopg import AsyncConnection, BaseConnection, Connection
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
@@ -17,6 +17,7 @@ from onceward.database import Database, check_connection
 from onceward.errors import NotInTransaction, UsageError
 from onceward.message import MalformedMessage, Message, parse_uuid7
 from onceward.statements import SCHEMA_DEFAULT, statements
+from onceward.steps import Steps, all_rows, carry_out
 
 logger = logging.getLogger("onceward")
 COALESCE_SECONDS: Final = 0.01
@@ -58,13 +59,18 @@ def publish(conn: Connection[Any], message: Message, *, schema: str = SCHEMA_DEF
     psycopg 3 connection.
     """
     check_in_transaction(conn)
+    carry_out(conn, publish_steps(message, schema=schema, untimed_ids=untimed_ids))
+    _published.add(conn)
+
+
+def publish_steps(message: Message, *, schema: str, untimed_ids: bool) -> Steps[None]:
+    """`publish`, as steps."""
     if not untimed_ids and parse_uuid7(message.id) is None:
         raise UsageError(
             f"the id {message.id[:80]!r} is not a UUIDv7: leave `id` out and keep the one that is made, or pass a UUIDv7 "
             "of your own (`untimed_ids=True` sends it all the same; a consumer without `untimed_ids=True` parks it)"
         )
-    conn.execute(statements(schema)["outbox_insert"], outbox_row(message))
-    _published.add(conn)
+    yield from all_rows(statements(schema)["outbox_insert"], outbox_row(message))
 
 
 def outbox_row(message: Message) -> dict[str, Any]:
@@ -117,9 +123,15 @@ def check_in_transaction(conn: Connection[Any]) -> None:
     And `UsageError` for what is not a psycopg 3 connection.
     """
     check_connection(conn)
+    check_would_join(conn)
+
+
+def check_would_join(conn: BaseConnection[Any]) -> None:
+    """As `check_in_transaction`, for a connection of either kind."""
     if conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
+        how = "async with" if isinstance(conn, AsyncConnection) else "with"
         raise NotInTransaction(
-            "this connection is in autocommit mode and no transaction is open: use `with conn.transaction():`"
+            f"this connection is in autocommit mode and no transaction is open: use `{how} conn.transaction():`"
         )
 
 

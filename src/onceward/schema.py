@@ -9,10 +9,11 @@ from typing import Any, Final, NamedTuple
 import psycopg
 from psycopg import Connection, sql
 
-from onceward.database import check_outside_transaction, tuples
+from onceward.database import check_outside_transaction
 from onceward.day_partitions import LOCK_CLASS, make_partitions
 from onceward.errors import SchemaMismatch, UsageError
 from onceward.statements import SCHEMA_DEFAULT, check_schema_name
+from onceward.steps import Steps, all_rows, carry_out
 
 _LOCK_MIGRATE: Final = 1  # of the whole database: two schemas that are made at once would meet in the catalogue
 _LOCK_TIMEOUT: Final = "SET LOCAL lock_timeout TO '10s'"
@@ -28,7 +29,8 @@ class Migration(NamedTuple):
 
 def migrations() -> list[Migration]:
     """All migrations that this code knows, oldest first."""
-    entries = [entry for entry in files("onceward.migrations").iterdir() if entry.name.endswith(".sql")]
+    # Their names begin with their number: roles.sql is none of them.
+    entries = [entry for entry in files("onceward.migrations").iterdir() if entry.name[:4].isdigit()]
     parsed = [Migration(int(e.name[:4]), e.name[5:-4], e.read_text(encoding="utf-8")) for e in entries]
     return sorted(parsed)
 
@@ -95,7 +97,7 @@ def _applied(migration: Migration, schema: str) -> sql.Composed:
 
 
 def _apply_missing(conn: Connection[Any], schema: str) -> Iterator[Migration]:
-    version = _version(conn, schema)
+    version = carry_out(conn, _version_steps(schema))
     known = migrations()
     _refuse_newer(version, known[-1].version, schema)
     for migration in known:
@@ -106,24 +108,30 @@ def _apply_missing(conn: Connection[Any], schema: str) -> Iterator[Migration]:
             yield migration
 
 
-def _version(conn: Connection[Any], schema: str) -> int:
+def _version_steps(schema: str) -> Steps[int]:
     statement = sql.SQL("SELECT coalesce(max(version), 0) FROM {}").format(sql.Identifier(schema, "migrations"))
-    return int(tuples(conn, statement)[0][0])
+    [(version,)] = yield from all_rows(statement)
+    return int(version)
 
 
 def check_schema(conn: Connection[Any], *, schema: str = SCHEMA_DEFAULT) -> None:
     """Raises `SchemaMismatch` unless the schema is the one that this code was written for."""
+    carry_out(conn, check_schema_steps(schema, conn.info.user))
+
+
+def check_schema_steps(schema: str, user: str) -> Steps[None]:
+    """`check_schema`, as steps; `user` is the role that the connection was made as."""
     check_schema_name(schema)
     needed = migrations()[-1].version
     try:
-        version = _version(conn, schema)
+        version = yield from _version_steps(schema)
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         raise SchemaMismatch(f"the schema {schema!r} is not in this database: run `onceward migrate`") from None
     except psycopg.errors.InsufficientPrivilege:
         raise UsageError(
-            f"the role {conn.info.user!r} may not use the schema {schema!r}; as its owner, run:\n"
-            f'  GRANT USAGE ON SCHEMA {schema} TO "{conn.info.user}";\n'
-            f'  GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO "{conn.info.user}";\n'
+            f"the role {user!r} may not use the schema {schema!r}; as its owner, run:\n"
+            f'  GRANT USAGE ON SCHEMA {schema} TO "{user}";\n'
+            f'  GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO "{user}";\n'
             f"or, right by right, what docs/database.md lists"
         ) from None
     _refuse_newer(version, needed, schema)

@@ -253,8 +253,15 @@ sys.exit("it was not refused")
     assert rows.outbox(db) == []
 
 
-def test_asyncio_publishes_in_a_thread(orders: str, db: psycopg.Connection[Any], written: Path) -> None:
-    run_python(written, "import asyncio, web_asyncio; asyncio.run(web_asyncio.place('E-1', 100))", dsn=orders)
+def test_asyncio_publishes_on_an_asynchronous_connection(orders: str, db: psycopg.Connection[Any], written: Path) -> None:
+    connecting = "await psycopg.AsyncConnection.connect(os.environ['ONCEWARD_DATABASE'])"
+    lines = (
+        "import asyncio, os, psycopg, web_asyncio",
+        "async def place():",
+        f"    async with {connecting} as conn: await web_asyncio.place(conn, 'E-1', 100)",
+        "asyncio.run(place())",
+    )
+    run_python(written, "\n".join(lines), dsn=orders)
     assert len(rows.outbox(db)) == 1
 
 

@@ -297,6 +297,24 @@ def test_the_script_from_a_version_brings_the_rest(empty_dsn: str) -> None:
     refused(onceward("migrate", "--from-version", "1", "--database", NOBODY), "--from-version", "--sql")
 
 
+def test_the_roles_are_made_or_printed_for_a_dba(empty_dsn: str) -> None:
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        prefix = f"cli_{conn.info.dbname}"
+        names = [f"{prefix}_{kind}" for kind in ("consumer", "relay", "upkeep", "reader")]
+        try:
+            script = onceward("migrate", "--roles", prefix, "--sql", "--database", NOBODY).stdout
+            assert onceward("migrate", "--database", empty_dsn).returncode == 0
+            conn.execute(script.encode())
+            done = onceward("migrate", "--roles", prefix, "--json", "--database", empty_dsn)
+            assert json.loads(done.stdout)["roles"] == names
+            assert ", ".join(names) in onceward("migrate", "--roles", prefix, "--database", empty_dsn).stdout
+        finally:
+            for name in names:
+                conn.execute(f"DROP OWNED BY {name} CASCADE; DROP ROLE {name}".encode())
+    refused(onceward("migrate", "--roles", "No Such", "--database", NOBODY, "--sql"), "prefix")
+    refused(onceward("migrate", "--roles", "--from-version", "1", "--sql"), "--from-version")
+
+
 def test_a_queue_is_made_with_pgmq_where_that_is_missing_and_once(empty_dsn: str) -> None:
     create = ("queue", "create", "orders", "book-ings")
     refused(

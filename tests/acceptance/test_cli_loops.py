@@ -18,6 +18,7 @@ from psycopg.conninfo import make_conninfo
 from tests.acceptance.processes import environment, onceward, refused, running
 from tests.support import rows
 from tests.support.deliveries import order
+from tests.support.pgbouncer import bouncing
 from tests.support.waiting import until
 
 from onceward.message import Message
@@ -305,3 +306,109 @@ def test_a_schema_that_is_not_migrated_is_one_line(empty_dsn: str, shop: Path) -
 def test_a_database_without_pgmq_says_where_it_comes_from(empty_dsn: str, shop: Path) -> None:
     onceward("migrate", "--database", empty_dsn)
     refused(onceward("relay", "--queues", "orders", "--database", empty_dsn, cwd=shop), "`onceward queue create orders`")
+
+
+def test_a_pooler_that_keeps_no_session_is_one_line(dsn: str, shop: Path) -> None:
+    with bouncing(dsn) as bouncer:
+        pooled, session = bouncer.dsn("transaction"), bouncer.dsn("session")
+        for command in (["run", "shop:orders", "--queue", "orders"], ["relay", "--queues", "orders"], ["upkeep"]):
+            refused(onceward(*command, "--database", pooled, cwd=shop), "--database", "session mode")
+        refused(
+            onceward("relay", "--queues", "orders", "--queue-database", pooled, "--database", dsn, cwd=shop),
+            "--queue-database", "session mode",
+        )  # fmt: skip
+        assert onceward("upkeep", "--database", session).returncode == 0
+
+
+TOGETHER = """
+    import os, sys
+    from onceward import Consumer, UsageError
+
+    def made(name):
+        consumer = Consumer(name)
+
+        @consumer.transactional("order.placed")
+        def write(message, tx):
+            if message.json().get("hold"):
+                tx.execute("SELECT pg_advisory_xact_lock(7)")
+            tx.execute("INSERT INTO effects (message_id, note) VALUES (%s, %s)", (message.id, name))
+
+        return consumer
+
+    charges, ledger = made("charges"), made("ledger")
+
+    class Gone:
+        def __init__(self):
+            from onceward.transports import pgmq
+            inner = pgmq.Source("orders", os.environ["ONCEWARD_DATABASE"])
+            self.name, self.traits = "gone", inner.traits
+            self.settle, self.extend, self.close = inner.settle, inner.extend, inner.close
+
+        def receive(self, limit, wait_seconds):
+            raise UsageError("this queue will never be there")
+"""
+
+
+@pytest.fixture
+def together(shop: Path, db: Db) -> Path:
+    (shop / "two.py").write_text(textwrap.dedent(TOGETHER))
+    pgmq.create_queue(db, "bookings")
+    return shop
+
+
+def sent(dsn: str, queue: str, data: Any = None) -> Message:
+    message, sink = order(data), pgmq.Sink(queue, dsn)
+    sink.publish([message])
+    sink.close()
+    return message
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["two:charges=orders", "two:ledger=pgmq:bookings"],
+        ["two:charges", "two:ledger", "--queue", "orders", "--queue", "bookings"],
+        ["two:charges", "two:ledger=bookings", "--queue", "orders"],
+    ],
+    ids=" ".join,
+)
+def test_several_consumers_run_and_drain_in_one_process(words: list[str], dsn: str, db: Db, together: Path) -> None:
+    options = ("--threads", "2", "--health", "health", "--database", dsn)
+    with psycopg.connect(dsn) as holder, running("run", *words, *options, cwd=together) as run:
+        holder.execute("SELECT pg_advisory_lock(7)")
+        placed, booked = sent(dsn, "orders", {"hold": True}), sent(dsn, "bookings")
+        until(lambda: rows.state(db, booked, "ledger") == "done", "the other consumer's message being done")
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        until(lambda: rows.scalar(db, waiting) == 1, "the handler waiting")
+        both = {"1 charges", "2 ledger"}
+        until(lambda: {*json.loads((together / "health").read_text()).get("consumers", {})} == both, "both being shown")
+        run.process.send_signal(signal.SIGTERM)
+        holder.execute("SELECT pg_advisory_unlock(7)")
+        assert run.process.wait(30) == 0
+        assert "charges consumes orders" in run.said
+        assert "bookings with 2 threads" in run.said
+    assert rows.state(db, placed, "charges") == "done"
+
+
+def test_one_consumer_that_can_never_go_on_ends_all_with_its_error(dsn: str, db: Db, together: Path) -> None:
+    with running(
+        "run", "two:ledger=bookings", "two:charges", "--source", "two:Gone", cwd=together, ONCEWARD_DATABASE=dsn
+    ) as run:
+        assert run.process.wait(30) == 2
+        assert "onceward: this queue will never be there" in run.said
+
+
+@pytest.mark.parametrize(
+    ("words", "word"),
+    [
+        (["two:charges", "two:ledger=bookings"], "--queue or --source is given 0 times"),
+        (["two:charges", "two:ledger", "--queue", "orders"], "2 of the consumers have no queue"),
+        (["two:charges=orders", "--queue", "orders"], "name the consumer's queue once"),
+        (["two:charges", "--queue", "orders", "--source", "two:Gone"], "name the consumer's queue once"),
+        (["two:charges="], "name the queue behind the ="),
+        (["two:charges=orders", "two:ledger=nowhere"], "nowhere"),
+        (["two:charges=orders", "two:nothing=bookings"], "has no 'nothing'"),
+    ],
+)
+def test_consumers_without_a_queue_are_one_line(words: list[str], word: str, dsn: str, together: Path) -> None:
+    refused(onceward("run", *words, "--database", dsn, cwd=together), word)

@@ -77,9 +77,10 @@ class Failing(CardProvider):
         return answer
 
 
-def test_the_program_runs_as_its_page_says(empty_dsn: str) -> None:
+@pytest.mark.parametrize("program", ["second_door", "second_door_async"])
+def test_the_program_runs_as_its_page_says(program: str, empty_dsn: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "second_door", "--database", empty_dsn, "--orders", "3"],
+        [sys.executable, "-m", program, "--database", empty_dsn, "--orders", "3"],
         capture_output=True, text=True, timeout=SECONDS_MAX, check=False, cwd=EXAMPLES, env=environment(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -244,7 +245,7 @@ def test_an_intent_under_a_lapsed_claim_says_that_the_lease_is_lost(shop: Db, ds
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[0])
 def test_each_block_of_the_page_is_the_examples_own_code(block: str) -> None:
-    sources = [file.read_text(encoding="utf-8") for file in (EXAMPLES / "second_door").glob("*.py")]
+    sources = [file.read_text(encoding="utf-8") for file in EXAMPLES.glob("second_door*/*.py")]
     assert any(block.strip() in source for source in sources)
 
 

@@ -23,6 +23,7 @@ from onceward.errors import Reject
 from onceward.inbox import FUTURE_SECONDS, Inbox, InboxRow, InboxTable, TakeResult
 from onceward.message import Message
 from onceward.outbox import publish
+from onceward.steps import Steps
 from onceward.transport import ACK
 
 Db = psycopg.Connection[Any]
@@ -167,9 +168,9 @@ def test_a_row_that_vanishes_between_insert_and_read_is_taken_again(
     shape: str, opened: Opened, db: Db, connect: Callable[[], Db]
 ) -> None:
     class Pruned(InboxTable):
-        def read(self, conn: Db, params: dict[str, Any]) -> InboxRow:
+        def read_steps(self, params: dict[str, Any]) -> Steps[InboxRow]:
             other.execute("DELETE FROM onceward.inbox")
-            return super().read(conn, params)
+            return (yield from super().read_steps(params))
 
     message, other = order(), connect()
     Inbox(rows.CONSUMER).claim(db, message)

@@ -19,6 +19,7 @@ from onceward.decisions import redrive
 from onceward.inbox import Inbox, InboxRow, InboxTable, TakeResult
 from onceward.message import Message
 from onceward.protocol.reasons import ParkReason
+from onceward.steps import Steps
 from onceward.transport import ACK
 
 Db = psycopg.Connection[Any]
@@ -133,8 +134,8 @@ def test_a_row_that_changes_again_and_again_is_in_flight(db: Db, connect: Connec
     """Whoever changes it, between each look and the take-over, is at work on the message: it is no duplicate."""
 
     class Contended(InboxTable):
-        def read(self, conn: Db, params: dict[str, Any]) -> InboxRow:
-            row = super().read(conn, params)
+        def read_steps(self, params: dict[str, Any]) -> Steps[InboxRow]:
+            row = yield from super().read_steps(params)
             other.execute("UPDATE onceward.inbox SET token = token + 1")
             return row
 

@@ -46,8 +46,10 @@ class Topic:
         quick = {"session.timeout.ms": SESSION_MILLISECONDS, "heartbeat.interval.ms": 200}
         return {**self.brokers, "group.id": self.name, **quick, **given}
 
-    def source(self, *, config: dict[str, Any] | None = None, **options: Any) -> kafka.Source:
-        return kafka.Source(config or self.member(), self.name, **options)
+    def source(
+        self, *, config: dict[str, Any] | None = None, kind: type[kafka.Source] = kafka.Source, **options: Any
+    ) -> kafka.Source:
+        return kind(config or self.member(), self.name, **options)
 
     def sink(self) -> kafka.Sink:
         return kafka.Sink(self.brokers, self.name)

@@ -17,6 +17,7 @@ SQL = re.compile(
 # The files that hold statements all the same, and why these cannot stand in sql/.
 SQL_IN_CODE = {
     "consumer_loop.py": "whether the database answers at all",
+    "database.py": "which session of the server a connection has",
     "inbox.py": "session settings",
     "outbox.py": "pg_notify; the statements that a person runs after a failover",
     "day_partitions.py": "their names are made from a day; the catalogue that lists them; advisory locks",

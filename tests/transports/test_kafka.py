@@ -23,7 +23,6 @@ from onceward.errors import UsageError
 from onceward.message import MalformedMessage, Message
 from onceward.transport import ACK, Delivery, Outcome, release
 from onceward.transports import kafka
-from onceward.transports.kafka import source as source_module
 from onceward.transports.kafka.partitions import Partition
 
 Db = psycopg.Connection[Any]
@@ -57,10 +56,10 @@ def test_only_what_is_finished_without_a_gap_is_committed(topic: Topic, closing:
     assert topic.committed() == [3]
 
 
-def what_was_not_finished_comes_again(topic: Topic, closing: Closing) -> None:
+def what_was_not_finished_comes_again(topic: Topic, closing: Closing, kind: type[kafka.Source]) -> None:
     """The second of two is finished, and the source is gone."""
     topic.publish(*orders(2))
-    source = topic.source()
+    source = topic.source(kind=kind)
     _, second = receive_all(source, 2)
     source.settle([(second, ACK)])
     source.close()
@@ -68,23 +67,24 @@ def what_was_not_finished_comes_again(topic: Topic, closing: Closing) -> None:
 
 
 def test_what_was_not_finished_comes_again_although_a_later_one_was(topic: Topic, closing: Closing) -> None:
-    what_was_not_finished_comes_again(topic, closing)
+    what_was_not_finished_comes_again(topic, closing, kafka.Source)
 
 
-class CommitsTheHighest(Partition):
+class CommitsTheHighest(kafka.Source):
     """Sabotage."""
 
-    @property
-    def committable(self) -> int | None:
-        return self.next_offset
+    def _new_partition(self, topic: str, number: int) -> Partition:
+        class Highest(Partition):
+            @property
+            def committable(self) -> int | None:
+                return self.next_offset
+
+        return Highest(topic, number, 100)
 
 
-def test_a_source_that_commits_the_highest_finished_offset_is_caught(
-    topic: Topic, closing: Closing, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(source_module, "Partition", CommitsTheHighest)
+def test_a_source_that_commits_the_highest_finished_offset_is_caught(topic: Topic, closing: Closing) -> None:
     with pytest.raises(AssertionError, match="2 deliveries did not come"):
-        what_was_not_finished_comes_again(topic, closing)
+        what_was_not_finished_comes_again(topic, closing, CommitsTheHighest)
 
 
 def test_aborted_and_control_records_are_never_seen_and_stall_no_commit(topic: Topic, closing: Closing) -> None:

@@ -184,7 +184,7 @@ def test_it_conforms_when_its_connections_are_cut(
         test(suite, OpenRig(suite.make(), stack))
 
 
-def test_a_commit_whose_answer_is_lost_is_asked_for_again(behind_a_proxy: tuple[Proxy, str], closing: Closing) -> None:
+def test_a_commit_over_a_broken_connection_is_sent_again(behind_a_proxy: tuple[Proxy, str], closing: Closing) -> None:
     proxy, bootstrap = behind_a_proxy
     topic = Topic(bootstrap)
     topic.publish(order(1), order(2))

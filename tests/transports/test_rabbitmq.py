@@ -367,6 +367,13 @@ def test_a_queue_that_was_never_there_is_a_usage_error(broker: Broker, closing: 
         closing(rabbitmq.Source(broker.parameters, name)).receive(1, 0)
 
 
+def test_a_broker_that_is_away_at_the_start_is_waited_for(closing: Callable[[Any], Any]) -> None:
+    source = closing(rabbitmq.Source(pika.ConnectionParameters("127.0.0.1", 1), "orders"))
+    for _ in range(2):
+        with pytest.raises(TransportError, match="refused"):
+            source.receive(1, 0)
+
+
 def test_wrong_credentials_are_a_usage_error(broker: Broker, closing: Callable[[Any], Any]) -> None:
     wrong = pika.ConnectionParameters(
         broker.parameters.host, broker.parameters.port, credentials=pika.PlainCredentials("guest", "wrong")

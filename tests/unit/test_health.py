@@ -189,3 +189,23 @@ def test_what_cannot_be_shown_is_refused_at_the_start(tmp_path: Path) -> None:
             with pytest.raises(UsageError, match=text), shown(Health(), target):
                 pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_loops_each_must_be_live_and_ready() -> None:
+    health = Health()
+    parts = [health.part("charges"), health.part("ledger")]
+    for part in parts:
+        part.turned()
+        part.database_answered()
+    parts[0].queue_answered()
+    assert (health.live, health.ready) == (True, False)
+    assert (health.report()["queue_answered_seconds"], health.report()["last_progress_seconds"]) == (None, None)
+    parts[1].queue_answered()
+    parts[1].progressed()
+    parts[0].in_hand, parts[1].in_hand = 2, 3
+    report = health.report()
+    assert (report["ready"], report["in_hand"], report["last_progress_seconds"]) == (True, 5, 0.0)
+    assert report["consumers"]["ledger"]["in_hand"] == 3
+    assert {*report} - {"consumers"} == {*Health().report()}
+    parts[0].drains(20)
+    assert (health.live, health.ready, health.report()["draining"]) == (True, False, True)

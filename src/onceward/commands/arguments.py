@@ -110,6 +110,7 @@ def connected(value: str | None, *, schema: str | None = None, option: str = "--
     """
     import psycopg  # noqa: PLC0415
 
+    from onceward.database import check_keeps_session  # noqa: PLC0415
     from onceward.schema import check_schema  # noqa: PLC0415
 
     dsn = dsn_of(value, option=option)
@@ -119,6 +120,7 @@ def connected(value: str | None, *, schema: str | None = None, option: str = "--
         error.add_note(named_by(value, option))
         raise
     with opened as conn:
+        check_keeps_session(conn, dsn, what=named_by(value, option))
         # Times are read and shown the same wherever the database or the role says otherwise: psycopg reads ISO only.
         conn.execute(
             "SET lock_timeout TO '10s'; SET statement_timeout TO '60s'; SET datestyle TO ISO; SET timezone TO 'UTC'"

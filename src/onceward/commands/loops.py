@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from onceward.commands.arguments import add_database, add_schema, answering, connected, find, seconds, warn, whole
@@ -13,6 +13,7 @@ from onceward.protocol.relay import ATTEMPTS_MAX
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
+    from onceward.consumer import Consumer
     from onceward.endpoints import SinkOrFactory, SourceOrFactory
     from onceward.events import Listener
     from onceward.transport import Sink
@@ -24,9 +25,13 @@ examples:
   onceward run shop.consumers:charges --queue sqs://orders            # or amqp://…, kafka://…: the same consumer
   onceward run shop.consumers:charges --source shop.queues:orders     # orders() gives a Source
   onceward run shop.consumers:charges --queue orders --log-format json --health :8080
+  onceward run shop.consumers:charges=orders shop.consumers:ledger=bookings   # two consumers in one process
 
 A queue is pgmq:NAME (a bare NAME is the same), sqs://NAME, amqp://USER:PASSWORD@HOST/VHOST?queue=NAME or
 kafka://HOST:PORT/TOPIC?group=GROUP. Credentials and regions are each client's own to find.
+
+Of several consumers, each has --threads of its own. A consumer without =QUEUE takes the next --queue or --source, in their
+order. All drain at once; if one can never go on, all end, with its error.
 
 SIGTERM or Ctrl-C: receives nothing more, lets running handlers finish (at most --drain seconds), releases the rest, ends.
 """
@@ -51,10 +56,18 @@ def _add_run(commands: Any) -> None:
     parser = commands.add_parser(
         "run", help="consume", description="Consume a queue until SIGTERM, then drain.", epilog=RUN
     )
-    parser.add_argument("consumer", metavar="MODULE:CONSUMER", help="your Consumer; imported with the current folder first")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--queue", metavar="NAME", help="a pgmq queue, or the URL of a queue")
-    source.add_argument("--source", metavar="MODULE:FACTORY", help="your Source, or a function that gives one")
+    parser.add_argument(
+        "consumers", metavar="MODULE:CONSUMER[=QUEUE]", nargs="+",
+        help="your Consumer, imported with the current folder first; there may be several, each with its queue",
+    )  # fmt: skip
+    parser.add_argument(
+        "--queue", metavar="NAME", dest="origins", action="append", type=QueueName, default=[],
+        help="a pgmq queue, or the URL of a queue",
+    )  # fmt: skip
+    parser.add_argument(
+        "--source", metavar="MODULE:FACTORY", dest="origins", action="append", type=SourceTarget,
+        help="your Source, or a function that gives one",
+    )  # fmt: skip
     parser.add_argument("--queue-database", metavar="DSN", help="where the pgmq queue is (default: the same database)")
     parser.add_argument("--threads", type=whole(1, 1000), default=8, metavar="N", help="handlers at once (default: 8)")
     parser.add_argument("--prefetch", type=whole(0), metavar="N", help="deliveries that wait here (default: the threads)")
@@ -108,20 +121,35 @@ def _add_watching(parser: ArgumentParser) -> None:
 
 
 def run_command(arguments: Namespace) -> int:
-    from onceward.consumer import Consumer  # noqa: PLC0415
     from onceward.consumer_loop import run  # noqa: PLC0415
     from onceward.health import Health, shown  # noqa: PLC0415
+    from onceward.loops_together import run_all  # noqa: PLC0415
 
-    consumer = find(arguments.consumer, "a Consumer")
-    if not isinstance(consumer, Consumer):
-        raise UsageError(f"{arguments.consumer} is a {type(consumer).__name__}, not a Consumer")
-    dsn = answering(arguments.database, schema=consumer.schema)
-    source = _source(arguments, dsn, consumer.name)
+    # What the user wrote is read before any database is asked: its mistakes are reported first.
+    named = [(_consumer(target), origin) for target, origin in with_origins(arguments.consumers, arguments.origins)]
+    for schema in sorted({consumer.schema for consumer, _ in named}):
+        dsn = answering(arguments.database, schema=schema)
+    made = [(consumer, _source(origin, arguments, dsn, consumer.name)) for consumer, origin in named]
     listeners = _listeners(arguments.listeners)
     # After the user's module was imported: if that has configured logging, it stands.
     log_to_stderr(arguments.log_level, arguments.log_format)
     health = Health()
+    options: dict[str, Any] = {
+        "database": dsn, "threads": arguments.threads, "prefetch": arguments.prefetch, "drain_seconds": arguments.drain,
+        "upkeep": not arguments.no_upkeep, "listeners": listeners,
+        # Where no probe reads it, an idle consumer need not ask its database anything.
+        "health": None if arguments.health is None else health,
+    }  # fmt: skip
     with shown(health, arguments.health):
+<<<<<<< HEAD
+        for consumer, origin in named:
+            announce(f"{consumer.name} consumes {origin} with {arguments.threads} threads; Ctrl-C drains and ends")
+        if len(made) == 1:
+            [(consumer, source)] = made
+            run(consumer, source=source, **options)
+        else:
+            run_all(made, **options)
+=======
         queue = arguments.queue or arguments.source
         announce(f"{consumer.name} consumes {queue} with {arguments.threads} threads; Ctrl-C drains and ends")
         run(
@@ -131,16 +159,58 @@ def run_command(arguments: Namespace) -> int:
             # Where no probe reads it, an idle consumer need not ask its database anything.
             health=None if arguments.health is None else health,
         )  # fmt: skip
+>>>>>>> w11-doctor
     return 0
 
 
-def _source(arguments: Namespace, dsn: str, consumer: str) -> SourceOrFactory:
-    if arguments.source is not None:
-        source: SourceOrFactory = _found(arguments.source, "a Source, or a function that gives a Source", or_with="receive")
+class QueueName(str):
+    """Where a consumer's messages come from: a queue, by its name or URL."""
+
+
+class SourceTarget(str):
+    """The same: a Source of the user's, or what makes one, as MODULE:NAME."""
+
+
+Origin = QueueName | SourceTarget
+
+
+def with_origins(targets: Sequence[str], origins: Sequence[Origin]) -> list[tuple[str, Origin]]:
+    """Each MODULE:CONSUMER with where its messages come from: the queue behind its =, or the next of `origins`.
+
+    Raises `UsageError` unless each consumer has one, and none is left over.
+    """
+    # A URL may have an equals sign of its own, but a consumer has none.
+    split = [target.partition("=") for target in targets]
+    without = [name for name, equals, _ in split if not equals]
+    if bare := [name for name, equals, queue in split if equals and not queue]:
+        raise UsageError(f"{bare[0]}=: name the queue behind the =, for example {bare[0]}=orders")
+    if len(targets) == 1 and len(origins) != len(without):
+        raise UsageError("name the consumer's queue once: --queue NAME, --source MODULE:FACTORY or MODULE:CONSUMER=QUEUE")
+    if len(without) != len(origins):
+        raise UsageError(
+            f"{len(without)} of the consumers have no queue of their own, and --queue or --source is given {len(origins)} "
+            "times: give it once for each, in their order, or write MODULE:CONSUMER=QUEUE"
+        )
+    rest = iter(origins)
+    return [(name, QueueName(queue) if equals else next(rest)) for name, equals, queue in split]
+
+
+def _consumer(target: str) -> Consumer:
+    from onceward.consumer import Consumer  # noqa: PLC0415
+
+    consumer = find(target, "a Consumer")
+    if not isinstance(consumer, Consumer):
+        raise UsageError(f"{target} is a {type(consumer).__name__}, not a Consumer")
+    return consumer
+
+
+def _source(origin: Origin, arguments: Namespace, dsn: str, consumer: str) -> SourceOrFactory:
+    if isinstance(origin, SourceTarget):
+        source: SourceOrFactory = _found(origin, "a Source, or a function that gives a Source", or_with="receive")
         return source
     from onceward import queue_urls  # noqa: PLC0415
 
-    queue = queue_urls.parse(arguments.queue, database=_queue_dsn(arguments, dsn))
+    queue = queue_urls.parse(origin, database=_queue_dsn(arguments, dsn))
     queue.check()
     return queue.source(consumer=consumer, visibility_seconds=arguments.visibility)
 

@@ -16,9 +16,12 @@ examples:
   ONCEWARD_DATABASE=postgresql://app@db/shop onceward migrate --json
   onceward migrate --sql > onceward.sql                  # for a DBA to run
   onceward migrate --sql --from-version 3 > upgrade.sql
+  onceward migrate --roles                               # and four roles with just the rights that they need
+  onceward migrate --roles shop --sql > roles.sql        # shop_consumer, shop_relay, shop_upkeep, shop_reader, for a DBA
 
 Safe to run twice, and by two at once: run it in every deploy, before the new code starts.
 """
+PREFIX_DEFAULT: Final = "onceward"
 SCRIPT: Final = """\
 -- Run this as the role that is to own the tables. Then make the partitions of
 -- the coming days: `onceward upkeep --schema {schema}`, as the same role.
@@ -53,11 +56,25 @@ def add_commands(commands: Any) -> None:
                 metavar="N",
                 help="with --sql: the schema is at version N (default: 0, not there)",
             )
+            parser.add_argument(
+                "--roles",
+                nargs="?",
+                const=PREFIX_DEFAULT,
+                metavar="PREFIX",
+                help="also the roles PREFIX_consumer, _relay, _upkeep and _reader with their rights (default: onceward); "
+                "with --sql, only these",
+            )
 
 
 def migrate_command(arguments: Namespace) -> int:
+    from onceward.rights import make_roles, roles_sql  # noqa: PLC0415
     from onceward.schema import migrate, migration_sql, migrations  # noqa: PLC0415
 
+    if arguments.roles is not None and arguments.from_version is not None:
+        raise UsageError("--from-version is of the tables: the roles' script is the same from every version")
+    if arguments.roles is not None and arguments.sql:
+        say(f"BEGIN;\n\n{roles_sql(schema=arguments.schema, prefix=arguments.roles)}\nCOMMIT;")
+        return 0
     if arguments.sql:
         script = migration_sql(schema=arguments.schema, from_version=arguments.from_version or 0)
         say(f"{SCRIPT.format(schema=arguments.schema)}{script}".rstrip())
@@ -66,14 +83,17 @@ def migrate_command(arguments: Namespace) -> int:
         raise UsageError("--from-version is of --sql: without that, the database says at which version it is")
     with connected(arguments.database) as conn:
         applied = migrate(conn, schema=arguments.schema)
+        roles = () if arguments.roles is None else make_roles(conn, schema=arguments.schema, prefix=arguments.roles)
     version = migrations()[-1].version
     if arguments.json:
         names = [f"{migration.version:04d}_{migration.name}" for migration in applied]
-        say_json({"schema": arguments.schema, "version": version, "applied": names})
+        say_json({"schema": arguments.schema, "version": version, "applied": names, "roles": roles})
         return 0
     for migration in applied:
         say(f"applied {migration.version:04d}_{migration.name}")
     say(f"schema {arguments.schema!r} is at version {version}" + ("" if applied else ", nothing to do"))
+    if roles:
+        say(f"the roles {', '.join(roles)} have their rights; make your own roles members: GRANT {roles[0]} TO ...")
     return 0
 
 

@@ -32,7 +32,7 @@ _ANSWER_SECONDS_MAX: Final = 2.0
 _COUNTED: Final = "/api/queues/%2F?disable_stats=true&enable_queue_totals=true"
 _USER: Final = b64encode(b"guest:guest").decode()
 # How often a queue writes its counts down: 5 s by default, for which a quiet queue would seem to hold what it has not.
-_TICK: Final = "application:set_env(rabbit, quorum_tick_interval, 200)."
+_TICK: Final = "application:set_env(rabbit, quorum_tick_interval, 100)."
 
 
 class RabbitQueues(NeverStruck):

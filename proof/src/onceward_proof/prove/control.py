@@ -119,10 +119,7 @@ class Controller:
         worker.killing = None
         self.counts.unseen[killing.fault] -= 1
         if worker.ended_by == signal.SIGKILL:
-            self.counts.fired[killing.fault] += 1
-            self.counts.kills += 1
-            self.counts.kills_of_consumers += worker.role in CONSUMED
-            self.counts.kills_holding += worker.hands.holds_unsettled
+            self.counts.count_kill(killing.fault, worker)
         elif killing.place is not None:
             # It had ended by itself before the signal came: the fault waits for the order's next passage.
             self._passed.discard(killing.place)
@@ -275,13 +272,11 @@ class Controller:
                 if target is not None:
                     self._freeze(target, fault, place.order)
                 return Answer.GO
-            case Answer() as answer:
+            case (Answer() | Wire()) as action:
                 self.counts.fired[fault.name] += 1
                 self.told[place] = Told(fault, place, since_epoch(at))
-                return answer
-            case Wire.CUT_AT_ACK:
-                self.counts.fired[fault.name] += 1
-                self.told[place] = Told(fault, place, since_epoch(at))
+                if isinstance(action, Answer):
+                    return action
                 self.queues.cut_at_ack(place.message_type, place.order)
                 return Answer.GO
             case never:
@@ -337,15 +332,12 @@ class Controller:
         """Keyed to progress, never to time: on a slow machine the same faults strike."""
         while self.unfired_timed and self.unfired_timed[0].progress <= self._acked_after_placed:
             entry = self.unfired_timed.pop(0)
-            match entry.fault:
-                case "kill-random":
-                    self.spawn_task(self._kill_random(entry))
-                case "redrive":
-                    self._redrive(entry)
-                case "kill-postgres-app" | "kill-postgres-queue" | "kill-broker":
-                    self.spawn_task(self._kill_server(entry.fault))
-                case never:
-                    assert_never(never)
+            if entry.fault == KILL_RANDOM:
+                self.spawn_task(self._kill_random(entry))
+            elif entry.fault == REDRIVE:
+                self._redrive(entry)
+            else:
+                self.spawn_task(self._kill_server(entry.fault))
 
     async def _kill_random(self, entry: Timed) -> None:
         """Kill a worker that holds something, at an instant that is random in the time in which anybody does.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from onceward_proof.prove.faults import Place
 from onceward_proof.prove.held import Hands
 from onceward_proof.prove.strikes import Killing
-from onceward_proof.workers.setting import Role
+from onceward_proof.workers.setting import CONSUMED, Role
 
 
 @dataclass(slots=True)
@@ -48,3 +48,10 @@ class Counts:
     kills_holding: int = 0  # of these: it held a delivery, received and not settled
     placed: int = 0
     acked: int = 0  # orders whose last event was acknowledged for the first time
+
+    def count_kill(self, fault: str, worker: LiveWorker) -> None:
+        """A SIGKILL by this fault has ended the worker."""
+        self.fired[fault] += 1
+        self.kills += 1
+        self.kills_of_consumers += worker.role in CONSUMED
+        self.kills_holding += worker.hands.holds_unsettled

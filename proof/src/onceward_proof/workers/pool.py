@@ -6,6 +6,7 @@ library keeps them. What the library adds, and they lack, is a lease that is kep
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import traceback
@@ -13,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from onceward.transport import Delivery, Outcome, Received, Settlement
+from onceward.transport import Delivery, Outcome, Received, Settlement, release
 from onceward_proof.workers.watched import WatchedSource
 from onceward_proof.workers.worker import Worker
 
@@ -26,7 +27,9 @@ class Prefetched:
     def __init__(self, source: WatchedSource, prefetch: int, visibility_seconds: float) -> None:
         self.source = source
         self._prefetch = prefetch
-        self._visibility_seconds = visibility_seconds
+        # Where there is no lease, what waits here stays ours until the queue says that it has taken it away.
+        self._has_lease = source.traits.lease_seconds is not None
+        self._visibility_seconds = visibility_seconds if self._has_lease else math.inf
         self._waiting: deque[Delivery] = deque()
         self._hidden_until = 0.0  # those that wait
         self._lock = threading.Lock()
@@ -38,10 +41,21 @@ class Prefetched:
             # reason for the next to wait too long, without end.
             while self._waiting and time.monotonic() > self._hidden_until:
                 self.source.handled(self._waiting.popleft())
+            if self._waiting and not self._has_lease:
+                self._receive(0, 0.0)
             if not self._waiting:
                 self._hidden_until = time.monotonic() + self._visibility_seconds
-                self._waiting += self.source.receive(limit + self._prefetch, wait_seconds).deliveries
+                self._waiting += self._receive(limit + self._prefetch, wait_seconds)
             return [self._waiting.popleft()] if self._waiting else []
+
+    def _receive(self, limit: int, wait_seconds: float) -> Sequence[Delivery]:
+        """New ones. Of those that wait, what the queue has taken away is given up."""
+        received = self.source.receive(limit, wait_seconds)
+        for delivery in received.lost:
+            if delivery in self._waiting:
+                self._waiting.remove(delivery)
+                self.source.handled(delivery)
+        return received.deliveries
 
 
 class ThreadSource:
@@ -53,16 +67,26 @@ class ThreadSource:
         self._prefetched = prefetched
         self._source = prefetched.source
         self._in_hand: Sequence[Delivery] = ()
+        self._settled: list[Delivery] = []  # or tried to
 
     def receive(self, limit: int, wait_seconds: float) -> Received:
         # Also what it failed at, and what it had acknowledged before its work was done.
-        for delivery in self._in_hand:
-            self._source.handled(delivery)
-        self._in_hand = ()
+        in_hand, self._in_hand = self._in_hand, ()
+        for delivery in in_hand:
+            self._leave(delivery)
         self._in_hand = self._prefetched.take(limit, wait_seconds)
         return Received(self._in_hand)
 
+    def _leave(self, delivery: Delivery) -> None:
+        """The thread is through with it, and what it has not settled comes again."""
+        self._source.handled(delivery)
+        # A queue with leases does that by itself. Without one, the delivery would be ours until the process ends.
+        if self.traits.lease_seconds is None and delivery not in self._settled:
+            self._source.settle([(delivery, release(0.0))])
+        self._settled.clear()
+
     def settle(self, entries: Sequence[tuple[Delivery, Settlement]]) -> Sequence[Outcome]:
+        self._settled += [delivery for delivery, _ in entries]
         return self._source.settle(entries)
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:

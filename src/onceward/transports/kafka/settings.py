@@ -52,7 +52,9 @@ class _ClientLog:
     """The client's own log lines, none of them above INFO: what matters of them comes as an error as well."""
 
     def log(self, level: int, text: str, *args: object) -> None:
-        _client_logger.log(min(level, logging.INFO), text, *args)
+        # Each connection that fails is a line, hundreds of them in an outage.
+        most = logging.DEBUG if args and args[0] == "FAIL" else logging.INFO
+        _client_logger.log(min(level, most), text, *args)
 
 
 def consumer_config(config: Config, on_error: ErrorCallback) -> dict[str, Any]:

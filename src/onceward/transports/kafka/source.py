@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, Literal, assert_never
 
@@ -25,7 +25,10 @@ logger = logging.getLogger("onceward.kafka")
 AHEAD_MAX: Final = 1000
 RECEIVE_MAX: Final = 500
 # A poll cannot be woken: a commit, and what is released meanwhile, wait for no longer than this.
-SLICE_SECONDS: Final = 0.02
+SLICE_SECONDS: Final = 0.01
+ANSWER_LOOK_SECONDS: Final = 0.001
+COMMIT_SECONDS_MAX: Final = 5.0
+CLOSE_SECONDS_MAX: Final = 5.0
 NOTICE_SECONDS_MAX: Final = 3.0  # how soon a change of the group is noticed, however long handlers take
 LEFT_COMMIT_SECONDS: Final = 1.0  # between two tries to commit what could not be committed
 _FIRST_ANSWER_SECONDS_MAX: Final = 5.0  # names are looked up, and connections encrypted
@@ -54,6 +57,29 @@ class Turns:
             yield
         finally:
             self._using.release()
+
+    @contextmanager
+    def turn_if_free(self) -> Iterator[bool]:
+        """The same, unless another thread has its turn: False."""
+        is_ours = self._using.acquire(blocking=False)
+        try:
+            yield is_ours
+        finally:
+            if is_ours:
+                self._using.release()
+
+
+class Question:
+    """A commit that was asked for: at which offsets, and what the brokers had against it."""
+
+    def __init__(self, offsets: dict[Partition, int]) -> None:
+        self.offsets = offsets
+        self.errors: dict[Partition, KafkaError] = {}
+        self.answered = threading.Event()
+
+    def asked(self) -> list[TopicPartition]:
+        """As the client wants to hear it."""
+        return [TopicPartition(partition.topic, partition.number, offset) for partition, offset in self.offsets.items()]
 
 
 class Source:
@@ -86,7 +112,8 @@ class Source:
             )
         if ahead_max < 1:
             raise UsageError(f"ahead_max is at least 1, not {ahead_max!r}")
-        self._config = consumer_config(config, self._note)
+        self._given = config
+        self._config = consumer_config(config, self._note) | {"on_commit": self._on_commit}
         self._by_key = order == "key"
         self._retry_of = {name: f"{name}.{config['group.id']}.retry" for name in self._topics} if retry_topics else {}
         self._subscribed = [*self._topics, *self._retry_of.values()]
@@ -107,6 +134,7 @@ class Source:
         self._lost: list[Delivery] = []
         # Guards what is known of the partitions; held for moments.
         self._lock = threading.Lock()
+        self._question: Question | None = None
         # Of the client. Taken before the lock, never inside it; the client's callbacks run inside a turn.
         self._turns = Turns()
 
@@ -128,7 +156,7 @@ class Source:
 
     def _retention_seconds(self) -> float | None:
         try:
-            kept = [read_limits(self._config, [name]).retention_seconds for name in self._subscribed]
+            kept = [read_limits(self._given, [name]).retention_seconds for name in self._subscribed]
         except (TransportError, UsageError) as error:
             logger.warning("how long %s keeps a message is not known, so the window is not compared with it: %s",
                            self.name, error)  # fmt: skip
@@ -140,7 +168,8 @@ class Source:
         consumer = self._joined()
         self._look_for_topics(consumer)
         self._commit_what_is_left()
-        self._pace(consumer)
+        with self._turns.turn():
+            self._pace(consumer, [*self._partitions.values()])
         deadline = time.monotonic() + wait_seconds
         # Also when enough is waiting, or nothing is wanted: a member that does not poll is put out of its group.
         self._read(consumer, 0.0)
@@ -189,7 +218,10 @@ class Source:
     def _read(self, consumer: Consumer, wait_seconds: float) -> Partition | None:
         """One record more is known, of this partition; None: nothing came, or something happened to the group."""
         with self._turns.turn():
-            message = consumer.poll(wait_seconds)
+            return self._read_in_turn(consumer, wait_seconds)
+
+    def _read_in_turn(self, consumer: Consumer, wait_seconds: float) -> Partition | None:
+        message = consumer.poll(wait_seconds)
         if message is None:
             return None
         if (error := message.error()) is not None:
@@ -202,8 +234,7 @@ class Source:
         with self._lock:
             partition = self._partition(topic, number, offset)
             partition.read(offset, self._order_key(message), message, due)
-        if partition.is_full:
-            self._pace(consumer)
+        self._pace(consumer, [partition])
         return partition
 
     def _partition(self, topic: str, number: int, offset: int) -> Partition:
@@ -213,7 +244,10 @@ class Source:
         # Offsets go back where the broker has lost some, and the client was sent to an earlier one: what was read then is
         # not what has these offsets now.
         self._take_away([(topic, number)])
-        return self._partitions.setdefault((topic, number), Partition(topic, number, self._ahead_max))
+        return self._partitions.setdefault((topic, number), self._new_partition(topic, number))
+
+    def _new_partition(self, topic: str, number: int) -> Partition:
+        return Partition(topic, number, self._ahead_max)
 
     def _order_key(self, message: KafkaMessage) -> str | None:
         key = message.key() if self._by_key else None
@@ -240,21 +274,19 @@ class Source:
             handle=Handle(partition, record, record.givings),
         )
 
-    def _pace(self, consumer: Consumer) -> None:
-        """A partition is read while it has room."""
-        for partition in self._partitions.values():
-            if partition.is_full is partition.is_paused:
-                continue
-            partition.is_paused = partition.is_full
-            change = consumer.pause if partition.is_paused else consumer.resume
-            with self._turns.turn():
+    def _pace(self, consumer: Consumer, partitions: Iterable[Partition]) -> None:
+        """A partition is read while it has room. Inside a turn."""
+        for partition in partitions:
+            if partition.is_full is not partition.is_paused:
+                partition.is_paused = partition.is_full
+                change = consumer.pause if partition.is_paused else consumer.resume
                 change([TopicPartition(partition.topic, partition.number)])
 
     def settle(self, entries: Sequence[Entry]) -> Sequence[Outcome]:
         """What is acknowledged is committed once everything before it in its partition is finished, too.
 
-        An ack that the group refuses is LOST. Raises `TransportError` when no broker answers the commit: what is finished
-        stays so here, and is committed as soon as one does.
+        An ack that the group refuses is LOST. Raises `TransportError` when no broker answers the commit in time: what is
+        finished stays so here, and is committed as soon as one does.
 
         Crash: what is finished behind something that is not comes again too; at most `ahead_max` records a partition.
         """
@@ -266,7 +298,7 @@ class Source:
             for index, (_, settlement) in enumerate(entries)
             if outcomes[index] is Outcome.SETTLED and (settlement.action == "ack" or index in copied)
         }
-        refused = self._commit() if finished else set()
+        refused = self._commit({entries[index][0].handle.partition for index in finished})
         return [
             Outcome.LOST if index in finished and entries[index][0].handle.partition in refused else outcome
             for index, outcome in enumerate(outcomes)
@@ -335,79 +367,117 @@ class Source:
         with self._lock:
             return [Outcome.SETTLED if delivery.handle.is_in_hand else Outcome.LOST for delivery in deliveries]
 
-    def _commit(self) -> set[Partition]:
-        """What is finished of each partition is committed; returns the partitions whose offset the group refused.
+    def _commit(self, partitions: set[Partition]) -> set[Partition]:
+        """What is finished of these is committed; returns those whose offset the group refused.
 
-        Raises `TransportError` when no broker answered.
+        Raises `TransportError` when no broker has answered in time.
         """
-        with self._turns.turn():
-            return self._commit_in_turn()
-
-    def _commit_in_turn(self) -> set[Partition]:
+        deadline = time.monotonic() + COMMIT_SECONDS_MAX
         with self._lock:
-            offsets = {
-                place: partition.committable
-                for place, partition in self._partitions.items()
-                if partition.needs_commit and partition.committable is not None
-            }
-        if self._consumer is None or not offsets:
-            return set()
-        asked = [TopicPartition(topic, number, offset) for (topic, number), offset in offsets.items()]
-        errors: dict[Place, KafkaError | None]
-        try:
-            answers = self._consumer.commit(offsets=asked, asynchronous=False)
-            errors = {(answer.topic, answer.partition): answer.error for answer in answers}
-        except KafkaException as error:
-            errors = {place: codes.error_of(error) for place in offsets}
-        return self._committed(offsets, errors)
-
-    def _committed(self, offsets: dict[Place, int], errors: dict[Place, KafkaError | None]) -> set[Partition]:
+            wanted = {partition: partition.committable for partition in partitions if partition.needs_commit}
         refused: set[Partition] = set()
-        failed: KafkaError | None = None
-        with self._lock:
-            for place, offset in offsets.items():
-                error = errors.get(place)
-                partition = self._partitions.get(place)
-                if partition is None:
-                    continue
-                if error is None:
-                    partition.committed = offset
-                elif error.code() in codes.REFUSED:
+        while wanted:
+            question = self._ask()
+            if question is not None:
+                self._wait_for(question, deadline)
+            for partition, offset in [*wanted.items()]:
+                error = question.errors.get(partition) if question is not None else None
+                if offset is None or (partition.committed or 0) >= offset:
+                    del wanted[partition]
+                elif not partition.is_ours or (error is not None and error.code() in codes.REFUSED):
                     refused.add(partition)
-                    logger.info(
-                        "the group does not take the offset %d of %s/%d from this member any more, or not now: %s; what "
-                        "was finished there may come again, and is turned away then", offset, *place, error.str(),
-                    )  # fmt: skip
-                else:
-                    failed = error
-        if failed is not None:
-            raise TransportError(f"what is finished could not be committed: {failed.str()}")
+                    del wanted[partition]
+                elif error is not None:
+                    raise TransportError(f"what is finished could not be committed: {error.str()}")
         return refused
 
-    def _commit_what_is_left(self) -> None:
-        """What an earlier commit could not do is tried again, now and then."""
+    def _ask(self) -> Question | None:
+        """The commit that is under way, or a new one of all that is finished; None: there is nothing to commit."""
+        with self._turns.turn():
+            with self._lock:
+                if self._question is not None:
+                    return self._question
+                offsets = self._finished_offsets()
+                if self._consumer is None or not offsets:
+                    return None
+                # Not synchronously: while the group's coordinator is away, the client would wait for it for as long as a
+                # session lasts, and let nobody poll.
+                question = self._question = Question(offsets)
+            try:
+                self._consumer.commit(offsets=question.asked(), asynchronous=True)
+            except KafkaException as error:
+                self._on_commit(codes.error_of(error), question.asked())
+            return question
+
+    def _finished_offsets(self) -> dict[Partition, int]:
+        return {
+            partition: partition.committable
+            for partition in self._partitions.values()
+            if partition.needs_commit and partition.committable is not None
+        }
+
+    def _wait_for(self, question: Question, deadline: float) -> None:
+        """The brokers have answered. The client says so when it is polled, by this thread or by one that receives."""
+        while not question.answered.wait(ANSWER_LOOK_SECONDS):
+            if time.monotonic() > deadline:
+                raise TransportError("what is finished is not committed yet: no broker answers")
+            with self._turns.turn_if_free() as is_ours:
+                if is_ours and self._consumer is not None:
+                    self._read_in_turn(self._consumer, 0.0)
+
+    def _on_commit(self, error: KafkaError | None, answers: list[TopicPartition]) -> None:
+        """The answer to a commit. Inside the turn of whoever polls."""
         with self._lock:
-            is_left = any(partition.needs_commit for partition in self._partitions.values())
+            question = self._question
+            if question is None:
+                return
+            self._question = None
+            errors = {(answer.topic, answer.partition): answer.error or error for answer in answers}
+            for partition, offset in question.offsets.items():
+                found = errors.get((partition.topic, partition.number), error)
+                if found is None:
+                    partition.committed = offset
+                else:
+                    question.errors[partition] = found
+        for partition, found in question.errors.items():
+            logger.info(
+                "the offset %d of %s/%d was not committed: %s; what was finished there may come again, and is turned away "
+                "then", question.offsets[partition], partition.topic, partition.number, found.str(),
+            )  # fmt: skip
+        question.answered.set()
+
+    def _commit_what_is_left(self) -> None:
+        """What an earlier commit could not do is tried again, now and then; nobody waits for the answer."""
         now = time.monotonic()
-        if is_left and not self._brokers_are_away and now - self._left_at >= LEFT_COMMIT_SECONDS:
+        with self._lock:
+            is_left = self._question is None and bool(self._finished_offsets())
+        if is_left and now - self._left_at >= LEFT_COMMIT_SECONDS:
             self._left_at = now
-            self._commit()
+            self._ask()
 
     def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         self._was_assigned = True
         with self._lock:
             for found in partitions:
                 place = found.topic, found.partition
-                self._partitions[place] = Partition(*place, self._ahead_max)
+                self._partitions[place] = self._new_partition(*place)
 
-    def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """What is finished is committed before another member reads on from there; what is in hand is lost."""
         # Inside the turn of whoever polls or closes: no other thread commits until the partitions are given up.
+        with self._lock:
+            offsets = {} if self._brokers_are_away else self._finished_offsets()
         try:
-            self._commit_in_turn()
-        except TransportError as error:
-            logger.warning("%s, before partitions went to another member; what is finished there comes again", error)
-        self._on_lost(_, partitions)
+            if offsets:
+                consumer.commit(offsets=Question(offsets).asked(), asynchronous=False)
+                for partition, offset in offsets.items():
+                    partition.committed = offset
+        except KafkaException as error:
+            logger.warning(
+                "what was finished could not be committed before partitions went to another member; it comes again there, "
+                "and is turned away: %s", codes.error_of(error).str(),
+            )  # fmt: skip
+        self._on_lost(consumer, partitions)
 
     def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         with self._lock:
@@ -461,12 +531,22 @@ class Source:
     def _leave_group(self) -> None:
         """What is finished is committed, and what is in hand is lost."""
         with self._turns.turn():
-            # The client gives up its partitions here, as in a revocation.
-            if self._consumer is not None:
-                self._consumer.close()
-            self._consumer = None
+            consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            # The client gives up its partitions as in a revocation. It waits for brokers that are away, and nobody should
+            # have to wait for it: the group finds out by itself.
+            closing = threading.Thread(target=consumer.close, name="onceward-kafka-close", daemon=True)
+            closing.start()
+            closing.join(CLOSE_SECONDS_MAX)
+            if closing.is_alive():
+                logger.warning("%s could not leave its group in time; its partitions go to others when its session ends",
+                               self.name)  # fmt: skip
         with self._lock:
             self._take_away([*self._partitions])
+            if self._question is not None:
+                # Nobody answers it any more; what it was about is not ours.
+                self._question.answered.set()
+            self._question = None
 
     def close(self) -> None:
         self._leave_group()

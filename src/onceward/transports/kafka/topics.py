@@ -14,7 +14,7 @@ from onceward.transports.kafka import codes
 from onceward.transports.kafka.settings import Config, admin_config
 
 logger = logging.getLogger("onceward.kafka")
-_ANSWER_SECONDS_MAX: Final = 10.0
+_ANSWER_SECONDS_MAX: Final = 5.0
 _FOR_EVER: Final = -1
 
 
@@ -35,7 +35,7 @@ def create_topic(
 
     `replication`: how many brokers keep it (-1: the cluster's default). `settings` are the topic's, like `retention.ms`.
     """
-    admin = AdminClient(admin_config(config))
+    admin = _admin(config)
     topic = NewTopic(name, num_partitions=partitions, replication_factor=replication, config=dict(settings or {}))
     try:
         admin.create_topics([topic], request_timeout=_ANSWER_SECONDS_MAX)[name].result()
@@ -58,7 +58,7 @@ def list_topics(config: Config) -> set[str]:
     """The topics that this user may see. Raises `TransportError` when no broker answers."""
     try:
         # All of them: asked for by its name, a topic that is not there may be made by the broker.
-        return set(AdminClient(admin_config(config)).list_topics(timeout=_ANSWER_SECONDS_MAX).topics)
+        return set(_admin(config).list_topics(timeout=_ANSWER_SECONDS_MAX).topics)
     except KafkaException as error:
         raise _made_plain(error, "the topics could not be listed") from error
 
@@ -76,7 +76,7 @@ def read_limits(config: Config, names: Sequence[str]) -> Limits:
 
     Raises `TransportError` when no broker answers. What this user may not read is not known, and said so in the log.
     """
-    admin = AdminClient(admin_config(config))  # kept until it has answered: it ends with its last reference
+    admin = _admin(config)  # kept until it has answered: it ends with its last reference
     asked = admin.describe_configs(
         [ConfigResource(ResourceType.TOPIC, name) for name in names], request_timeout=_ANSWER_SECONDS_MAX
     )
@@ -103,6 +103,13 @@ def _limits(settings: Mapping[str, Any]) -> Limits:
     # A topic that is only compacted keeps the last message of each key for ever.
     kept = retention == _FOR_EVER or "delete" not in settings["cleanup.policy"]
     return Limits(None if kept else retention / 1000, int(settings["max.message.bytes"]))
+
+
+def _admin(config: Config) -> AdminClient:
+    try:
+        return AdminClient(admin_config(config))
+    except KafkaException as error:
+        raise UsageError(f"this configuration does not make a client: {codes.error_of(error).str()}") from error
 
 
 def _made_plain(error: KafkaException, what: str) -> TransportError | UsageError:

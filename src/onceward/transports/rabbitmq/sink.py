@@ -21,7 +21,10 @@ _HELD: Final = TransportError("held back: an earlier message of its subject was 
 class Sink:
     """RabbitMQ as a sink. Every publish is mandatory, persistent, and confirmed by the broker.
 
-    A message that no queue takes is an error, and so is one that a queue refuses.
+    `queues` says where each message type goes: one queue, several, or all types to one. Or `exchange`: its bindings say so,
+    and the routing key is the type. A message that no queue takes is an error, and so is one that a queue refuses.
+
+    `body_bytes_max` is at most the server's `max_message_size`.
     """
 
     def __init__(
@@ -32,11 +35,7 @@ class Sink:
         exchange: str | None = None,
         body_bytes_max: int = BODY_BYTES_MAX,
     ) -> None:
-        """`queues` says where each message type goes: one queue, several, or all types to one. Or `exchange`: its bindings
-        say so, and the routing key is the message's type.
-
-        `body_bytes_max` is at most the server's `max_message_size`. Raises `UsageError` for what names nothing.
-        """
+        """Connects at the first `publish`. Raises `UsageError` for what names no target."""
         if (queues is None) == (exchange is None):
             raise UsageError("a sink has either queues= or exchange=")
         if exchange is None and (not queues or not isinstance(queues, str | Mapping)):

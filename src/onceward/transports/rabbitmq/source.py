@@ -32,14 +32,13 @@ class Source:
 
     A delivery whose channel the broker has closed (`consumer_timeout`, a lost connection, a deleted queue) is `lost`. The
     next `receive` makes connection and consumer again.
+
+    `prefetch`: so many deliveries at most are with this source, given out or waiting in it. With fewer than the loop holds
+    (its `threads` and its `prefetch`), threads stand idle; the others wait here, while another worker might handle them.
     """
 
     def __init__(self, parameters: ParametersOrFactory, queue: str, *, prefetch: int = PREFETCH_DEFAULT) -> None:
-        """`prefetch`: so many deliveries at most are with this source, given out or waiting in it.
-
-        At least as many as the loop holds (its `threads` and its `prefetch`), or threads stand idle. The others wait here,
-        while another worker might handle them.
-        """
+        """Connects at the first `receive`. Raises `UsageError` for what names no queue."""
         if not queue or not isinstance(queue, str):
             raise UsageError(f"queue is the name of a queue, not {queue!r}")
         if not isinstance(prefetch, int) or isinstance(prefetch, bool) or not 1 <= prefetch <= PREFETCH_MAX:
