@@ -66,7 +66,9 @@ def run(
     """
     limits = checked_limits(threads, prefetch, drain_seconds, stop)
     with (
-        opened_loop(consumer, source, database, limits, listeners, health, upkeep=upkeep) as loop,
+        opened_loop(
+            consumer, source, database, limits, listeners, health, upkeep=upkeep, allow_short_window=allow_short_window
+        ) as loop,
         stop_on_signals(loop.stop, stop),
     ):
         loop.run()
@@ -90,18 +92,14 @@ def opened_loop(
     health: Health | None,
     *,
     upkeep: bool,
+    allow_short_window: bool,
 ) -> Iterator[Loop]:
     """The loop of one consumer, ready to run, with its upkeep beside it."""
     with (
         opened_source(source) as made,
-<<<<<<< HEAD
-        consumer.open(database, threads=limits.threads, listeners=listeners, source=made, upkeep=upkeep) as opened,
-    ):
-        upkeep_thread = UpkeepThread(opened.database, opened.runtime.inbox.seen, upkeep=upkeep)
-=======
         consumer.open(
             database,
-            threads=threads,
+            threads=limits.threads,
             listeners=listeners,
             source=made,
             upkeep=upkeep,
@@ -109,8 +107,6 @@ def opened_loop(
         ) as opened,
     ):
         upkeep_thread = UpkeepThread(opened.database, opened.seen, upkeep=upkeep)
-        loop = Loop(opened, made, threads, threads if prefetch is None else prefetch, drain_seconds, health)
->>>>>>> w11-doctor
         try:
             yield Loop(opened, made, *limits, health)
         finally:

@@ -27,6 +27,7 @@ def run_all(
     prefetch: int | None = None,
     drain_seconds: float = 20.0,
     upkeep: bool = True,
+    allow_short_window: bool = False,
     listeners: Sequence[Listener] = (),
     stop: threading.Event | None = None,
     health: Health | None = None,
@@ -46,7 +47,9 @@ def run_all(
         loops = []
         for number, (consumer, source) in enumerate(_pairs(consumers), 1):
             part = None if health is None else health.part(f"{number} {consumer.name}")
-            opened = opened_loop(consumer, source, database, limits, listeners, part, upkeep=upkeep)
+            opened = opened_loop(
+                consumer, source, database, limits, listeners, part, upkeep=upkeep, allow_short_window=allow_short_window
+            )
             loops.append(opening.enter_context(opened))
         together = LoopsTogether(loops)
         with stop_on_signals(together.stop, stop):

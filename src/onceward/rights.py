@@ -22,7 +22,6 @@ from onceward.errors import UsageError
 from onceward.statements import SCHEMA_DEFAULT, check_schema_name, statements
 
 logger = logging.getLogger("onceward")
-<<<<<<< HEAD
 _TAKEN: Final = ("SELECT", "INSERT", "UPDATE")
 # What a consumer needs; roles.sql grants the same.
 NEEDED: Final = {
@@ -31,6 +30,7 @@ NEEDED: Final = {
     "attempts": _TAKEN,
     "parked": _TAKEN,
     "consumers": _TAKEN,
+    "handler_times": (*_TAKEN, "DELETE"),  # it forgets its own old days
     "outbox": ("INSERT", "SELECT"),
     "migrations": ("SELECT",),
     "retired": ("SELECT",),
@@ -42,11 +42,6 @@ SEQUENCES: Final = ("outbox_position_seq", "decisions_id_seq")
 KINDS: Final = ("consumer", "relay", "upkeep", "reader")
 LOCK_SECONDS_MAX: Final = 10
 _PREFIX: Final = re.compile(r"[a-z_][a-z0-9_]{0,47}")
-=======
-WRITTEN: Final = ("inbox", "intents", "outbox", "attempts", "parked", "consumers", "handler_times")
-READ: Final = ("migrations", "retired")
-_DML: Final = "SELECT, INSERT, UPDATE, DELETE"
->>>>>>> w11-doctor
 
 
 def check_rights(conn: Connection[Any], *, schema: str, upkeep: bool) -> None:

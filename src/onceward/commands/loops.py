@@ -136,12 +136,11 @@ def run_command(arguments: Namespace) -> int:
     health = Health()
     options: dict[str, Any] = {
         "database": dsn, "threads": arguments.threads, "prefetch": arguments.prefetch, "drain_seconds": arguments.drain,
-        "upkeep": not arguments.no_upkeep, "listeners": listeners,
+        "upkeep": not arguments.no_upkeep, "listeners": listeners, "allow_short_window": arguments.allow_short_window,
         # Where no probe reads it, an idle consumer need not ask its database anything.
         "health": None if arguments.health is None else health,
     }  # fmt: skip
     with shown(health, arguments.health):
-<<<<<<< HEAD
         for consumer, origin in named:
             announce(f"{consumer.name} consumes {origin} with {arguments.threads} threads; Ctrl-C drains and ends")
         if len(made) == 1:
@@ -149,17 +148,6 @@ def run_command(arguments: Namespace) -> int:
             run(consumer, source=source, **options)
         else:
             run_all(made, **options)
-=======
-        queue = arguments.queue or arguments.source
-        announce(f"{consumer.name} consumes {queue} with {arguments.threads} threads; Ctrl-C drains and ends")
-        run(
-            consumer, source=source, database=dsn, threads=arguments.threads, prefetch=arguments.prefetch,
-            drain_seconds=arguments.drain, upkeep=not arguments.no_upkeep, listeners=listeners,
-            allow_short_window=arguments.allow_short_window,
-            # Where no probe reads it, an idle consumer need not ask its database anything.
-            health=None if arguments.health is None else health,
-        )  # fmt: skip
->>>>>>> w11-doctor
     return 0
 
 

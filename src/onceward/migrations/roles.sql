@@ -32,6 +32,7 @@ GRANT SELECT, INSERT, UPDATE ON {schema}.intents TO {prefix}_consumer;
 GRANT SELECT, INSERT, UPDATE ON {schema}.attempts TO {prefix}_consumer;
 GRANT SELECT, INSERT, UPDATE ON {schema}.parked TO {prefix}_consumer;
 GRANT SELECT, INSERT, UPDATE ON {schema}.consumers TO {prefix}_consumer;
+GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.handler_times TO {prefix}_consumer;
 GRANT INSERT, SELECT (position, created_at, set_aside_at) ON {schema}.outbox TO {prefix}_consumer;
 GRANT SELECT ON {schema}.retired TO {prefix}_consumer;
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal, assert_never
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -16,10 +15,11 @@ from onceward.errors import TransportError, UsageError
 from onceward.transport import Delivery, Outcome, Received, Settlement, Traits
 from onceward.transports.kafka import codes
 from onceward.transports.kafka.partitions import Handle, Partition, Record, State
-from onceward.transports.kafka.sender import Sender
+from onceward.transports.kafka.retries import RetryTopics
 from onceward.transports.kafka.settings import Config, consumer_config, poll_seconds_max
 from onceward.transports.kafka.topics import missing_topic, read_limits
-from onceward.transports.kafka.wire import Outgoing, headers_of, read_headers, read_text, retry_copy, retry_seconds
+from onceward.transports.kafka.turns import Question, Turns
+from onceward.transports.kafka.wire import headers_of, read_headers, read_text
 
 logger = logging.getLogger("onceward.kafka")
 AHEAD_MAX: Final = 1000
@@ -35,51 +35,6 @@ _FIRST_ANSWER_SECONDS_MAX: Final = 5.0  # names are looked up, and connections e
 _ANSWER_SECONDS_MAX: Final = 1.0
 Place = tuple[str, int]  # a topic, and the number of a partition
 Entry = tuple[Delivery, Settlement]
-
-
-class Turns:
-    """One thread at a time uses the client, and one that has waited comes before one that has just had its turn.
-
-    The client lets in one call at a time by itself, but a poll that follows a poll shuts out a commit for as long as a
-    receive lasts; and a revocation inside that poll would wait for the very thread that wants to commit.
-    """
-
-    def __init__(self) -> None:
-        self._next = threading.Lock()
-        self._using = threading.Lock()
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Inside, the client is this thread's."""
-        with self._next:
-            self._using.acquire()
-        try:
-            yield
-        finally:
-            self._using.release()
-
-    @contextmanager
-    def turn_if_free(self) -> Iterator[bool]:
-        """The same, unless another thread has its turn: False."""
-        is_ours = self._using.acquire(blocking=False)
-        try:
-            yield is_ours
-        finally:
-            if is_ours:
-                self._using.release()
-
-
-class Question:
-    """A commit that was asked for: at which offsets, and what the brokers had against it."""
-
-    def __init__(self, offsets: dict[Partition, int]) -> None:
-        self.offsets = offsets
-        self.errors: dict[Partition, KafkaError] = {}
-        self.answered = threading.Event()
-
-    def asked(self) -> list[TopicPartition]:
-        """As the client wants to hear it."""
-        return [TopicPartition(partition.topic, partition.number, offset) for partition, offset in self.offsets.items()]
 
 
 class Source:
@@ -115,9 +70,8 @@ class Source:
         self._given = config
         self._config = consumer_config(config, self._note) | {"on_commit": self._on_commit}
         self._by_key = order == "key"
-        self._retry_of = {name: f"{name}.{config['group.id']}.retry" for name in self._topics} if retry_topics else {}
-        self._subscribed = [*self._topics, *self._retry_of.values()]
-        self._retries = Sender(config) if retry_topics else None
+        self._retries = RetryTopics(config, self._topics) if retry_topics else None
+        self._subscribed = [*self._topics, *(self._retries.of_topic.values() if self._retries else ())]
         self._ahead_max = ahead_max
         # A member that does not poll holds up every change of its group, long before it is put out of it.
         self._poll_seconds_max = min(poll_seconds_max(config), NOTICE_SECONDS_MAX)
@@ -155,14 +109,19 @@ class Source:
         return self._known_traits
 
     def _retention_seconds(self) -> float | None:
+        retry_of = self._retries.of_topic if self._retries else {}
         try:
-            kept = [read_limits(self._given, [name]).retention_seconds for name in self._subscribed]
+            kept = [self._kept_seconds([name, retry_of[name]] if retry_of else [name]) for name in self._topics]
         except (TransportError, UsageError) as error:
             logger.warning("how long %s keeps a message is not known, so the window is not compared with it: %s",
                            self.name, error)  # fmt: skip
             return None
-        # From its topic a message may go to the retry topic, and be there as long again.
-        return None if None in kept else sum(sorted(seconds for seconds in kept if seconds is not None)[-2:])
+        return None if None in kept else max(seconds for seconds in kept if seconds is not None)
+
+    def _kept_seconds(self, names: Sequence[str]) -> float | None:
+        """How long a message may be in these topics, one after the other."""
+        kept = [read_limits(self._given, [name]).retention_seconds for name in names]
+        return None if None in kept else sum(seconds for seconds in kept if seconds is not None)
 
     def receive(self, limit: int, wait_seconds: float) -> Received:
         consumer = self._joined()
@@ -230,7 +189,7 @@ class Source:
         topic, number, offset = message.topic(), message.partition(), message.offset()
         if topic is None or number is None or offset is None:
             raise AssertionError("the client gave a record that is nowhere")
-        due = time.monotonic() + (retry_seconds(headers_of(message)) if topic in self._retry_of.values() else 0.0)
+        due = time.monotonic() + (self._retries.seconds_until_due(message) if self._retries else 0.0)
         with self._lock:
             partition = self._partition(topic, number, offset)
             partition.read(offset, self._order_key(message), message, due)
@@ -323,45 +282,36 @@ class Source:
         return Outcome.SETTLED if handle.is_current and handle.record.state is done else Outcome.LOST
 
     def _goes_to_retry(self, settlement: Settlement) -> bool:
-        return self._retries is not None and settlement.action == "release" and settlement.delay_seconds > 0
+        return self._retries is not None and self._retries.takes(settlement)
 
     def _copy_released(self, entries: Sequence[Entry], outcomes: list[Outcome]) -> set[int]:
         """The indexes of the entries that are in their retry topic now, and finished here. The others wait in this process.
 
         Crash between the two: the copy and the record both come, and the inbox turns one of them away.
         """
-        if self._retries is None:
-            return set()
-        copied = {
-            index: settlement.delay_seconds
-            for index, (_, settlement) in enumerate(entries)
+        released: dict[int, tuple[Handle, float]] = {
+            index: (delivery.handle, settlement.delay_seconds)
+            for index, (delivery, settlement) in enumerate(entries)
             if self._goes_to_retry(settlement) and outcomes[index] is Outcome.SETTLED
         }
-        if not copied:
+        if self._retries is None or not released:
             return set()
-        handles: dict[int, Handle] = {index: entries[index][0].handle for index in copied}
-        errors = self._retries.send([self._retry_copy(handles[index], delay) for index, delay in copied.items()])
+        errors = self._retries.send([*released.values()])
         confirmed: set[int] = set()
         with self._lock:
-            for (index, handle), error in zip(handles.items(), errors, strict=True):
+            for (index, (handle, delay_seconds)), error in zip(released.items(), errors, strict=True):
                 if not handle.is_in_hand:
                     outcomes[index] = Outcome.LOST
                 elif error is None:
                     handle.partition.finish(handle.record)
                     confirmed.add(index)
                 else:
-                    handle.partition.give_back(handle.record, time.monotonic() + copied[index])
+                    handle.partition.give_back(handle.record, time.monotonic() + delay_seconds)
         if failed := [error for error in errors if error is not None]:
             logger.warning(
                 "%d messages could not be sent to their retry topic, and wait in this process: %s", len(failed), failed[0]
             )
         return confirmed
-
-    def _retry_copy(self, handle: Handle, delay_seconds: float) -> Outgoing:
-        message: KafkaMessage = handle.record.message
-        topic = handle.partition.topic
-        record = Outgoing(self._retry_of.get(topic, topic), message.key(), message.value(), headers_of(message))
-        return retry_copy(record, delay_seconds)
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:  # noqa: ARG002 - no lease
         with self._lock:
