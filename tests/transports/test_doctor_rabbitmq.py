@@ -15,6 +15,7 @@ from tests.support.waiting import until
 from onceward.doctor.rabbitmq import CHECKS, RabbitmqFacts, Unreachable, gather, judge
 from onceward.errors import UsageError
 from onceward.testing.servers import SHARED, RabbitMQ
+from onceward.transports.rabbitmq import create_queue
 
 Make = Callable[..., str]
 TIMEOUT_SECONDS = 1800.0
@@ -67,6 +68,16 @@ def test_a_queue_that_is_set_well_for_development_has_no_findings(
     diagnoses = [*judge(facts_of(rabbitmq_url, make(), management), NEEDS_OF_ONE_BROKER)]
     assert wrong(diagnoses) == {}
     assert unknown(diagnoses) == set()
+
+
+def test_a_queue_of_our_own_making_has_no_errors(rabbitmq_url: str, management: str | None) -> None:
+    parameters, name, dead = pika.URLParameters(rabbitmq_url), fresh("orders"), fresh("dead")
+    create_queue(parameters, name)
+    assert wrong(judge(facts_of(rabbitmq_url, name, management), NEEDS_OF_ONE_BROKER)) == {
+        "rabbitmq.delivery_limit": "warning"
+    }
+    create_queue(parameters, dead, dead_letter=f"{dead}-dead", delivery_limit=100)
+    assert wrong(judge(facts_of(rabbitmq_url, dead, management), NEEDS_OF_ONE_BROKER)) == {}
 
 
 def test_one_node_alone_is_a_finding(rabbitmq_url: str, management: str | None, make: Make) -> None:

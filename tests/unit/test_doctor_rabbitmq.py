@@ -66,6 +66,19 @@ def test_each_wrong_setting_is_found_by_name(facts: RabbitmqFacts, found: dict[s
     assert wrong(judge(facts, NEEDS)) == found
 
 
+def test_without_a_limit_nothing_needs_a_dead_letter_exchange() -> None:
+    """So a queue as `onceward queue create` makes it has one warning; from RabbitMQ 4 on, a limit is there unasked."""
+    assert wrong(judge(BARE, NEEDS)) == {"rabbitmq.delivery_limit": "warning"}
+    assert wrong(judge(replace(BARE, version=(4, 1, 0)), NEEDS)) == {
+        "rabbitmq.delivery_limit": "warning",
+        "rabbitmq.dead_letter_exchange": "error",
+    }
+    unlimited = {**BARE.arguments, "x-delivery-limit": -1}
+    assert wrong(judge(replace(BARE, version=(4, 1, 0), arguments=unlimited), NEEDS)) == {
+        "rabbitmq.delivery_limit": "warning"
+    }
+
+
 def test_one_node_is_accepted_for_development() -> None:
     assert wrong(judge(replace(FACTS, members=1, nodes=1), NEEDS_OF_ONE_BROKER)) == {}
 

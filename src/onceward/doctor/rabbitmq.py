@@ -74,8 +74,8 @@ ALARM: Final = Check(
 DELIVERY_LIMIT: Final = Check(
     "rabbitmq.delivery_limit",
     Leg.CONSUMER,
-    "RabbitMQ counts returns, and so also releases and crashes: with a low limit it sets a message aside before the "
-    "consumer has made all its attempts and parked it. Without any, a message that ends every worker before it is "
+    "RabbitMQ counts every return, after a crash too: with a low limit it sets a message aside before the consumer has "
+    "made all its attempts and parked it. Without any, a message that ends every worker before it is "
     "taken goes round for ever.",
 )
 DEAD_LETTERS: Final = Check(
@@ -139,6 +139,21 @@ class RabbitmqFacts:
         if name in _LEAST and len(given) == 2:
             return min(given)
         return given[0] if given else None
+
+    @property
+    def delivery_limit(self) -> int | None:
+        """After how many returns a message becomes a dead letter; None: after none."""
+        limit = self.setting("delivery-limit")
+        if limit is None and self.version >= (4,):
+            limit = DELIVERY_LIMIT_OF_4
+        return None if limit is None or limit < 0 or self.kind != "quorum" else int(limit)
+
+    @property
+    def has_dead_letters(self) -> bool:
+        """Whether anything takes messages out of the queue that nobody has acknowledged."""
+        full = any(self.setting(name) is not None for name in ("max-length", "max-length-bytes"))
+        drops = full and self.setting("overflow") != "reject-publish"
+        return drops or self.delivery_limit is not None or self.setting("message-ttl") is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,24 +359,23 @@ def _judge_alarms(facts: RabbitmqFacts, place: str) -> Diagnosis:
 def _judge_delivery_limit(facts: RabbitmqFacts, needs: Needs, place: str) -> Iterator[Diagnosis]:
     if facts.kind != "quorum":
         return  # only quorum queues count; that this is none was said
-    limit = facts.setting("delivery-limit")
-    found = str(limit)
-    if limit is None and facts.version >= (4,):
-        limit, found = DELIVERY_LIMIT_OF_4, f"{DELIVERY_LIMIT_OF_4}, RabbitMQ's own"
-    wanted = max(DELIVERY_LIMIT_WANTED, needs.dead_letters_after_min)
-    mend = _mend(facts, needs, "delivery-limit")
-    if limit is None or limit < 0:
-        yield DELIVERY_LIMIT.wrong(place, "none", wanted=f"{wanted}, with a dead-letter exchange", mend=mend, severe=False)
+    limit, mend = facts.delivery_limit, _mend(facts, needs, "delivery-limit")
+    if limit is None:
+        wanted = f"{max(DELIVERY_LIMIT_WANTED, needs.dead_letters_after_min)}, with a dead-letter exchange"
+        yield DELIVERY_LIMIT.wrong(place, "none", wanted=wanted, mend=mend, severe=False)
         return
+    found = str(limit) if facts.setting("delivery-limit") is not None else f"{limit}, RabbitMQ's own"
     yield judge_dead_letters_after(DELIVERY_LIMIT, place, limit, needs, found=found, mend=mend)
 
 
 def _judge_dead_letters(facts: RabbitmqFacts, needs: Needs, place: str) -> Iterator[Diagnosis]:
     exchange = facts.setting("dead-letter-exchange")
-    if exchange is None or not facts.targets:
+    if not facts.targets and not facts.has_dead_letters:
+        yield DEAD_LETTERS.right(place, "none, and nothing becomes a dead letter")
+        return
+    if not facts.targets:
         found = "none" if exchange is None else f"{exchange or 'the default exchange'}, from which no queue gets them"
-        keys = ("dead-letter-exchange", "dead-letter-routing-key")
-        mend = f"{_create(facts, f'{facts.name}-dead')} && {_mend(facts, needs, *keys)}"
+        mend = _mend(facts, needs, "dead-letter-exchange", "dead-letter-routing-key")
         yield DEAD_LETTERS.wrong(place, found, wanted="one that leads to a durable queue", mend=mend)
         return
     reached = ", ".join(target.name for target in facts.targets)
@@ -421,7 +435,8 @@ def _mend(facts: RabbitmqFacts, needs: Needs, *names: str) -> str:
         return _declare_again(facts)
     # A queue has one policy at a time. A command for each finding would undo the one that was run before it.
     words = ["rabbitmqctl", "set_policy", "-p", facts.vhost, "--apply-to", "queues", "--priority", "10"]
-    return shlex.join([*words, f"onceward-{facts.name}", _pattern(facts.name), json.dumps(_policy(facts, needs))])
+    command = shlex.join([*words, f"onceward-{facts.name}", _pattern(facts.name), json.dumps(_policy(facts, needs))])
+    return command if facts.targets else f"{_create(facts, f'{facts.name}-dead')} && {command}"
 
 
 def _policy(facts: RabbitmqFacts, needs: Needs) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final, assert_never
 
@@ -190,11 +190,11 @@ def _not_said(check: Check, place: str, queue: QueueFacts) -> Diagnosis:
 def _judge_redrive(facts: SqsFacts, needs: Needs, place: str) -> Iterator[Diagnosis]:
     queue = facts.queue
     if facts.max_receive_count is None:
-        name = f"{queue.name.removesuffix('.fifo')}-dead{'.fifo' if queue.fifo else ''}"
-        arn = f"{queue.arn.rpartition(':')[0]}:{name}"
+        dead = _dead_letter_of(queue)
+        policy = _policy(f"{queue.arn.rpartition(':')[0]}:{dead.name}", RECEIVE_COUNT_WANTED)
         yield REDRIVE.wrong(
             place, "none", wanted=f"a dead-letter queue, after {RECEIVE_COUNT_WANTED} receives or so", severe=False,
-            mend=f"onceward queue create sqs://{name} && {_set(queue, RedrivePolicy=_policy(arn, RECEIVE_COUNT_WANTED))}",
+            mend=f"{_create(dead)} && {_set(queue, RedrivePolicy=policy)}",
         )  # fmt: skip
         return
     yield REDRIVE.right(place, f"to {facts.dead_letter_arn}")
@@ -211,9 +211,8 @@ def _judge_dead_letter(facts: SqsFacts) -> Iterator[Diagnosis]:
             return
         case Absence.DELETED:
             name = str(facts.dead_letter_arn).rpartition(":")[2]
-            yield DEAD_LETTER_QUEUE.wrong(
-                f"sqs:{name}", "it does not exist", wanted="a queue", mend=f"onceward queue create sqs://{name}"
-            )
+            mend = _create(_dead_letter_of(facts.queue, name))
+            yield DEAD_LETTER_QUEUE.wrong(f"sqs:{name}", "it does not exist", wanted="a queue", mend=mend)
         case Absence.FORBIDDEN:
             yield DEAD_LETTER_QUEUE.unknown(
                 f"sqs:{str(facts.dead_letter_arn).rpartition(':')[2]}", "these credentials may not read its attributes",
@@ -264,6 +263,18 @@ def _judge_deduplication(queue: QueueFacts, place: str) -> Diagnosis:
         place, "on", wanted="off, and a deduplication id from each producer", severe=False,
         mend=_set(queue, ContentBasedDeduplication="false"),
     )  # fmt: skip
+
+
+def _dead_letter_of(queue: QueueFacts, name: str | None = None) -> QueueFacts:
+    """The dead-letter queue that the queue is to have."""
+    name = name or f"{queue.name.removesuffix('.fifo')}-dead{'.fifo' if queue.fifo else ''}"
+    return replace(queue, name=name, url=f"{queue.url.rpartition('/')[0]}/{name}")
+
+
+def _create(dead_letter: QueueFacts) -> str:
+    """The commands that make it, and have it keep messages for long."""
+    kept = _set(dead_letter, MessageRetentionPeriod=str(RETENTION_SECONDS_MAX))
+    return f"{shlex.join(['onceward', 'queue', 'create', f'sqs://{dead_letter.name}'])} && {kept}"
 
 
 def _policy(arn: str, receives: int) -> str:
