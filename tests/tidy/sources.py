@@ -22,7 +22,15 @@ def python_files(*folders: str) -> tuple[Path, ...]:
 @cache
 def pages() -> tuple[Path, ...]:
     """The pages that people read: every Markdown file of the repository."""
-    folders = (ROOT, ROOT / ".ci", ROOT / "docs", ROOT / "proof", ROOT / "tests", ROOT / "examples")
+    folders = (
+        ROOT,
+        ROOT / ".ci",
+        ROOT / "docs",
+        ROOT / "docs" / "queues",
+        ROOT / "proof",
+        ROOT / "tests",
+        ROOT / "examples",
+    )
     return tuple(sorted(file for folder in folders for file in folder.glob("*.md")))
 
 
