@@ -41,7 +41,7 @@ def shop(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def dsn(dsn: str, db: Db) -> str:
-    """A database that is safe, as tests' own is not: its settings are the server's, so the queue alone is wrong."""
+    """A database with a queue in it."""
     pgmq.create_queue(db, "orders")
     return dsn
 
@@ -53,7 +53,7 @@ def asked(dsn: str, shop: Path, *arguments: str, **more: str) -> tuple[int, dict
 
 
 def names(found: list[dict[str, str]]) -> set[str]:
-    """The checks of a queue; what is said of the tests' own server does not count."""
+    """The checks of the queue; what is said of the database is another test's."""
     return {one["check"] for one in found if not one["check"].startswith("postgres.")}
 
 
