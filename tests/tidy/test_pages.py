@@ -51,7 +51,8 @@ def test_every_page_that_a_text_names_is_in_the_repository() -> None:
     missing = [
         f"{short(text)}: {name}"
         for text in texts()
-        for name in re.findall(r"[\w-]+\.md\b", text.read_text(encoding="utf-8"))
+        # What a link names at another place is not ours.
+        for name in re.findall(r"[\w-]+\.md\b", re.sub(r"https?://\S+", "", text.read_text(encoding="utf-8")))
         if name not in names
     ]
     assert missing == []
