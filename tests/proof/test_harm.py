@@ -94,7 +94,7 @@ def test_every_fault_says_what_it_strikes() -> None:
 
 def test_the_table_of_faults_shows_what_was_harmed_per_variant() -> None:
     resend = a_result("resend", replace(HARMED, parked=("C",)), {"lose-publish-ack-placed": frozenset("ABCD")})
-    run = {"orders": 3, "seed": 7, "verdict": "proven", "variants": [variant_json(resend)]}
+    run = {"queue": "pgmq", "orders": 3, "seed": 7, "verdict": "proven", "variants": [variant_json(resend)]}
     lines = {line.split(" ")[1]: line for line in faults_table(run).splitlines() if line.startswith("|")}
     row = "| `lose-publish-ack-placed` | leg 1 | producer | relay | resend: charged twice | 2 of 4, 1 held |"
     assert lines["`lose-publish-ack-placed`"] == row

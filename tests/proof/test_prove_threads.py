@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from tests.support.waiting import until
 
-from onceward.transport import Delivery, Received
+from onceward.transport import Delivery, Received, Traits
 from onceward_proof.prove.faults import Answer, Boundary
 from onceward_proof.prove.held import Hands
 from onceward_proof.workers.line import Line
@@ -78,7 +78,8 @@ class Shelf:
     """A source with so many deliveries; it remembers how many it was asked for."""
 
     def __init__(self, count: int) -> None:
-        self.name, self.traits = "shelf", None
+        self.name = "shelf"
+        self.traits = Traits(lease_seconds=2.0, settle_fenced=False, counts_deliveries=True)
         self.asked: list[int] = []
         self.given_up: list[str] = []
         self._left = [Delivery(str(n), "shelf", {}, b"") for n in range(count)]
