@@ -14,7 +14,7 @@ from psycopg import Connection
 from psycopg.types.json import Json
 
 from onceward.callables import check_plain
-from onceward.database import HANDLER_SECONDS_MAX, Database, DatabaseSource, tuples
+from onceward.database import HANDLER_SECONDS_MAX, Database, DatabaseSource, is_broken, tuples
 from onceward.day_partitions import WINDOW_DEFAULT, make_partition_for
 from onceward.endpoints import SourceOrFactory, opened_source
 from onceward.errors import UsageError
@@ -24,7 +24,7 @@ from onceward.handler_times import HandlerClock, LeaseWatch
 from onceward.inbox import LEASE_SECONDS_DEFAULT, InboxTable, check_identity
 from onceward.intents import Intents
 from onceward.lease import LeaseKeeper
-from onceward.message import MalformedMessage, Message
+from onceward.message import MalformedMessage, Message, row_key
 from onceward.outbox import Nudge
 from onceward.parked import parked_id
 from onceward.perform import NoHandler, Once, Performer
@@ -249,6 +249,30 @@ class OpenConsumer:
         # Through the inbox, as any other: a redelivery of what was parked must be a duplicate, and a redrive needs its row.
         return Performer(self.runtime, "transactional", self._refuse_type, message, delivery).run()
 
+    def excuse(self, delivery: Delivery, why: str) -> None:
+        """This delivery, which its queue has counted, is given back before its handler began: it counts as no crash.
+
+        Crash before it, or no database: it counts as one.
+        """
+        if not delivery.count:
+            return
+        try:
+            message = read_message(delivery, self.consumer.foreign)
+        except MalformedMessage:
+            return
+        handler = self.consumer.handlers.get(message.type)
+        if handler is not None and handler.shape == "effectful":
+            return  # its takes are counted in its row
+        inbox = self.runtime.inbox
+        try:
+            with self.database.connection() as conn:
+                conn.execute(
+                    inbox.statements["excuse"],
+                    {"consumer": inbox.consumer, "message_id": row_key(message.id), "error": why},
+                )
+        except psycopg.Error as error:
+            logger.warning("delivery %s was not begun, but counts as a crash: %s", delivery.id, error)
+
     def _refuse_type(self, message: Message, _tx: object) -> None:
         """The handler of a type that has none: the message is parked under its own id, for newer code and a redrive."""
         known = ", ".join(sorted(self.consumer.handlers))
@@ -297,8 +321,14 @@ class OpenConsumer:
         For each turn of upkeep. A warning says where the queue's lease is short for them.
         """
         self.runtime.inbox.seen(conn)
-        self._clock.write(conn)
-        self._lease_watch.look(conn)
+        try:
+            self._clock.write(conn)
+            self._lease_watch.look(conn)
+        except psycopg.Error as error:
+            if is_broken(conn, error):
+                raise
+            # Upkeep comes after this, and must not wait for a statistic: without the next day's partition nothing is taken.
+            logger.warning("how long handlers take was not written; the next turn of upkeep tries again: %s", error)
 
     def close(self) -> None:
         """Stop the heartbeat and give the connections back. Claims that are still held lapse by themselves."""

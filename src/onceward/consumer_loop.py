@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import logging
 import math
-import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import psycopg
@@ -26,6 +24,7 @@ from onceward.events import Listener, interrupts
 from onceward.health import Health
 from onceward.signals import stop_on_signals
 from onceward.transport import LEAVE, Delivery, Outcome, Settlement, Source, release
+from onceward.waiting import Waiting
 
 logger = logging.getLogger("onceward")
 RECEIVE_WAIT_SECONDS: Final = 1.0
@@ -180,6 +179,18 @@ class Loop:
                 and self._try("receive", self._receive, self._health.queue_failed)
             ):  # fmt: skip
                 self._failures = 0
+            elif self._source.traits.poll_seconds_max is not None:
+                self._keep_alive()
+
+    def _keep_alive(self) -> None:
+        """Nothing is received while the database is away, but a member of a group that does not poll is put out of it."""
+        try:
+            received = self._source.receive(0, 0)
+        except Exception as error:  # noqa: BLE001 - the next turn tries again; its failure is what is logged
+            self._log.debug("polling failed: %s", error)
+            return
+        if received.lost:
+            self._keeper.lost(received.lost)
 
     def _try(self, name: str, call: Callable[[], None], mark_failed: Callable[[], None]) -> bool:
         """The call is done; or it failed, and the pause after it is over: False."""
@@ -199,6 +210,7 @@ class Loop:
     def _receive(self) -> None:
         traits = self._source.traits
         room = self._room.wait(traits.poll_seconds_max, self._stopping)
+        self._workers.begin_receive()
         received = self._source.receive(min(room, traits.receive_max), RECEIVE_WAIT_SECONDS if room else 0)
         if received.lost:
             self._keeper.lost(received.lost)
@@ -209,7 +221,8 @@ class Loop:
             self._workers.submit(received.deliveries)
 
     def _pause(self, name: str, error: Exception) -> None:
-        seconds = min(0.05 * 2 ** min(self._failures, 10), PAUSE_SECONDS_MAX)
+        poll_seconds_max = self._source.traits.poll_seconds_max or math.inf
+        seconds = min(0.05 * 2 ** min(self._failures, 10), PAUSE_SECONDS_MAX, poll_seconds_max / 3)
         # An outage is one line in the log; a defect also shows where it is, once.
         shows_trace = self._failures == 1 and not isinstance(error, TransportError | psycopg.Error | OSError)
         self._log.warning(
@@ -319,7 +332,13 @@ class Workers:
     def submit(self, deliveries: Sequence[Delivery]) -> None:
         """Each of these is delivered by the next thread that is free."""
         self._room.fill(len(deliveries))
-        self._waiting.put(deliveries)
+        if overtaking := self._waiting.put(deliveries):
+            self._settler.settle_now([(delivery, release(0)) for delivery in overtaking])
+            self._room.fill(-len(overtaking))
+
+    def begin_receive(self) -> None:
+        """What was given back before now is known to the queue, which gives nothing that would overtake it."""
+        self._waiting.begin_receive()
 
     def drain(self, seconds: float) -> None:
         """Deliveries that wait are released at once.
@@ -363,6 +382,8 @@ class Workers:
         while entries:
             self._settler.settle_now(entries)
             behind = self._waiting.take_behind(delivery.order_key)
+            for other in behind:
+                self._opened.excuse(other, "given back behind another message of its order key")
             entries = [(other, release(0)) for other in behind]
             self._room.fill(-len(behind))
 
@@ -384,73 +405,6 @@ class Workers:
     def _release(self, waiting: Sequence[Delivery]) -> None:
         for delivery in waiting:
             self._settler.settle(delivery, release(0))
-
-
-class Waiting:
-    """The deliveries that wait for a thread.
-
-    Those of one order key stand in a line: the next is given out only when the one before it is settled.
-    """
-
-    def __init__(self) -> None:
-        self._ready: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
-        # A key is here while one of its deliveries is ready or in hand; in its line are those behind that one.
-        self._lines: dict[str, deque[Delivery]] = {}
-        self._lock = threading.Lock()
-
-    def put(self, deliveries: Sequence[Delivery]) -> None:
-        """These wait, in this order."""
-        with self._lock:
-            for delivery in deliveries:
-                line = None if delivery.order_key is None else self._lines.get(delivery.order_key)
-                if line is not None:
-                    line.append(delivery)
-                    continue
-                if delivery.order_key is not None:
-                    self._lines[delivery.order_key] = deque()
-                self._ready.put(delivery)
-
-    def get(self) -> Delivery | None:
-        """The next delivery, once there is one; None: this thread is to end."""
-        return self._ready.get()
-
-    def go_on(self, order_key: str | None) -> None:
-        """The one in hand is done: the next of its line is ready."""
-        if order_key is None:
-            return
-        with self._lock:
-            line = self._lines.get(order_key)
-            if line:
-                self._ready.put(line.popleft())
-            else:
-                self._lines.pop(order_key, None)
-
-    def take_behind(self, order_key: str) -> list[Delivery]:
-        """All that wait behind the one in hand; if nobody does, the line is closed."""
-        with self._lock:
-            behind = list(self._lines.get(order_key, ()))
-            if behind:
-                self._lines[order_key].clear()
-            else:
-                self._lines.pop(order_key, None)
-            return behind
-
-    def empty(self) -> list[Delivery]:
-        """All that wait, each line in its order; none of them waits any more."""
-        waiting: list[Delivery] = []
-        with self._lock:
-            with suppress(queue.Empty):
-                while (delivery := self._ready.get_nowait()) is not None:
-                    waiting.append(delivery)
-            for line in self._lines.values():
-                waiting.extend(line)
-                line.clear()
-        return waiting
-
-    def end(self, threads: int) -> None:
-        """So many threads are told to end, after what waits."""
-        for _ in range(threads):
-            self._ready.put(None)
 
 
 class Settler:

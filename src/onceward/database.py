@@ -176,10 +176,16 @@ class Database:
         autocommit = conn.autocommit
         if not autocommit:
             conn.autocommit = True
-        if not self._session_is_kept(conn, self._another):
-            raise UsageError(_POOLED.format(what="database"))
-        before = tuples(conn, READ_BORROWED)[0]
-        self._configure(conn)
+        try:
+            if not self._session_is_kept(conn, self._another):
+                raise UsageError(_POOLED.format(what="database"))
+            before = tuples(conn, READ_BORROWED)[0]
+            self._configure(conn)
+        except BaseException:
+            # Nothing of ours stays on it, or its owner's next statement would be committed at once.
+            if _roll_back(conn):
+                conn.autocommit = autocommit
+            raise
         try:
             yield
         finally:

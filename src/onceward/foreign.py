@@ -99,13 +99,14 @@ class Foreign:
 def read_message(delivery: Delivery, foreign: Foreign | None) -> Message:
     """The message that arrived: its envelope's or, where it has none, the one that `foreign` makes of it.
 
-    What has an id and a type in its headers has an envelope, and so has what says which version of CloudEvents it follows.
-    If such an envelope is incomplete, that is not mended here: the id that it lost may be known to the inbox already.
+    What says which version of CloudEvents it follows has an envelope. Where no stranger's messages are expected, so has
+    what has an id and a type in its headers. Where they are, those may be anybody's, and others for each send. An envelope
+    that is incomplete is not mended here: the id that it lost may be known to the inbox already.
 
     Raises `MalformedMessage` with the reason.
     """
     headers = delivery.headers
-    if "specversion" in headers or all(headers.get(name) for name in _REQUIRED):
+    if "specversion" in headers or (foreign is None and all(headers.get(name) for name in _REQUIRED)):
         return Message.from_wire(headers, delivery.body)
     if foreign is not None:
         return foreign.message(delivery)

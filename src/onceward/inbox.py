@@ -117,9 +117,11 @@ class InboxCalls:
         )
 
     def _register_steps(self, user: str) -> Steps[None]:
-        yield from check_schema_steps(self._table.schema, user)
-        yield from self._table.seen_steps()
-        yield from make_coming_partitions_steps(schema=self._table.schema)
+        # Each is committed by itself: on a connection that is not in autocommit, the first statement would open a
+        # transaction that stays open, with its locks, for as long as the caller waits for its queue.
+        yield from in_transaction(check_schema_steps(self._table.schema, user))
+        yield from in_transaction(self._table.seen_steps())
+        yield from in_transaction(make_coming_partitions_steps(schema=self._table.schema))
         self._table.warn_of_pruning()
 
     def _make_partition_steps(self, message: Message) -> Steps[list[str]]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Final
 
-from onceward.consumer import Consumer
+from onceward.consumer import CONNECTIONS_BESIDE_THREADS, Consumer
 from onceward.consumer_loop import Loop, checked_limits, opened_loop
-from onceward.database import DatabaseSource
+from onceward.database import DatabaseSource, as_pool, check_pool_size
 from onceward.endpoints import SourceOrFactory
 from onceward.errors import UsageError
 from onceward.events import Listener
@@ -43,9 +43,13 @@ def run_all(
     Crash anywhere: as in `run`.
     """
     limits = checked_limits(threads, prefetch, drain_seconds, stop)
+    pairs = _pairs(consumers)
+    if pool := as_pool(database):
+        # Each consumer would find it large enough for itself alone.
+        check_pool_size(pool, len(pairs) * (limits.threads + CONNECTIONS_BESIDE_THREADS))
     with ExitStack() as opening:
         loops = []
-        for number, (consumer, source) in enumerate(_pairs(consumers), 1):
+        for number, (consumer, source) in enumerate(pairs, 1):
             part = None if health is None else health.part(f"{number} {consumer.name}")
             opened = opened_loop(
                 consumer, source, database, limits, listeners, part, upkeep=upkeep, allow_short_window=allow_short_window

@@ -219,7 +219,8 @@ class KafkaTopic(QueueUrl):
 
     @property
     def server(self) -> tuple[str, ...]:
-        return (self.extra, self.brokers)
+        # The settings, too: of two URLs with different ones, a client would have to ignore one's.
+        return (self.extra, self.brokers, *(f"{name}={value}" for name, value in sorted(self._config().items())))
 
     @property
     def where(self) -> str:
@@ -285,13 +286,13 @@ def _rabbitmq_queue(text: str) -> RabbitmqQueue:
 
 def _kafka_topic(text: str) -> KafkaTopic:
     # Not the host and port of urlsplit: there may be several brokers.
-    parts = urlsplit(text)
+    parts, shown = urlsplit(text), without_secrets(text)
     if not parts.netloc:
-        raise UsageError(f"{text!r} names no broker; write kafka://HOST:PORT/TOPIC")
+        raise UsageError(f"{shown!r} names no broker; write kafka://HOST:PORT/TOPIC")
     settings = dict(parse_qsl(parts.query))
     if wrong := [name for name in CREATION if not settings.get(name, "1").isdecimal()]:
-        raise UsageError(f"{text!r}: {wrong[0]} is not a whole number; write {FORMS}")
-    return KafkaTopic(_named(unquote(parts.path.strip("/")), text), parts.netloc, settings)
+        raise UsageError(f"{shown!r}: {wrong[0]} is not a whole number; write {FORMS}")
+    return KafkaTopic(_named(unquote(parts.path.strip("/")), shown), parts.netloc, settings)
 
 
 def _named(name: str, text: str) -> str:
@@ -313,6 +314,15 @@ def sink_at(targets: str | Mapping[str, Sequence[str]], *, database: str) -> Cal
         raise UsageError("these queues are not all at one server: a relay sends to one; run another relay for the others")
     named = {message_type: [queues[url].name for url in urls] for message_type, urls in targets.items()}
     return next(iter(queues.values())).sink(named)
+
+
+def without_secrets(text: str) -> str:
+    """A URL, or whatever else names a queue, as it may be logged: no user, no password, no setting of a client."""
+    if not text.startswith(("amqp", "kafka")) or "://" not in text:
+        return text
+    parts = urlsplit(text)
+    queue = urlencode([(key, value) for key, value in parse_qsl(parts.query) if key == "queue"])
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=queue))
 
 
 def split(text: str) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Generator
 from typing import Any, NamedTuple, TypeAlias, TypeVar, Union, cast
 
 from psycopg import AsyncConnection, Connection
+from psycopg.pq import PipelineStatus
 from psycopg.rows import tuple_row
 
 Result = TypeVar("Result")
@@ -68,8 +69,16 @@ def _answer(conn: Connection[Any], asked: Query | InTransaction) -> Any:
             return carry_out(conn, asked.steps)
     with conn.cursor(row_factory=tuple_row) as cursor:
         cursor.execute(asked.statement, asked.params)
+        if cursor.rownumber is None and _is_pipelined(conn):
+            with conn.pipeline() as pipeline:
+                pipeline.sync()
         # Not `description`, which describes every column: this is on the way of each take.
         return cursor.fetchall() if cursor.rownumber is not None else []
+
+
+def _is_pipelined(conn: Connection[Any] | AsyncConnection[Any]) -> bool:
+    """Statements are only queued: there is no answer before the pipeline is synchronised."""
+    return conn.pgconn.pipeline_status is not PipelineStatus.OFF
 
 
 async def carry_out_async(conn: AsyncConnection[Any], steps: Steps[Result]) -> Result:
@@ -93,4 +102,7 @@ async def _answer_async(conn: AsyncConnection[Any], asked: Query | InTransaction
             return await carry_out_async(conn, asked.steps)
     async with conn.cursor(row_factory=tuple_row) as cursor:
         await cursor.execute(asked.statement, asked.params)
+        if cursor.rownumber is None and _is_pipelined(conn):
+            async with conn.pipeline() as pipeline:
+                await pipeline.sync()
         return await cursor.fetchall() if cursor.rownumber is not None else []

@@ -12,10 +12,11 @@ from tests.support.queues import ListSource, consuming
 from tests.support.shop import of_shape
 from tests.support.waiting import Background, until
 
-from onceward.consumer_loop import Waiting, run
+from onceward.consumer_loop import run
 from onceward.message import Message
 from onceward.retry import Backoff
 from onceward.transport import Delivery
+from onceward.waiting import Waiting
 
 
 def deliveries(*names: str) -> list[Delivery]:
@@ -127,6 +128,23 @@ def test_a_line_is_closed_when_nobody_waits_in_it(order_of_calls: Sequence[str])
         waiting.put([a1])
         assert waiting.get() is a1
         getattr(waiting, call)("a")
-        waiting.put([a2])
+        waiting.begin_receive()
+        assert waiting.put([a2]) == []
         assert waiting.get() is a2
         waiting.go_on("a")
+
+
+def test_what_a_queue_gave_before_it_was_told_does_not_overtake_what_goes_back() -> None:
+    waiting = Waiting()
+    a1, a4, b1 = deliveries("a1", "a4", "b1")
+    waiting.begin_receive()
+    waiting.put([a1])
+    assert waiting.get() is a1
+    waiting.begin_receive()
+    # The receive has a4 in its hands already; now a1 goes back, and nobody waits behind it.
+    assert waiting.take_behind("a") == []
+    assert waiting.put([a4, b1]) == [a4]
+    assert waiting.get() is b1
+    waiting.begin_receive()
+    assert waiting.put([a1, a4]) == []
+    assert waiting.get() is a1

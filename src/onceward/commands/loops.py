@@ -124,6 +124,7 @@ def run_command(arguments: Namespace) -> int:
     from onceward.consumer_loop import run  # noqa: PLC0415
     from onceward.health import Health, shown  # noqa: PLC0415
     from onceward.loops_together import run_all  # noqa: PLC0415
+    from onceward.queue_urls import without_secrets  # noqa: PLC0415
 
     # What the user wrote is read before any database is asked: its mistakes are reported first.
     named = [(_consumer(target), origin) for target, origin in with_origins(arguments.consumers, arguments.origins)]
@@ -142,7 +143,8 @@ def run_command(arguments: Namespace) -> int:
     }  # fmt: skip
     with shown(health, arguments.health):
         for consumer, origin in named:
-            announce(f"{consumer.name} consumes {origin} with {arguments.threads} threads; Ctrl-C drains and ends")
+            queue = without_secrets(origin)
+            announce(f"{consumer.name} consumes {queue} with {arguments.threads} threads; Ctrl-C drains and ends")
         if len(made) == 1:
             [(consumer, source)] = made
             run(consumer, source=source, **options)
@@ -192,6 +194,16 @@ def _consumer(target: str) -> Consumer:
     return consumer
 
 
+def _target_without_secrets(item: str) -> str:
+    """`TYPE=QUEUE,QUEUE`, or a queue alone, as it may be logged."""
+    from onceward.queue_urls import split, without_secrets  # noqa: PLC0415
+
+    message_type, equals, names = item.partition("=")
+    if not equals or ":" in message_type:
+        return without_secrets(item)
+    return f"{message_type}={','.join(map(without_secrets, split(names)))}"
+
+
 def _source(origin: Origin, arguments: Namespace, dsn: str, consumer: str) -> SourceOrFactory:
     if isinstance(origin, SourceTarget):
         source: SourceOrFactory = _found(origin, "a Source, or a function that gives a Source", or_with="receive")
@@ -225,7 +237,7 @@ def relay_command(arguments: Namespace) -> int:
     log_to_stderr(arguments.log_level, arguments.log_format)
     health = Health()
     with shown(health, arguments.health):
-        targets = " ".join(arguments.queues or [arguments.sink])
+        targets = " ".join(map(_target_without_secrets, arguments.queues or [arguments.sink]))
         announce(f"the outbox of schema {arguments.schema!r} goes to {targets}; Ctrl-C ends")
         relay(
             sink=sink, database=dsn, schema=arguments.schema, batch=arguments.batch, lanes=arguments.lanes,

@@ -165,7 +165,7 @@ RETURNING n, sessions_lost, set_config('synchronous_commit', 'on', true)
 -- index: attempts_pkey
 INSERT INTO {schema}.attempts AS a (consumer, message_id, n, excused, error)
 VALUES (%(consumer)s, %(message_id)s, 0, 1, %(error)s)
-ON CONFLICT (consumer, message_id) DO UPDATE SET excused = a.excused + 1
+ON CONFLICT (consumer, message_id) DO UPDATE SET excused = a.excused + 1, failed_at = clock_timestamp()
 
 -- name: excused
 -- why: how many of these deliveries did not end in a crash; asked only where the queue's count is beyond the limit.

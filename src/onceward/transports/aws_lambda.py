@@ -53,6 +53,10 @@ class Opened(Protocol):
         """What is to become of this delivery."""
         ...
 
+    def excuse(self, delivery: Delivery, why: str) -> None:
+        """It is given back before its handler began."""
+        ...
+
 
 class Opens(Protocol):
     """A consumer."""
@@ -154,7 +158,11 @@ class LambdaHandler:
         closed: set[str | None] = set()
         started = 0
         for item in items:
-            if item.line in closed or (started and not self._has_time(context)):
+            if item.line in closed:
+                # Of a FIFO queue: ten at most, so that telling of them takes no time that is not there.
+                opened.excuse(item.delivery, "given back behind another message of its queue")
+                settlement = _NOT_STARTED
+            elif started and not self._has_time(context):
                 settlement = _NOT_STARTED
             else:
                 settlement = self._deliver(opened, item.delivery)
@@ -283,8 +291,12 @@ def _by_offset(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _kafka_item(partition: str, record: Mapping[str, Any]) -> Item:
-    # A header that is repeated is in it twice; the last one counts.
-    headers = {name: as_text(bytes(value)) for header in record.get("headers") or () for name, value in header.items()}
+    # A header that is repeated is in it twice; the last one counts. Its bytes are Java's, from -128 to 127.
+    headers = {
+        name: as_text(bytes(byte % 256 for byte in value or ()))
+        for header in record.get("headers") or ()
+        for name, value in header.items()
+    }
     delivery = Delivery(
         id=f"{partition}:{record['offset']}",
         source=f"kafka:{record['topic']}",

@@ -66,7 +66,8 @@ class Partition:
         self.topic = topic
         self.number = number
         self.is_ours = True
-        self.is_paused = False
+        # None: not known. A partition that was taken away while it was paused is still so, for the client, when it is back.
+        self.is_paused: bool | None = None
         self.committed: int | None = None  # the last offset that the broker has confirmed
         self.next_offset: int | None = None  # one more than that of the last record read; None: none was read
         self._ahead_max = ahead_max

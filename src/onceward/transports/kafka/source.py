@@ -127,24 +127,33 @@ class Source:
         self._commit_what_is_left()
         with self._turns.turn():
             self._pace(consumer, [*self._partitions.values()])
-        deadline = time.monotonic() + wait_seconds
-        # Also when enough is waiting, or nothing is wanted: a member that does not poll is put out of its group.
-        self._read(consumer, 0.0)
-        deliveries = self._give(limit)
-        while len(deliveries) < limit:
-            seconds = 0.0 if deliveries else min(SLICE_SECONDS, max(0.0, deadline - time.monotonic()))
-            partition = self._read(consumer, seconds)
-            if partition is not None:
-                deliveries += self._give(limit - len(deliveries), [partition])
-            elif deliveries or time.monotonic() >= deadline:
-                break
-            else:
-                deliveries += self._give(limit)
+        deliveries: list[Delivery] = []
+        try:
+            self._fill(deliveries, consumer, limit, time.monotonic() + wait_seconds)
+        except Exception:
+            # What was given already is in hand: nobody would settle it if it were not returned.
+            if not deliveries:
+                raise
+            logger.exception("reading from %s failed; what came before is handled, and reading goes on", self.name)
         with self._lock:
             lost, self._lost = self._lost, []
         if not deliveries and not lost:
             self._raise_trouble(consumer)
         return Received(deliveries, lost)
+
+    def _fill(self, deliveries: list[Delivery], consumer: Consumer, limit: int, deadline: float) -> None:
+        # Also when enough is waiting, or nothing is wanted: a member that does not poll is put out of its group.
+        self._read(consumer, 0.0)
+        self._give(deliveries, limit)
+        while len(deliveries) < limit:
+            seconds = 0.0 if deliveries else min(SLICE_SECONDS, max(0.0, deadline - time.monotonic()))
+            partition = self._read(consumer, seconds)
+            if partition is not None:
+                self._give(deliveries, limit, [partition])
+            elif deliveries or time.monotonic() >= deadline:
+                break
+            else:
+                self._give(deliveries, limit)
 
     def _joined(self) -> Consumer:
         """The member of the group, made where it is first needed: a client does not survive a fork."""
@@ -210,15 +219,13 @@ class Source:
         key = message.key() if self._by_key else None
         return None if key is None else f"{message.topic()}/{message.partition()}/{read_text(key)}"
 
-    def _give(self, limit: int, partitions: Sequence[Partition] | None = None) -> list[Delivery]:
-        """At most `limit` deliveries whose turn it is, of these partitions (None: of all)."""
+    def _give(self, deliveries: list[Delivery], limit: int, partitions: Sequence[Partition] | None = None) -> None:
+        """More deliveries whose turn it is, up to `limit` in all, of these partitions (None: of all)."""
         now = time.monotonic()
-        deliveries: list[Delivery] = []
         with self._lock:
             for partition in self._partitions.values() if partitions is None else partitions:
                 while len(deliveries) < limit and (record := partition.give(now)) is not None:
                     deliveries.append(self._delivery(partition, record))
-        return deliveries
 
     def _delivery(self, partition: Partition, record: Record) -> Delivery:
         message: KafkaMessage = record.message
@@ -235,9 +242,9 @@ class Source:
         """A partition is read while it has room. Inside a turn."""
         for partition in partitions:
             if partition.is_full is not partition.is_paused:
-                partition.is_paused = partition.is_full
-                change = consumer.pause if partition.is_paused else consumer.resume
+                change = consumer.pause if partition.is_full else consumer.resume
                 change([TopicPartition(partition.topic, partition.number)])
+                partition.is_paused = partition.is_full
 
     def settle(self, entries: Sequence[Entry]) -> Sequence[Outcome]:
         """What is acknowledged is committed once everything before it in its partition is finished, too.

@@ -85,7 +85,7 @@ def retry_seconds(headers: Headers | None) -> float:
     values = {name: value for name, value in headers or () if value is not None}
     try:
         at, delay = int(values[RETRY_AT]), int(values[RETRY_DELAY])
-    except (KeyError, ValueError):
+        # Never longer than the delay itself: the clock of whoever released it may be ahead of this one.
+        return max(0.0, min(at - time.time() * 1000, delay)) / 1000
+    except (KeyError, ValueError, OverflowError):
         return 0.0  # of a stranger, or written by hand: due at once
-    # Never longer than the delay itself: the clock of whoever released it may be ahead of this one.
-    return max(0.0, min(at - time.time() * 1000, delay)) / 1000
