@@ -102,8 +102,24 @@ def _variant_json(result: Result) -> dict[str, Any]:
     return {key: BY_KEY[key].read(result) for key in COUNTED} | {"wall_seconds": round(result.wall_seconds, 2)}
 
 
-def _setting_in_words(row: Mapping[str, Any]) -> str:
-    words = [f"lease {row['lease_seconds']} s"]
+# What each queue calls the time for which a delivery is left to its consumer.
+LEASE_IN_WORDS: Final[dict[str, str]] = {
+    "pgmq": "lease",
+    "sqs": "visibility timeout",
+    "sqs-fifo": "visibility timeout",
+    "rabbitmq": "consumer timeout",
+    "kafka": "max.poll.interval.ms:",
+}
+# What of a queue's own is as good as it can be under every setting: the adapter does not offer less.
+ALWAYS: Final[dict[str, tuple[str, ...]]] = {
+    "sqs-fifo": ("sends deduplicated",),
+    "rabbitmq": ("quorum queue", "publisher confirms"),
+    "kafka": ("acks=all", "idempotent producer"),
+}
+
+
+def _setting_in_words(row: Mapping[str, Any], queue: str) -> str:
+    words = [*ALWAYS.get(queue, ()), f"{LEASE_IN_WORDS[queue]} {row['lease_seconds']} s"]
     words += ["archive"] if row["archive"] else []
     words += ["each ack sent twice"] if row["double_settle"] else []
     return ", ".join(words)
@@ -145,8 +161,10 @@ NARROW: Final = (_together("naive"), _together("hardened"), *FIGURES[-3:])
 TOGETHER: Final = " · ".join(HARMS.values())
 
 
-def settings_table(rows: Sequence[Mapping[str, Any]], *, wide: bool = True) -> tuple[list[str], list[Row]]:
+def settings_table(
+    rows: Sequence[Mapping[str, Any]], queue: str = "pgmq", *, wide: bool = True
+) -> tuple[list[str], list[Row]]:
     """Titles and rows, of the rows' JSON. A narrow one fits 80 characters: TOGETHER says what its cells are."""
     figures = FIGURES if wide else NARROW
     head = ["queue", *(figure.title for figure in figures)]
-    return head, [Row(_setting_in_words(row), tuple(f.show(f.read(row)) for f in figures)) for row in rows]
+    return head, [Row(_setting_in_words(row, queue), tuple(f.show(f.read(row)) for f in figures)) for row in rows]

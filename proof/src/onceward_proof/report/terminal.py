@@ -123,7 +123,8 @@ def write_files(options: ProveOptions, console: Console, document: dict[str, Any
     `page` names the module whose `render(*shown)` makes the HTML.
     """
     if options.json is not None:
-        options.json.write_text(json.dumps({"made": made()} | document, indent=2) + "\n", encoding="utf-8")
+        facts = made(queue=document.get("queue", "pgmq"))
+        options.json.write_text(json.dumps({"made": facts} | document, indent=2) + "\n", encoding="utf-8")
         console.print(f"JSON: {options.json}", highlight=False, soft_wrap=True)
     if options.html is not None:
         # Imported only now: a run without a page need not wait for the templates.
