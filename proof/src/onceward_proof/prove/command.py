@@ -103,10 +103,7 @@ def _check(options: ProveOptions) -> None:
 
 def _schedule(options: ProveOptions) -> Schedule:
     if options.schedule is not None:
-        schedule = read_schedule(options.schedule)
-        if options.queue not in (None, schedule.queue):
-            raise UsageError(f"{options.schedule} is a schedule for {schedule.queue}, not for {options.queue}")
-        return schedule
+        return read_schedule(options.schedule, options.queue)
     seed = options.chosen_seed()
     orders = read_orders(options.orders_from) if options.orders_from else make_orders(options.orders, seed)
     make = make_schedule if options.ablate is None else make_ablation_schedule
