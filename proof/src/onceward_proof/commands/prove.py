@@ -30,6 +30,9 @@ examples:
                                         ends it with a report
   onceward prove --queue sqs            on another queue: its server is started, and
                                         killed; sqs-fifo, rabbitmq, kafka
+  onceward prove --queue sqs --variants tutorial,hardened
+                                        the naive service as the client's own
+                                        tutorials write it, struck from outside only
   onceward prove --variants naive,resend,hardened,textbook,no-key
   onceward prove --threads 8 --prefetch 8
                                         as `onceward run` does by default: one
@@ -65,7 +68,8 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="N", help="makes the schedule (default: a fresh one)")
     parser.add_argument(
         "--variants", type=_names, metavar="A,B",
-        help="of naive,resend,hardened,ack-first,select-then-act,textbook,no-key (default: naive,hardened)",
+        help="of naive,resend,hardened,ack-first,select-then-act,textbook,no-key; tutorial with --queue"
+        " (default: naive,hardened)",
     )  # fmt: skip
     parser.add_argument(
         "--ablate", type=_names, nargs="?", const=(), metavar="A,B",
