@@ -64,7 +64,7 @@ def test_the_command_knows_every_queue_and_the_client_of_each() -> None:
     assert {"pgmq", *CLIENTS} == set(QUEUES)
 
 
-@pytest.mark.parametrize("mode", [["--ablate"], ["--queue-settings"], ["--for", "5s"], ["--every-syscall"]])
+@pytest.mark.parametrize("mode", [["--ablate"], ["--for", "5s"], ["--every-syscall"]])
 def test_what_runs_on_pgmq_alone_says_so(mode: list[str]) -> None:
     out, _ = (process := start(*mode, "--queue", "sqs")).communicate(timeout=30)
     assert process.returncode == 2, out

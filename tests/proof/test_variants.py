@@ -6,7 +6,7 @@ import pytest
 from tests.proof.prove_run import Proof, prove, start, write_schedule
 
 from onceward_proof.prove.schedule import Aimed, Schedule
-from onceward_proof.prove.variants import MODULES, PROCESS_COUNTS
+from onceward_proof.prove.variants import MODULES, PROCESS_COUNTS, TUTORIAL
 from onceward_proof.prove.workload import make_orders
 
 PER_FAULT = 2
@@ -62,4 +62,4 @@ def test_an_unknown_variant_is_answered_with_the_list() -> None:
 
 
 def test_every_variant_but_hardened_is_a_module_of_the_service() -> None:
-    assert {*PROCESS_COUNTS} == {*MODULES, "hardened"}
+    assert {*PROCESS_COUNTS} == {*MODULES, "hardened", TUTORIAL}

@@ -48,6 +48,12 @@ def member_config(address: str, group: str, member: str) -> dict[str, Any]:
     }
 
 
+def plain_config(address: str, topic: str) -> dict[str, Any]:
+    """Of a consumer as tutorials write it, with the limits of every member: it has no name that would outlive it."""
+    config = member_config(address, group_of(topic), "")
+    return {name: value for name, value in config.items() if name != "group.instance.id"} | {"enable.auto.commit": False}
+
+
 def asking_config(address: str, group: str) -> dict[str, Any]:
     """Of a consumer that reads for the proof, and never for the service."""
     return {"bootstrap.servers": address, "group.id": group, "enable.auto.commit": False, "log_level": 0}

@@ -147,6 +147,11 @@ def _session() -> boto3.Session:
     return boto3.Session(aws_access_key_id="proof", aws_secret_access_key="proof", region_name="us-east-1")  # noqa: S106
 
 
+def make_plain_client(url: str) -> Any:
+    """A client of SQS at this address, as boto3 makes it, with its retries."""
+    return _session().client("sqs", endpoint_url=url, config=Config(proxies={}))
+
+
 def make_client(url: str) -> Any:
     """A client of SQS at this address. Its own retries are off: each request that a fault strikes is one."""
     config = Config(

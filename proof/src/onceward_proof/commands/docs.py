@@ -7,22 +7,19 @@ from typing import Any
 
 from onceward.commands.arguments import say, warn
 from onceward.errors import UsageError
+from onceward_proof.report.kept_runs import KEPT_RUNS
 
-EXAMPLES = """\
-examples:
-  onceward prove --orders 1000 --seed 1 --variants naive,resend,hardened --json docs/evidence/prove.json
-  onceward prove --orders 1000 --seed 1 --threads 8 --prefetch 8 --json docs/evidence/defaults.json
-  onceward prove --orders 1000 --seed 1 --resolve --json docs/evidence/resolve.json
-  onceward prove --queue-settings --orders 100 --seed 7 --json docs/evidence/queue-settings.json
-  onceward prove --ablate --orders 300 --seed 7 --json docs/evidence/ablation.json
-  onceward explore --json docs/evidence/explore.json
-  onceward prove --every-syscall --json docs/evidence/syscalls.json
-  onceward prove --for 30m --seed 31 --json docs/evidence/soak.json
-  onceward docs refresh
-  onceward docs refresh --check        exit 1 when a table is not what its
-                                       evidence says, or when the core is not
-                                       the one that made the evidence
-"""
+EXAMPLES = "\n".join(
+    (
+        "examples:",
+        *(f"  {command} --json docs/evidence/{run}.json" for run, command in KEPT_RUNS.items()),
+        "  onceward docs refresh",
+        "  onceward docs refresh --check        exit 1 when a table is not what its",
+        "                                       evidence says, when a run is missing, or",
+        "                                       when the core is not the one that made it",
+        "",
+    )
+)
 
 
 def add_commands(commands: Any) -> None:
@@ -34,7 +31,7 @@ def add_commands(commands: Any) -> None:
 
 
 def docs(arguments: Any) -> int:
-    from onceward_proof.report.docs import marked_pages, outdated, refresh  # noqa: PLC0415 - only when it is asked for
+    from onceward_proof.report.docs import marked_pages, missing, outdated, refresh  # noqa: PLC0415 - only when it is asked for
 
     pages = marked_pages(arguments.folder)
     if not pages:
@@ -42,7 +39,7 @@ def docs(arguments: Any) -> int:
             f"no page in {arguments.folder} has a table: call it from the checkout, or name the folder (--folder)"
         )
     evidence = arguments.folder / "evidence"
-    old = outdated(evidence)
+    old = missing(evidence) + outdated(evidence)
     for run in old:
         warn(f"{run}, then `onceward docs refresh`")
     wrong = False

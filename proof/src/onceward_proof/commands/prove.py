@@ -30,6 +30,9 @@ examples:
                                         ends it with a report
   onceward prove --queue sqs            on another queue: its server is started, and
                                         killed; sqs-fifo, rabbitmq, kafka
+  onceward prove --queue sqs --variants tutorial,hardened
+                                        the naive service as the client's own
+                                        tutorials write it, struck from outside only
   onceward prove --variants naive,resend,hardened,textbook,no-key
   onceward prove --threads 8 --prefetch 8
                                         as `onceward run` does by default: one
@@ -38,6 +41,9 @@ examples:
                                         which layer holds what
   onceward prove --queue-settings       naive and hardened under other leases
                                         of the queue, with its archive, ...
+  onceward prove --queue-settings --queue sqs
+                                        the same on another queue, with its own
+                                        settings made better
 
 exit codes: 0 proven; 1 hardened broke; 2 usage or environment;
 3 inconclusive (a planned fault did not fire or had no effect that was seen,
@@ -62,7 +68,8 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="N", help="makes the schedule (default: a fresh one)")
     parser.add_argument(
         "--variants", type=_names, metavar="A,B",
-        help="of naive,resend,hardened,ack-first,select-then-act,textbook,no-key (default: naive,hardened)",
+        help="of naive,resend,hardened,ack-first,select-then-act,textbook,no-key; tutorial with --queue"
+        " (default: naive,hardened)",
     )  # fmt: skip
     parser.add_argument(
         "--ablate", type=_names, nargs="?", const=(), metavar="A,B",
@@ -70,7 +77,7 @@ def add_commands(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--queue-settings", action="store_true",
-        help="naive and hardened under each setting of the queue (default: 100 orders; about eight minutes)",
+        help="naive and hardened under each setting of the queue (default: 100 orders; on pgmq about eight minutes)",
     )  # fmt: skip
     parser.add_argument(
         "--every-syscall", action="store_true",
@@ -172,8 +179,8 @@ def _check_modes(arguments: Any) -> None:
     if arguments.rate is not None and mode != "--for":
         raise UsageError("--rate is for a soak: prove --for 30m --rate 30")
     on_pgmq = {
-        "--ablate": arguments.ablate is not None, "--queue-settings": arguments.queue_settings,
-        "--every-syscall": arguments.every_syscall, "--for": arguments.soak_seconds is not None,
+        "--ablate": arguments.ablate is not None, "--every-syscall": arguments.every_syscall,
+        "--for": arguments.soak_seconds is not None,
     }  # fmt: skip
     named = [name for name, is_asked in on_pgmq.items() if is_asked]
     if arguments.queue not in (None, "pgmq") and named:

@@ -23,9 +23,10 @@ from onceward_proof.prove.outcome import EXIT_CODES, concurrency, judge, to_json
 from onceward_proof.prove.processes import Subject
 from onceward_proof.prove.run import Result, run_subject
 from onceward_proof.prove.schedule import Schedule, make_schedule, read_schedule
-from onceward_proof.prove.variants import PROCESS_COUNTS
+from onceward_proof.prove.variants import PROCESS_COUNTS, TUTORIAL, TUTORIALS
 from onceward_proof.prove.workload import make_orders, read_orders
 from onceward_proof.report.terminal import Live, print_ablation, print_plan, print_report, write_files
+from onceward_proof.workers.setting import QueueName
 
 # Eight threads of eleven consumers, each with a connection to either server; and those that kills have left behind.
 SETTINGS: Final = {"max_connections": "400"}
@@ -41,6 +42,7 @@ def run_proof(options: ProveOptions) -> int:
     _check(options)
     rows = choose_rows(options.ablate) if options.ablate is not None else ()
     schedule = _schedule(options)
+    _check_tutorial(options, schedule.queue)
     find_broker(schedule.queue).check()
     console = Console()
     logging.getLogger("onceward").setLevel(logging.ERROR)
@@ -101,12 +103,19 @@ def _check(options: ProveOptions) -> None:
         raise UsageError("--schedule brings its own orders and seed: leave out --orders-from and --seed")
 
 
+def _check_tutorial(options: ProveOptions, queue: QueueName) -> None:
+    """Raises `UsageError` for what the tutorials' service does not have."""
+    if TUTORIAL not in options.variants or options.ablate is not None:
+        return
+    if queue not in TUTORIALS:
+        raise UsageError(f"--variants: {TUTORIAL} is not there for {queue}; name a queue: --queue {', '.join(TUTORIALS)}")
+    if (options.threads, options.prefetch) != (1, 0):
+        raise UsageError(f"--variants: {TUTORIAL} handles one message at a time: leave out --threads and --prefetch")
+
+
 def _schedule(options: ProveOptions) -> Schedule:
     if options.schedule is not None:
-        schedule = read_schedule(options.schedule)
-        if options.queue not in (None, schedule.queue):
-            raise UsageError(f"{options.schedule} is a schedule for {schedule.queue}, not for {options.queue}")
-        return schedule
+        return read_schedule(options.schedule, options.queue)
     seed = options.chosen_seed()
     orders = read_orders(options.orders_from) if options.orders_from else make_orders(options.orders, seed)
     make = make_schedule if options.ablate is None else make_ablation_schedule

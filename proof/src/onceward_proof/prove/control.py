@@ -49,9 +49,15 @@ class Controller:
     """Fires one schedule against one variant's processes."""
 
     def __init__(
-        self, schedule: Schedule, process_counts: Mapping[Role, int], servers: Mapping[ServerFault, Server]
+        self,
+        schedule: Schedule,
+        process_counts: Mapping[Role, int],
+        servers: Mapping[ServerFault, Server],
+        *,
+        outside_only: bool = False,
     ) -> None:
         self.schedule = schedule
+        self.outside_only = outside_only  # no worker reports what it publishes, receives or acknowledges
         self.counts = Counts()
         self.moments: defaultdict[str, list[Moment]] = defaultdict(list)
         self.also_struck: set[str] = set()  # orders that a fault met which was not aimed at them
@@ -70,7 +76,7 @@ class Controller:
         self._started = time.monotonic()
         self._ending = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._acked_after_placed = 0
+        self._progress = 0  # by which faults are timed: orders whose first message was handled
         self._ready = asyncio.Event()
         self._about_to_strike = 0  # random kills that wait for their instant
         self._server_kills = 0  # that wait for the acks under way, or are at work
@@ -231,6 +237,8 @@ class Controller:
             self._passed.add(place)
             if place.boundary is Boundary.ACK_AFTER:
                 self._acked(place)
+            elif place.boundary is Boundary.RESPONSE and self.outside_only:
+                self._handled_after_placed()
         return Answer.GO if fault is None else self._fire(fault, place, report.at, target)
 
     def _follow_ack(self, place: Place, report: Report, target: LiveWorker, answer: Answer) -> None:
@@ -253,8 +261,13 @@ class Controller:
             self.counts.acked += 1
             self.order_booked(place.order)
         else:
-            self._acked_after_placed += 1
-            self._fire_timed()
+            self._handled_after_placed()
+
+    def _handled_after_placed(self) -> None:
+        """One order more was charged and acknowledged; or only charged, where nobody says what is acknowledged."""
+        self.last_progress = time.monotonic()
+        self._progress += 1
+        self._fire_timed()
 
     def _fire(self, fault: Fault, place: Place, at: float, target: LiveWorker | None) -> Answer:
         """Do it; what the one that asked at this instant is to do."""
@@ -330,7 +343,7 @@ class Controller:
 
     def _fire_timed(self) -> None:
         """Keyed to progress, never to time: on a slow machine the same faults strike."""
-        while self.unfired_timed and self.unfired_timed[0].progress <= self._acked_after_placed:
+        while self.unfired_timed and self.unfired_timed[0].progress <= self._progress:
             entry = self.unfired_timed.pop(0)
             if entry.fault == KILL_RANDOM:
                 self.spawn_task(self._kill_random(entry))
@@ -347,7 +360,7 @@ class Controller:
         """
         self._about_to_strike += 1
         left, idle_seconds = entry.delay_ms / 1000, 0.0
-        while not (targets := self._targets(any_worker=idle_seconds > IDLE_SECONDS_MAX)) or left > 0:
+        while not (targets := self._targets(any_worker=self.outside_only or idle_seconds > IDLE_SECONDS_MAX)) or left > 0:
             before = time.monotonic()
             await asyncio.sleep(min(LOOK_SECONDS, max(left, 0.001)))
             seconds = time.monotonic() - before

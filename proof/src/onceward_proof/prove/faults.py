@@ -44,6 +44,10 @@ class Boundary(StrEnum):
     HANDLER_AFTER = "handler.after"
 
 
+# What is seen to pass without the service's help: the harness gives the orders, and the provider is the harness's own.
+OUTSIDE: Final = frozenset({Boundary.PLACING, Boundary.REQUEST, Boundary.RESPONSE})
+
+
 class Place(NamedTuple):
     """One passage that a fault is aimed at: the first of this boundary by this order's message."""
 
@@ -279,6 +283,12 @@ def struck(fault: str) -> tuple[str, str]:
     """What it strikes: in naive and what repairs only its consumer, and in hardened."""
     aimed = BY_NAME.get(fault)
     return _PASSERS[aimed.boundary, aimed.message_type] if aimed else _MET[fault]
+
+
+def strikes_from_outside(fault: str) -> bool:
+    """It also reaches a service that nothing of the proof is wrapped around."""
+    aimed = BY_NAME.get(fault)
+    return aimed is None or aimed.boundary in OUTSIDE
 
 
 def is_kill(fault: str) -> bool:

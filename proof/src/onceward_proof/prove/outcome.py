@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, Literal, assert_never
 
-from onceward_proof.prove.faults import LEG_OF, STORIES, kills
+from onceward_proof.prove.faults import LEG_OF, STORIES, kills, strikes_from_outside
 from onceward_proof.prove.harm import RESENT, became
 from onceward_proof.prove.run import Result
 from onceward_proof.prove.schedule import Schedule
+from onceward_proof.prove.variants import TUTORIAL
 from onceward_proof.report.lines import count_of, some_of
 from onceward_proof.report.tables import Cell, Figure, Row
 
 Verdict = Literal["proven", "broken", "inconclusive"]
 EXIT_CODES: Final[dict[Verdict, int]] = {"proven": 0, "broken": 1, "inconclusive": 3}
+
+
+def _told(read: Callable[[Result], int]) -> Callable[[Result], int | None]:
+    """What workers report of their deliveries; None of those that report nothing."""
+    return lambda result: None if result.outside_only else read(result)
 
 
 def _hit_rate(result: Result) -> float:
@@ -35,14 +41,14 @@ FIGURES: Final[tuple[Figure[Result], ...]] = (
     Figure("waiting for a decision (parked)", lambda r: len(r.verdict.parked), "parked"),
     Figure("ended by a person (settled)", lambda r: len(r.resolved), "resolved"),
     Figure("predicted to be parked", lambda r: len(r.predicted_parked), "predicted_parked", shown=False),
-    Figure("deliveries", lambda r: r.counts.deliveries, "deliveries"),
-    Figure("redelivered", lambda r: r.counts.redeliveries, "redeliveries", part_of_above=True),
+    Figure("deliveries", _told(lambda r: r.counts.deliveries), "deliveries"),
+    Figure("redelivered", _told(lambda r: r.counts.redeliveries), "redeliveries", part_of_above=True),
     Figure("looked up in the inbox", lambda r: r.counts.dedup_checks, "dedup_checks", shown=False),
     Figure("turned away by the inbox", lambda r: r.counts.dedup_hits, "dedup_hits", part_of_above=True),
     Figure("share of them turned away", _hit_rate, "dedup_hit_rate", shown=False),
     Figure("SIGKILLs", lambda r: kills(r.counts.fired), "kills"),
     Figure("of a consumer", lambda r: r.counts.kills_of_consumers, "kills_of_consumers", part_of_above=True),
-    Figure("that held a delivery", lambda r: r.counts.kills_holding, "kills_holding",
+    Figure("that held a delivery", _told(lambda r: r.counts.kills_holding), "kills_holding",
            part_of_above=True),
     Figure("seconds", lambda r: round(r.wall_seconds, 1)),
 )  # fmt: skip
@@ -51,19 +57,25 @@ BY_KEY: Final = {figure.key: figure for figure in FIGURES}
 
 def counted(results: Sequence[Result]) -> list[Row]:
     """The table of before and after: a row per figure, a cell per variant."""
-    return [figure.row(map(figure.read, results)) for figure in FIGURES if figure.shown]
+    rows = [figure.row(map(figure.read, results)) for figure in FIGURES if figure.shown]
+    if any(result.outside_only for result in results):
+        rows.append(Row("struck", tuple(Cell("from outside only" if r.outside_only else "everywhere") for r in results)))
+    return rows
 
 
 def faults(results: Sequence[Result]) -> list[Row]:
     """A row per fault: how many were planned, and how many fired in each variant."""
     planned = results[0].planned if results else {}
     return [
-        Row(name, (Cell(f"{count:,}"), *(_fired(result.faults()[name]) for result in results)), STORIES[name], LEG_OF[name])
+        Row(name, (Cell(f"{count:,}"), *(_fired(name, result) for result in results)), STORIES[name], LEG_OF[name])
         for name, count in planned.items()
     ]
 
 
-def _fired(fault: dict[str, int]) -> Cell:
+def _fired(name: str, result: Result) -> Cell:
+    fault = result.faults()[name]
+    if result.outside_only and not strikes_from_outside(name):
+        return Cell("outside only")
     missing = [f"{fault[what]:,} {what}" for what in ("unreached", "unseen") if fault[what]]
     return Cell(f"{fault['fired']:,} ({', '.join(missing)})", "warn") if missing else Cell(f"{fault['fired']:,}")
 
@@ -71,7 +83,7 @@ def _fired(fault: dict[str, int]) -> Cell:
 def judge(results: Sequence[Result]) -> tuple[Verdict, list[str]]:
     """The verdict, and each reason in a sentence (none when it is proven)."""
     by_name = {result.variant: result for result in results}
-    hardened, naive = by_name.get("hardened"), by_name.get("naive")
+    hardened, naive, tutorial = by_name.get("hardened"), by_name.get("naive"), by_name.get(TUTORIAL)
     # First of all: harm to the hardened variant is a fact, however little the rest of the run may prove.
     broken = why_broken(hardened) if hardened is not None else []
     if broken:
@@ -79,13 +91,17 @@ def judge(results: Sequence[Result]) -> tuple[Verdict, list[str]]:
     reasons: list[str] = []
     if hardened is None:
         reasons.append("the hardened variant was not run")
-    if naive is None:
-        reasons.append("the naive variant was not run: that hardened held proves nothing unless something else breaks")
-    else:
+    if naive is not None:
         reasons += _why_naive_proves_nothing(naive)
+    elif tutorial is not None:
+        reasons += _why_naive_proves_nothing(tutorial)
+    else:
+        reasons.append("the naive variant was not run: that hardened held proves nothing unless something else breaks")
     resend = by_name.get("resend")
     reasons += _why_resend_proves_nothing(resend) if resend is not None else []
-    reasons += [reason for result in (naive, hardened) if result is not None for reason in _why_not_all_fired(result)]
+    reasons += [
+        reason for result in (naive or tutorial, hardened) if result is not None for reason in _why_not_all_fired(result)
+    ]
     return ("inconclusive", reasons) if reasons else ("proven", [])
 
 
@@ -95,7 +111,7 @@ def summary(verdict: Verdict, schedule: Schedule, results: Sequence[Result]) -> 
     A run under faults that were drawn at random is evidence of those faults, and of nothing else.
     """
     by_name = {result.variant: result for result in results}
-    hardened, naive = by_name.get("hardened"), by_name.get("naive")
+    hardened, naive = by_name.get("hardened"), by_name.get("naive") or by_name.get(TUTORIAL)
     under = _faults_in_words(hardened or next(iter(results), None), schedule)
     match verdict:
         case "inconclusive":
@@ -104,9 +120,12 @@ def summary(verdict: Verdict, schedule: Schedule, results: Sequence[Result]) -> 
             return f"{under} struck. The hardened consumer broke its guarantee:"
         case "proven":
             doubled, lost = (len(naive.verdict.double_charged), len(naive.verdict.lost)) if naive else (0, 0)
+            name = "naive service"
+            if naive is not None and naive.outside_only:
+                name = f"service of the client's tutorials, struck {_how_often(naive)} and from outside only,"
             held = _what_was_held(hardened) if hardened else ""
             return (
-                f"No double charge, no lost event in {under}. Under the same schedule, the naive service charged "
+                f"No double charge, no lost event in {under}. Under the same schedule, the {name} charged "
                 f"{count_of(doubled, 'order')} twice and lost {count_of(lost, 'order')}.{held}"
             )
     assert_never(verdict)
@@ -122,6 +141,11 @@ def _what_was_held(result: Result) -> str:
         )
     parked = len(result.verdict.parked)
     return f" Orders that wait for a decision, as the schedule predicts: {parked:,}." if parked else ""
+
+
+def _how_often(result: Result) -> str:
+    fired = sum(fault["fired"] for fault in result.faults().values())
+    return "once" if fired == 1 else f"{fired:,} times"
 
 
 def _faults_in_words(result: Result | None, schedule: Schedule) -> str:
@@ -172,11 +196,12 @@ def _why_not_ended(result: Result) -> list[str]:
 def _why_naive_proves_nothing(naive: Result) -> list[str]:
     reasons = []
     if not naive.verdict.double_charged:
-        reasons.append("naive: no order was charged twice, so the faults prove nothing")
-    if not naive.verdict.lost:
-        reasons.append("naive: no event was lost, so the faults prove nothing")
+        reasons.append(f"{naive.variant}: no order was charged twice, so the faults prove nothing")
+    # What loses an event strikes at its publish, where a service that is struck from outside only is safe.
+    if not naive.verdict.lost and not naive.outside_only:
+        reasons.append(f"{naive.variant}: no event was lost, so the faults prove nothing")
     if not naive.finished:
-        reasons.append(f"naive: no progress for {naive.stalled_seconds:g} s ({naive.why_stalled})")
+        reasons.append(f"{naive.variant}: no progress for {naive.stalled_seconds:g} s ({naive.why_stalled})")
     return reasons
 
 
@@ -190,6 +215,8 @@ def _why_resend_proves_nothing(resend: Result) -> list[str]:
 def _why_not_all_fired(result: Result) -> list[str]:
     reasons = []
     for name, fault in result.faults().items():
+        if result.outside_only and not strikes_from_outside(name):
+            continue
         if fault["unreached"]:
             reasons.append(f"{result.variant}: {fault['unreached']} of {name} never struck")
         if fault["unseen"]:
@@ -230,6 +257,7 @@ def document(schedule: Schedule, schedule_file: str, verdict: str, reasons: list
 def variant_json(result: Result) -> dict[str, Any]:
     return {
         "name": result.variant,
+        "outside_only": result.outside_only,
         **{figure.key: figure.read(result) for figure in FIGURES if figure.key},
         "faults": result.faults(),
         "alone": {fault: _alone_json(result, orders) for fault, orders in result.alone.items()},

@@ -20,7 +20,7 @@ from onceward_proof.prove.moments import Moment
 from onceward_proof.prove.processes import Processes, Subject
 from onceward_proof.prove.resolve import Resolution, Resolver
 from onceward_proof.prove.schedule import Schedule
-from onceward_proof.prove.variants import PROCESS_COUNTS
+from onceward_proof.prove.variants import PROCESS_COUNTS, TUTORIAL
 
 STALLED_SECONDS: Final = 20.0
 # Nothing may have to progress until a killed worker's delivery has lapsed, and the worker that gets it may be killed, too.
@@ -49,6 +49,7 @@ class Result:
     stalled_seconds: float = STALLED_SECONDS
     alone: dict[str, frozenset[str]] = field(default_factory=dict)  # per fault, the orders that nothing else struck
     resolution: Resolution | None = None  # None: nobody was asked to end what is held
+    outside_only: bool = False  # nothing was told of its deliveries, and no fault at a publish or an ack could reach it
 
     @property
     def resolved(self) -> frozenset[str]:
@@ -77,7 +78,8 @@ def run_subject(
     Returns when it is quiet, or has made no progress for long.
     """
     started = time.monotonic()
-    controller = Controller(schedule, PROCESS_COUNTS[subject.variant], clusters.servers())
+    outside_only = subject.variant == TUTORIAL
+    controller = Controller(schedule, PROCESS_COUNTS[subject.variant], clusters.servers(), outside_only=outside_only)
     processes = Processes(clusters, controller, subject, schedule_file)
     lapsing_seconds = max(STALLED_SECONDS, STALLED_LEASES * subject.queue.lease_seconds)
     stalled_seconds = lapsing_seconds + clusters.broker.recovery_seconds
@@ -101,8 +103,10 @@ def run_subject(
         threads=subject.threads,
         prefetch=subject.prefetch,
         stalled_seconds=stalled_seconds,
-        alone=struck_alone(schedule, controller.also_struck),
+        # What else met an order is not known of a service that does not say what it has in hand.
+        alone={} if outside_only else struck_alone(schedule, controller.also_struck),
         resolution=resolution,
+        outside_only=outside_only,
     )
 
 

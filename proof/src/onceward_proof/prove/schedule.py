@@ -204,8 +204,11 @@ def _timed_form(entry: Timed) -> dict[str, Any]:
             return form
 
 
-def read_schedule(path: Path) -> Schedule:
-    """The schedule in this file. Raises `UsageError` naming what is wrong in it."""
+def read_schedule(path: Path, queue: QueueName | None = None) -> Schedule:
+    """The schedule in this file, and for this queue where one is given.
+
+    Raises `UsageError` naming what is wrong in it.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -217,9 +220,12 @@ def read_schedule(path: Path) -> Schedule:
         read = " and ".join(map(str, READ_VERSIONS))
         raise UsageError(f"{path} is a schedule of version {version}; this code reads versions {read}")
     try:
-        return _read(document)
+        schedule = _read(document)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} is not a schedule: {type(error).__name__}: {error}") from error
+    if queue not in (None, schedule.queue):
+        raise UsageError(f"{path} is a schedule for {schedule.queue}, not for {queue}")
+    return schedule
 
 
 def _read(document: dict[str, Any]) -> Schedule:

@@ -1,13 +1,17 @@
-"""The variants: which roles each has, how many processes of each, and which of the service's modules they run."""
+"""The variants: which roles each has, how many processes of each, and which of the service's modules they run.
+
+`tutorial` is the naive service in the idiom of its queue's own client. Nothing of the proof is between it and that client,
+so it is *struck from outside only*: what waits at a publish or at an ack does not reach it.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Final
 
-from onceward_proof.workers.setting import Role
+from onceward_proof.workers.setting import QueueName, Role
 
-# Every variant but `hardened` is one module of the service, of the same shape as `naive`.
+# Every variant but `hardened` and `tutorial` is one module of the service, of the same shape as `naive`.
 MODULES: Final = {
     "naive": "payments.naive",
     "resend": "payments.resend",
@@ -16,6 +20,13 @@ MODULES: Final = {
     "textbook": "payments.textbook",
     "no-key": "payments.no_key",
 }
+TUTORIAL: Final = "tutorial"
+TUTORIALS: Final[dict[QueueName, str]] = {
+    "sqs": "payments.sqs_tutorial",
+    "sqs-fifo": "payments.sqs_tutorial",
+    "rabbitmq": "payments.rabbitmq_tutorial",
+    "kafka": "payments.kafka_tutorial",
+}
 _WITHOUT_RELAY: Final[dict[Role, int]] = {"producer": 1, "charge": 8, "ledger": 3}
 
 # Per variant: how many processes of each role.
@@ -23,7 +34,15 @@ PROCESS_COUNTS: Final[dict[str, dict[Role, int]]] = {
     "naive": _WITHOUT_RELAY,
     "hardened": {"producer": 1, "charge": 8, "ledger": 3, "relay": 2},
     **{name: _WITHOUT_RELAY for name in MODULES if name != "naive"},
+    TUTORIAL: _WITHOUT_RELAY,
 }
+
+
+def module_of(variant: str, queue: QueueName) -> str:
+    """The service's module that this variant runs on this queue; '' for what is no variant of it."""
+    if variant == TUTORIAL:
+        return TUTORIALS.get(queue, "")
+    return MODULES.get(variant, "payments.hardened" if variant == "hardened" else "")
 
 
 def import_all() -> None:

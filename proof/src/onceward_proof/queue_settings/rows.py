@@ -1,7 +1,7 @@
 """The settings of a queue: naive and hardened under each of them, and under the same faults.
 
 What makes a message safe to receive twice is the consumer. If that is so, naive must double and lose under every setting,
-and hardened must hold under every one. A queue of another kind adds its rows to SETTINGS.
+and hardened must hold under every one. A queue of another kind has its rows in SETTINGS.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ from onceward_proof.report.tables import Cell, Figure, Row
 from onceward_proof.workers.setting import QueueName, QueueSetting
 
 Compared = Literal["naive", "hardened"]
-# The first is that of every other proof.
-SETTINGS: Final[dict[str, QueueSetting]] = {
-    "lease-2": QueueSetting(),
-    "lease-12": QueueSetting(lease_seconds=12),
-    "lease-60": QueueSetting(lease_seconds=60),
-    "archive": QueueSetting(archive=True),
-    "double-settle": QueueSetting(double_settle=True),
+_VISIBILITIES: Final = {"visibility-2": QueueSetting(), "visibility-30": QueueSetting(lease_seconds=30)}
+# Of each queue, the first is that of every other proof. Where it is the only one, nothing better can be set: see ALWAYS.
+SETTINGS: Final[dict[QueueName, dict[str, QueueSetting]]] = {
+    "pgmq": {
+        "lease-2": QueueSetting(),
+        "lease-12": QueueSetting(lease_seconds=12),
+        "lease-60": QueueSetting(lease_seconds=60),
+        "archive": QueueSetting(archive=True),
+        "double-settle": QueueSetting(double_settle=True),
+    },
+    "sqs": _VISIBILITIES,
+    "sqs-fifo": _VISIBILITIES,
+    "rabbitmq": {"quorum-confirms": QueueSetting()},
+    "kafka": {"acks-all": QueueSetting()},
 }
 HARMS: Final = {
     "double_charged_orders": "double charges",
@@ -63,8 +70,8 @@ def _never_struck(result: Result) -> list[str]:
     return [f"{result.variant}: {count} of {name} never struck" for name, count in missing.items()]
 
 
-def subject_of(name: str, variant: Compared) -> Subject:
-    return Subject(name=f"{variant}-{name}", variant=variant, queue=SETTINGS[name])
+def subject_of(name: str, setting: QueueSetting, variant: Compared) -> Subject:
+    return Subject(name=f"{variant}-{name}", variant=variant, queue=setting)
 
 
 def make_settings_schedule(orders: Sequence[Order], seed: int, queue: QueueName) -> Schedule:
@@ -102,8 +109,24 @@ def _variant_json(result: Result) -> dict[str, Any]:
     return {key: BY_KEY[key].read(result) for key in COUNTED} | {"wall_seconds": round(result.wall_seconds, 2)}
 
 
-def _setting_in_words(row: Mapping[str, Any]) -> str:
-    words = [f"lease {row['lease_seconds']} s"]
+# What each queue calls the time for which a delivery is left to its consumer.
+LEASE_IN_WORDS: Final[dict[QueueName, str]] = {
+    "pgmq": "lease",
+    "sqs": "visibility timeout",
+    "sqs-fifo": "visibility timeout",
+    "rabbitmq": "consumer timeout",
+    "kafka": "max.poll.interval.ms:",
+}
+# What of a queue's own is as good as it can be under every setting: the adapter refuses less.
+ALWAYS: Final[dict[QueueName, tuple[str, ...]]] = {
+    "sqs-fifo": ("sends deduplicated",),
+    "rabbitmq": ("quorum queue", "publisher confirms"),
+    "kafka": ("acks=all", "idempotent producer"),
+}
+
+
+def _setting_in_words(row: Mapping[str, Any], queue: QueueName) -> str:
+    words = [*ALWAYS.get(queue, ()), f"{LEASE_IN_WORDS[queue]} {row['lease_seconds']} s"]
     words += ["archive"] if row["archive"] else []
     words += ["each ack sent twice"] if row["double_settle"] else []
     return ", ".join(words)
@@ -145,8 +168,10 @@ NARROW: Final = (_together("naive"), _together("hardened"), *FIGURES[-3:])
 TOGETHER: Final = " · ".join(HARMS.values())
 
 
-def settings_table(rows: Sequence[Mapping[str, Any]], *, wide: bool = True) -> tuple[list[str], list[Row]]:
+def settings_table(
+    rows: Sequence[Mapping[str, Any]], queue: QueueName, *, wide: bool = True
+) -> tuple[list[str], list[Row]]:
     """Titles and rows, of the rows' JSON. A narrow one fits 80 characters: TOGETHER says what its cells are."""
     figures = FIGURES if wide else NARROW
     head = ["queue", *(figure.title for figure in figures)]
-    return head, [Row(_setting_in_words(row), tuple(f.show(f.read(row)) for f in figures)) for row in rows]
+    return head, [Row(_setting_in_words(row, queue), tuple(f.show(f.read(row)) for f in figures)) for row in rows]

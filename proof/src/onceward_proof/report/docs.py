@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,9 +18,10 @@ from onceward.errors import UsageError
 from onceward_proof.ablation.rows import ablation_table
 from onceward_proof.prove.faults import AIMED, GLOBAL, KILL_RANDOM, LEG_OF, kills, struck
 from onceward_proof.prove.outcome import FIGURES
-from onceward_proof.queue_settings.rows import settings_table
+from onceward_proof.queue_settings.rows import HARMS, settings_table
+from onceward_proof.report.kept_runs import BROKERS, KEPT_RUNS, QUEUES
 from onceward_proof.report.made import core_checksum, to_sentence
-from onceward_proof.report.tables import row_of, to_markdown
+from onceward_proof.report.tables import Cell, row_of, to_markdown
 from onceward_proof.soak.figures import figure_rows, finding_rows
 
 Document = Mapping[str, Any]
@@ -43,12 +45,23 @@ def refresh(text: str, evidence: Path) -> str:
     return _MARKED.sub(write, text)
 
 
+def missing(evidence: Path) -> list[str]:
+    """Which runs are not kept, and the command that makes each."""
+    return [
+        f"{run}.json is not there: `{_making(run, evidence)}`" for run in RUNS if not (evidence / f"{run}.json").exists()
+    ]
+
+
+def _making(run: str, evidence: Path) -> str:
+    return f"{KEPT_RUNS[run]} --json {evidence / f'{run}.json'}"
+
+
 def outdated(evidence: Path) -> list[str]:
     """Which kept runs are of another core than this one, and the command that makes each again."""
-    now = core_checksum()
     found = []
     for run in RUNS:
-        facts = _read(run, evidence).get("made")
+        document = _read(run, evidence)
+        facts, now = document.get("made"), core_checksum(queue=document.get("queue", "pgmq"))
         if facts is not None and facts["core"] != now:
             again = f"{facts['command']} --json {evidence / f'{run}.json'}"
             found.append(f"{run}.json is of core {facts['core']}, the core is now {now}: `{again}`")
@@ -57,12 +70,13 @@ def outdated(evidence: Path) -> list[str]:
 
 def without_provenance(evidence: Path) -> set[str]:
     """The kept runs that do not say what they were made with."""
-    return {run for run in RUNS if "made" not in _read(run, evidence)}
+    return {run for run in RUNS if (document := _read(run, evidence)) and "made" not in document}
 
 
 def marked_pages(folder: Path) -> list[Path]:
-    """The pages of this folder that hold a table of ours."""
-    pages = [(page, _MARKED.finditer(page.read_text(encoding="utf-8"))) for page in sorted(folder.glob("*.md"))]
+    """The pages of this folder, and the README beside it, that hold a table of ours."""
+    files = [*sorted(folder.glob("*.md")), *folder.parent.glob("README.md")]
+    pages = [(page, _MARKED.finditer(page.read_text(encoding="utf-8"))) for page in files]
     # Other tools have markers of their own.
     return [page for page, marks in pages if any(mark["name"] in TABLES for mark in marks)]
 
@@ -73,16 +87,26 @@ def _read(run: str, evidence: Path) -> Document:
 
 
 def _table(name: str, evidence: Path) -> str:
-    run, write = TABLES[name]
-    file = evidence / f"{run}.json"
-    if not file.exists():
-        return f"*(no run is kept in {evidence.name}/{run}.json yet)*\n"
+    runs, write = TABLES[name]
+    kept = {run: document for run in runs if (document := _read(run, evidence))}
+    lines = [f"*({run} is not made yet: `{KEPT_RUNS[run]}`)*\n" for run in runs if run not in kept]
     try:
-        document = _read(run, evidence)
-        source = to_sentence(document["made"]) if "made" in document else NO_PROVENANCE
-        return f"{write(document)}\n{source}\n"
+        written = [f"{write(*kept.values())}\n{_sources(kept)}\n"] if kept else []
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{file} is not what the tool writes: {type(error).__name__}: {error}") from error
+        files = ", ".join(f"{run}.json" for run in kept)
+        raise UsageError(f"{evidence / files} is not what the tool writes: {type(error).__name__}: {error}") from error
+    return "\n".join(written + lines)
+
+
+def _sources(kept: Mapping[str, Document]) -> str:
+    """What each run was made with; runs that were made with the same share a line."""
+    by_source: dict[str, list[str]] = {}
+    for document in kept.values():
+        source = to_sentence(document["made"]) if "made" in document else NO_PROVENANCE
+        by_source.setdefault(source, []).append(document.get("queue", ""))
+    if len(kept) == 1:
+        return next(iter(by_source))
+    return "\n".join(f"- {', '.join(queues)}: {source}" for source, queues in by_source.items())
 
 
 def prove_table(document: Document) -> str:
@@ -145,9 +169,37 @@ def layers_table(document: Document) -> str:
 
 
 def queue_settings_table(document: Document) -> str:
-    orders, seed = document["orders"], document["seed"]
-    command = f"`onceward prove --queue-settings --orders {orders} --seed {seed}`: {document['verdict']}."
-    return _with_command(to_markdown(*settings_table(document["settings"])), command)
+    return _with_command(to_markdown(*settings_table(document["settings"], document["queue"])), _settings_command(document))
+
+
+def _settings_command(document: Document) -> str:
+    queue = "" if document["queue"] == "pgmq" else f" --queue {document['queue']}"
+    arguments = f"--orders {document['orders']} --seed {document['seed']}"
+    return f"`onceward prove --queue-settings{queue} {arguments}`: {document['verdict']}."
+
+
+def broker_settings_table(*documents: Document) -> str:
+    """A row per queue and setting of its own."""
+    head: list[str] = []
+    rows = []
+    for document in documents:
+        (_, *titles), settings = settings_table(document["settings"], document["queue"])
+        head = ["queue", "setting", *titles]
+        rows += [replace(row, name=document["queue"], cells=(Cell(row.name), *row.cells)) for row in settings]
+    return _with_command(to_markdown(head, rows), "\n".join(f"- {_settings_command(document)}" for document in documents))
+
+
+def brokers_table(*documents: Document) -> str:
+    """The same proof on every queue: a row per queue."""
+    counted = " · ".join(HARMS.values())
+    head = ["queue", "orders", "SIGKILLs", f"naive: {counted}", "hardened: the same", "parked (predicted)", "verdict"]
+    rows = []
+    for document in documents:
+        naive, hardened = ({v["name"]: v for v in document["variants"]}[name] for name in ("naive", "hardened"))
+        counts = (" · ".join(f"{v[harm]:,}" for harm in HARMS) for v in (naive, hardened))
+        parked = f"{hardened['parked']:,} ({hardened['predicted_parked']:,})"
+        rows.append(row_of(document["queue"], document["orders"], hardened["kills"], *counts, parked, document["verdict"]))
+    return _with_command(to_markdown(head, rows), "\n".join(f"- {_prove_command(document)}" for document in documents))
 
 
 def explore_table(document: Document) -> str:
@@ -191,16 +243,18 @@ def _with_command(table: str, command: str) -> str:
 
 
 _MARKED: Final = re.compile(r"<!-- begin: (?P<name>[\w-]+) -->\n.*?<!-- end: (?P=name) -->", re.DOTALL)
-# Marker -> the run that is kept in a file of this name, and how its table is written.
-TABLES: Final[dict[str, tuple[str, Callable[[Document], str]]]] = {
-    "prove": ("prove", prove_table),
-    "faults": ("prove", faults_table),
-    "defaults": ("defaults", prove_table),
-    "resolve": ("resolve", prove_table),
-    "ablation": ("ablation", layers_table),
-    "queue-settings": ("queue-settings", queue_settings_table),
-    "explore": ("explore", explore_table),
-    "syscalls": ("syscalls", syscalls_table),
-    "soak": ("soak", soak_table),
+# Marker -> the runs that are kept in files of these names, and how their table is written.
+TABLES: Final[dict[str, tuple[tuple[str, ...], Callable[..., str]]]] = {
+    "prove": (("prove",), prove_table),
+    "faults": (("prove",), faults_table),
+    "defaults": (("defaults",), prove_table),
+    "resolve": (("resolve",), prove_table),
+    "ablation": (("ablation",), layers_table),
+    "queue-settings": (("queue-settings",), queue_settings_table),
+    "explore": (("explore",), explore_table),
+    "syscalls": (("syscalls",), syscalls_table),
+    "soak": (("soak",), soak_table),
+    "brokers": (tuple(f"prove-{queue}" for queue in QUEUES), brokers_table),
+    "broker-settings": (tuple(f"queue-settings-{queue}" for queue in BROKERS), broker_settings_table),
 }
-RUNS: Final = tuple(dict.fromkeys(run for run, _ in TABLES.values()))
+RUNS: Final = tuple(KEPT_RUNS)

@@ -1,8 +1,8 @@
 """What a result was made with: commit, date, machine, versions, command, and a checksum of the core that ran.
 
 A figure in the documentation is worth something only while the code that it speaks of is the code that ran. The checksum
-says whether it still is: it changes with every file that takes part in a delivery or in the sending of a message, and not
-with their comments.
+says whether it still is: it changes with every file that takes part in a delivery or in the sending of a message on the
+queue of the run, and not with their comments.
 """
 
 from __future__ import annotations
@@ -28,26 +28,32 @@ LIBRARY: Final = Path(onceward.__file__).parent
 # process, say what it does, or look whether it may.
 BESIDE: Final = frozenset({"__main__", "cli", "endpoints", "former_names", "health", "logs", "rights"})
 FOLDERS: Final = ("protocol", "sql", "migrations", "transports")
+# Of a queue whose adapter is a folder: it took part in the runs on that queue, and in no other.
+ADAPTERS: Final = {"rabbitmq": "transports/rabbitmq", "kafka": "transports/kafka"}
 # Options whose value is a file to write: where a result went says nothing about how it was made.
 WRITTEN: Final = ("--json", "--html")
 CHECKOUT_SECONDS_MAX: Final = 10.0
 
 
-def core_checksum(library: Path = LIBRARY) -> str:
-    """Sixteen digits that change when the code or a statement of the core does."""
-    return _checksum(_sources(library))
+def core_checksum(library: Path = LIBRARY, queue: str = "pgmq") -> str:
+    """Sixteen digits that change when the core's code or a statement of it does, or the adapter of a run on `queue`."""
+    return _checksum(_sources(library), queue)
 
 
 def _sources(library: Path) -> dict[str, str]:
-    """Each file of the core, name to text."""
+    """Each file of the core and of every adapter, name to text."""
     flat = (file for file in library.glob("*.py") if file.stem not in BESIDE)
-    below = (file for folder in FOLDERS for file in (library / folder).iterdir() if file.suffix in (".py", ".sql"))
+    folders = (*FOLDERS, *ADAPTERS.values())
+    below = (file for folder in folders for file in (library / folder).iterdir() if file.suffix in (".py", ".sql"))
     return {file.relative_to(library).as_posix(): file.read_text(encoding="utf-8") for file in (*flat, *below)}
 
 
-def _checksum(sources: Mapping[str, str]) -> str:
+def _checksum(sources: Mapping[str, str], queue: str) -> str:
+    others = tuple(f"{folder}/" for name, folder in ADAPTERS.items() if name != queue)
     digest = sha256()
     for name, source in sorted(sources.items()):
+        if name.startswith(others):
+            continue
         code = _without_comments(source) if name.endswith(".py") else _statements(source)
         digest.update(f"{name}\0{code}\0".encode())
     return digest.hexdigest()[:16]
@@ -77,8 +83,8 @@ def _statements(source: str) -> str:
 _SOURCES_AT_THE_START: Final = _sources(LIBRARY)
 
 
-def made(*, with_postgres: bool = True) -> dict[str, Any]:
-    """With what this process makes its result. No host, no user and no path is named.
+def made(*, with_postgres: bool = True, queue: str = "pgmq") -> dict[str, Any]:
+    """With what this process makes its result, of a run on `queue`. No host, no user and no path is named.
 
     `commit` is null outside a checkout; it ends in `-dirty` where a file of the code differs from it. `postgres` is null
     where no server ran.
@@ -94,7 +100,7 @@ def made(*, with_postgres: bool = True) -> dict[str, Any]:
         "python": platform.python_version(),
         "postgres": _postgres_version() if with_postgres else None,
         "command": command_line(sys.argv[1:]),
-        "core": _checksum(_SOURCES_AT_THE_START),
+        "core": _checksum(_SOURCES_AT_THE_START, queue),
     }
 
 

@@ -55,13 +55,16 @@ class Live:
         counts, placed = controller.counts, controller.all_placed
         done, verb = (counts.acked, "booked") if placed else (counts.placed, "placed")
         doing = f"{done}/{self._orders} {verb}, {_struck(counts, again=placed)}"
+        if placed and controller.outside_only:
+            doing = count_of(counts.kills, "kill")  # what it has booked, it does not say
         self._progress.update(self._task(variant), completed=done, doing=doing)
 
     def end(self, result: Result) -> None:
         """The variant is over: its bar is full, and its clock stands."""
         # Full also where orders were lost: they will not come any more.
         task, counts = self._task(result.variant), result.counts
-        doing = f"{counts.acked}/{self._orders} booked, {_struck(counts, again=True)}"
+        booked = f"{counts.acked}/{self._orders} booked, {_struck(counts, again=True)}"
+        doing = count_of(counts.kills, "kill") if result.outside_only else booked
         self._progress.update(task, completed=self._orders, doing=doing)
         self._progress.stop_task(task)
         if self._in_lines:
@@ -123,7 +126,8 @@ def write_files(options: ProveOptions, console: Console, document: dict[str, Any
     `page` names the module whose `render(*shown)` makes the HTML.
     """
     if options.json is not None:
-        options.json.write_text(json.dumps({"made": made()} | document, indent=2) + "\n", encoding="utf-8")
+        facts = made(queue=document.get("queue", "pgmq"))
+        options.json.write_text(json.dumps({"made": facts} | document, indent=2) + "\n", encoding="utf-8")
         console.print(f"JSON: {options.json}", highlight=False, soft_wrap=True)
     if options.html is not None:
         # Imported only now: a run without a page need not wait for the templates.

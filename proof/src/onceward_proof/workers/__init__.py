@@ -6,6 +6,7 @@ line.py        the worker's end of that line: report and go on, or report and wa
 watched.py     Source, Sink and card whose every boundary is reported
 worker.py      one worker: its line and its connections; what is imported before it is forked
 roles.py       what each worker does: producer, charge, ledger, relay
+tutorial.py    the plain client of each broker, for the service as its tutorials write it
 pool.py        several threads of a variant that brings no loop, and what they prefetch
 fork.py        a child that does one piece of work
 supervisor.py  a warm process that forks workers in milliseconds, reaps them, and reports both

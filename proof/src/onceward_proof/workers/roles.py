@@ -20,10 +20,11 @@ from onceward.relay_loop import relay
 from onceward.retry import Backoff
 from onceward_proof.ablation.layer_removal import report_handler
 from onceward_proof.prove.faults import Answer, Boundary
-from onceward_proof.prove.variants import MODULES
+from onceward_proof.prove.variants import MODULES, TUTORIAL, module_of
 from onceward_proof.workers.pool import ThreadSource, consume_in_threads
 from onceward_proof.workers.reports import Note, Report
 from onceward_proof.workers.setting import CONSUMED, Role
+from onceward_proof.workers.tutorial import open_clients
 from onceward_proof.workers.worker import Worker, profile
 from payments import hardened, naive
 
@@ -82,8 +83,23 @@ def _plain_ledger(worker: Worker) -> None:
     consume_in_threads(worker, CONSUMED["ledger"], consume)
 
 
+def _tutorial_producer(worker: Worker) -> None:
+    with open_clients(worker.setting, "producer") as (clients, queues):
+        _produce(worker, lambda conn, order: _module(worker).place(conn, *clients, queues, order))
+
+
+def _tutorial_charge(worker: Worker) -> None:
+    with worker.connect() as conn, open_clients(worker.setting, "charge") as (clients, queues):
+        _module(worker).consume_charges(conn, *clients, queues, worker.card())
+
+
+def _tutorial_ledger(worker: Worker) -> None:
+    with worker.connect() as conn, open_clients(worker.setting, "ledger") as (clients, queues):
+        _module(worker).consume_bookings(conn, *clients, queues)
+
+
 def _module(worker: Worker) -> ModuleType:
-    return import_module(MODULES[worker.setting.variant])
+    return import_module(module_of(worker.setting.variant, worker.setting.queue))
 
 
 def _hardened_producer(worker: Worker) -> None:
@@ -129,6 +145,11 @@ def _hardened_relay(worker: Worker) -> None:
 
 Work = Callable[[Worker], None]
 PLAIN: Final[Mapping[Role, Work]] = {"producer": _plain_producer, "charge": _plain_charge, "ledger": _plain_ledger}
+TUTORIALS: Final[Mapping[Role, Work]] = {
+    "producer": _tutorial_producer,
+    "charge": _tutorial_charge,
+    "ledger": _tutorial_ledger,
+}
 HARDENED: Final[Mapping[Role, Work]] = {
     "producer": _hardened_producer,
     "charge": _hardened_charge,
@@ -139,4 +160,6 @@ HARDENED: Final[Mapping[Role, Work]] = {
 
 def work_of(variant: str, role: Role) -> Work:
     """What this variant's worker of this role does."""
+    if variant == TUTORIAL:
+        return TUTORIALS[role]
     return (PLAIN if variant in MODULES else HARDENED)[role]

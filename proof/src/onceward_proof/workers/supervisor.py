@@ -14,12 +14,14 @@ import os
 import signal
 import socket
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from onceward_proof.ablation.layer_removal import remove_layer
 from onceward_proof.brokers.find import find_broker
 from onceward_proof.prove.schedule import read_schedule
+from onceward_proof.prove.variants import module_of
 from onceward_proof.workers.fork import fork
 from onceward_proof.workers.line import Line, waits_for
 from onceward_proof.workers.reports import Note, Report
@@ -37,6 +39,8 @@ class Supervisor:
         self._workers: set[int] = set()
         warm_up(setting.provider_url, setting.database)
         find_broker(setting.queue).warm_up(setting)
+        if module := module_of(setting.variant, setting.queue):
+            import_module(module)
         self._waits = waits_for(setting.schedule)
         self._orders = _orders(setting.schedule)
         gc.collect()

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from importlib import import_module
+from typing import Final
 
 from onceward_proof.prove.faults import LEG_OF, kills
 from onceward_proof.prove.outcome import FIGURES, counted, faults, judge, summary
 from onceward_proof.prove.run import Result
 from onceward_proof.prove.schedule import Schedule, make_schedule
-from onceward_proof.prove.variants import MODULES
+from onceward_proof.prove.variants import TUTORIAL, module_of
 from onceward_proof.prove.workload import make_orders
 from onceward_proof.report.pages.lanes import lanes_of
 from onceward_proof.report.pages.legs import HEADINGS
@@ -20,6 +21,9 @@ from onceward_proof.report.pages.orders import HARMS, NAMES, outcomes
 from onceward_proof.report.pages.page import render_template
 from onceward_proof.report.pages.story import choose_story
 from onceward_proof.report.tables import Cell, Mood, Row
+from onceward_proof.workers.setting import QueueName
+
+OUTSIDE_ONLY: Final = "It is struck from outside only: no fault at a publish or at an ack can reach it."
 
 
 def render(schedule: Schedule, results: Sequence[Result]) -> str:
@@ -31,7 +35,7 @@ def render(schedule: Schedule, results: Sequence[Result]) -> str:
         "report.html",
         schedule=schedule,
         results=results,
-        notes={result.variant: note(result.variant) for result in results},
+        notes={result.variant: note(result.variant, schedule.queue) for result in results},
         verdict=verdict,
         summary=summary(verdict, schedule, results),
         reasons=reasons,
@@ -53,10 +57,11 @@ def render(schedule: Schedule, results: Sequence[Result]) -> str:
     )
 
 
-def note(variant: str) -> str:
+def note(variant: str, queue: QueueName = "pgmq") -> str:
     """What this variant of the service is: the first line of its module's docstring."""
-    module = MODULES.get(variant, "payments.hardened" if variant == "hardened" else "")
-    return (import_module(module).__doc__ or "").partition("\n")[0] if module else ""
+    module = module_of(variant, queue)
+    told = (import_module(module).__doc__ or "").partition("\n")[0] if module else ""
+    return f"{told} {OUTSIDE_ONLY}" if variant == TUTORIAL else told
 
 
 def _kinds(result: Result) -> dict[str, frozenset[str]]:

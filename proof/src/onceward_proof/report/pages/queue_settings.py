@@ -11,7 +11,7 @@ from onceward_proof.report.pages.page import render_template
 
 def render(schedule: Schedule, trials: Sequence[Trial]) -> str:
     """The page's text."""
-    head, rows = settings_table([trial_json(trial) for trial in trials])
+    head, rows = settings_table([trial_json(trial) for trial in trials], schedule.queue)
     return render_template(
         "queue_settings.html",
         schedule=schedule,
