@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
+import psycopg
 import pytest
 from tests.support.deliveries import delivery, order
 from tests.support.queues import ListSource, consuming
@@ -118,6 +120,21 @@ def test_what_is_taken_away_while_it_waits_is_not_handled(dsn: str, background: 
         source.waiting.append(third)
         until(lambda: "ack" in source.actions("third"))
     assert runs == [first.headers["id"], third.headers["id"]]
+
+
+def test_what_goes_back_unstarted_counts_as_no_crash(dsn: str, db: psycopg.Connection[Any], background: Background) -> None:
+    """Its queue counts each delivery, and too many that ended in nothing are poison."""
+    source = ListSource(ordered=True)
+    came = [replace(each, count=7) for each in deliveries("a1", "a2")]
+
+    def handle(_message: Message) -> None:
+        until(lambda: not source.waiting)
+        raise ValueError("not this time")
+
+    source.waiting.extend(came)
+    consume(background, dsn, source, handle, 2)
+    row = db.execute("SELECT n, excused FROM onceward.attempts WHERE message_id = %s", (came[1].headers["id"],)).fetchone()
+    assert row == (0, 1)
 
 
 @pytest.mark.parametrize("order_of_calls", [("go_on", "take_behind"), ("take_behind", "go_on")])

@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg_pool import ConnectionPool
 from tests.support import rows
 from tests.support.deliveries import delivery, order
 from tests.support.queues import ListSource, consuming
@@ -109,3 +110,9 @@ def test_what_cannot_work_is_raised_before_anything_is_received(dsn: str) -> Non
 def test_what_is_no_list_of_consumers_and_sources_is_refused(consumers: Any, dsn: str) -> None:
     with pytest.raises(UsageError, match=r"list of \(consumer, source\)"):
         run_all(consumers, database=dsn)
+
+
+def test_a_pool_that_is_large_enough_for_each_alone_is_refused(dsn: str) -> None:
+    (first, _), (second, _) = given(0), given(0)
+    with ConnectionPool(dsn, min_size=1, max_size=5, open=True) as pool, pytest.raises(UsageError, match="max_size=10"):
+        run_all([(consumer("charges"), first), (consumer("ledger"), second)], database=pool, threads=2)

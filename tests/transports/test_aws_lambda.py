@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
@@ -274,13 +274,19 @@ def test_behind_the_first_failed_offset_of_a_partition_all_is_named(db: Db, func
     assert [rows.effects(db, message) for message in [*first, *second]] == [1, 0, 0, 0, 1, 1]
 
 
+def signed(value: Sequence[int]) -> list[int]:
+    return [byte - 256 if byte > 127 else byte for byte in value]
+
+
 def test_a_kafka_record_is_a_message() -> None:
     message = order(subject="\u00fc\u2603", traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
     record = kafka_record("orders-0", 5, message)
-    record["headers"].append({"raw": [97, 255]})
+    # As Lambda sends them: Java's bytes, from -128 to 127, and null where there is no value.
+    record["headers"] = [{name: signed(value)} for header in record["headers"] for name, value in header.items()]
+    record["headers"] += [{"raw": [97, -1]}, {"nothing": None}]
     [item] = items_of(kafka_event(orders_0=[record]))
     assert Message.from_wire(item.delivery.headers, item.delivery.body) == message
-    assert item.delivery.headers["raw"] == "a\\xff"
+    assert (item.delivery.headers["raw"], item.delivery.headers["nothing"]) == ("a\\xff", "")
     assert (item.delivery.id, item.delivery.source) == ("orders-0:5", "kafka:orders")
 
 

@@ -29,6 +29,11 @@ def offsets(records: list[Record]) -> list[int]:
     return [record.offset for record in records]
 
 
+def test_whether_the_client_has_paused_a_partition_is_not_known_when_it_is_assigned() -> None:
+    """It keeps a pause over a revocation: taken for unpaused, the partition would never be read again."""
+    assert partition().is_paused not in (True, False)
+
+
 def test_nothing_is_committed_before_something_is_finished() -> None:
     read = partition(None, None, first=7)
     give_all(read)

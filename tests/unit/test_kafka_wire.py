@@ -78,7 +78,10 @@ def test_a_clock_that_is_ahead_does_not_make_a_retry_longer() -> None:
     assert retry_seconds([(RETRY_AT, in_an_hour), (RETRY_DELAY, b"2000")]) == 2.0
 
 
-@pytest.mark.parametrize("headers", [None, [], [(RETRY_AT, b"soon"), (RETRY_DELAY, b"1")], [(RETRY_AT, b"1")]])
+HUGE = [(RETRY_AT, b"9" * 400), (RETRY_DELAY, b"9" * 400)]
+
+
+@pytest.mark.parametrize("headers", [None, [], [(RETRY_AT, b"soon"), (RETRY_DELAY, b"1")], [(RETRY_AT, b"1")], HUGE])
 def test_what_a_stranger_wrote_to_a_retry_topic_is_due_at_once(headers: Any) -> None:
     assert retry_seconds(headers) == 0.0
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from onceward.errors import UsageError
-from onceward.queue_urls import KafkaTopic, PgmqQueue, QueueUrl, RabbitmqQueue, SqsQueue, parse, sink_at, split
+from onceward.queue_urls import (
+    KafkaTopic,
+    PgmqQueue,
+    QueueUrl,
+    RabbitmqQueue,
+    SqsQueue,
+    parse,
+    sink_at,
+    split,
+    without_secrets,
+)
 
 DATABASE = "dbname=shop"
 SQS_URL = "https://sqs.eu-central-1.amazonaws.com/123456789012/orders.fifo"
@@ -63,6 +73,31 @@ def test_a_password_is_in_no_message_and_no_repr() -> None:
     assert "secret" not in str(refused.value)
     assert "secret" not in repr(parsed("amqp://user:secret@host/vhost?queue=orders"))
     assert "secret" not in repr(parsed("kafka://host:9092/orders?sasl.password=secret"))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("amqp://user:secret@host:5672/%2F?queue=orders&heartbeat=5", "amqp://host:5672/%2F?queue=orders"),
+        ("kafka://a:1,b:2/orders?group=g&sasl.password=secret", "kafka://a:1,b:2/orders"),
+        ("sqs://orders", "sqs://orders"),
+        ("orders", "orders"),
+        ("shop.queues:orders", "shop.queues:orders"),
+    ],
+)
+def test_what_is_logged_of_a_queue_has_no_secret(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
+
+
+def test_the_form_of_a_topic_is_shown_without_its_settings() -> None:
+    with pytest.raises(UsageError) as refused:
+        parsed("kafka:///orders?sasl.password=secret")
+    assert "secret" not in str(refused.value)
+
+
+def test_two_urls_with_other_settings_are_not_one_server() -> None:
+    with pytest.raises(UsageError, match="one server"):
+        sink_at({"a": ["kafka://h:1/x?acks=all"], "b": ["kafka://h:1/y?security.protocol=SSL"]}, database=DATABASE)
 
 
 @pytest.mark.parametrize(
