@@ -13,6 +13,7 @@ from tests.proof.test_page import SCHEDULE, a_verdict, hardened, naive
 from tests.support.planted import with_bug
 
 from onceward_proof.prove import outcome
+from onceward_proof.prove.faults import strikes_from_outside
 from onceward_proof.prove.live import Counts
 from onceward_proof.prove.run import Result
 
@@ -31,7 +32,7 @@ def naive_with(**harm: Any) -> Change:
 
 def missed(result: Result, fault: str) -> Result:
     """The same run, in which `fault` never struck."""
-    fired = Counter({name: count for name, count in SCHEDULE.planned().items() if name != fault})
+    fired = Counter({name: count for name, count in result.counts.fired.items() if name != fault})
     return replace(result, counts=Counts(fired=fired))
 
 
@@ -157,6 +158,50 @@ def test_what_another_variant_comes_to_decides_nothing() -> None:
     assert outcome.judge([naive(), hardened(), third]) == ("proven", [])
 
 
+def tutorial(**harm: Any) -> Result:
+    """A run of the tutorials' service, which only what strikes from outside has reached."""
+    fired = Counter({name: count for name, count in SCHEDULE.planned().items() if strikes_from_outside(name)})
+    verdict = replace(naive().verdict, **({"lost_first_hop": (), "lost_second_hop": ()} | harm))
+    return replace(naive(), variant="tutorial", outside_only=True, verdict=verdict, counts=Counts(fired=fired))
+
+
+def test_a_tutorial_that_doubles_stands_in_for_naive_and_need_not_lose() -> None:
+    assert tutorial().faults()["drop-publish-placed"]["unreached"] == 1
+    assert outcome.judge([tutorial(), hardened()]) == ("proven", [])
+    said = outcome.summary("proven", SCHEDULE, [tutorial(), hardened()])
+    assert "the service of the client's tutorials, struck 5 times and from outside only, charged 2 orders twice" in said
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        (tutorial(double_charged=()), "tutorial: no order was charged twice, so the faults prove nothing"),
+        (missed(tutorial(), "slow-charge"), "tutorial: 1 of slow-charge never struck"),
+        (replace(tutorial(), **STALLED), "tutorial: no progress for 20 s (outbox: 1)"),
+    ],
+)
+def test_a_tutorial_that_shows_nothing_proves_nothing(result: Result, reason: str) -> None:
+    assert outcome.judge([result, hardened()]) == ("inconclusive", [reason])
+
+
+def test_beside_naive_a_tutorial_decides_nothing() -> None:
+    assert outcome.judge([naive(), tutorial(double_charged=()), hardened()]) == ("proven", [])
+    assert outcome.judge([*naive_with(double_charged=())(), tutorial()])[0] == "inconclusive"
+
+
+def test_what_a_tutorial_does_not_report_is_not_counted_and_what_cannot_reach_it_is_said() -> None:
+    variant = outcome.variant_json(tutorial())
+    assert (variant["outside_only"], outcome.variant_json(naive())["outside_only"]) == (True, False)
+    assert [variant[key] for key in ("deliveries", "redeliveries", "kills_holding")] == [None, None, None]
+    cells = {row.name: [cell.text for cell in row.cells] for row in outcome.faults([tutorial(), hardened()])}
+    assert cells["drop-publish-placed"] == ["1", "outside only", "1"]
+    assert [cell.text for cell in outcome.counted([tutorial(), hardened()])[-1].cells] == [
+        "from outside only",
+        "everywhere",
+    ]
+    assert "struck" not in {row.name for row in outcome.counted([naive(), hardened()])}
+
+
 def test_every_reason_is_said_and_not_only_the_first() -> None:
     verdict, reasons = outcome.judge(hardened_with(double_charged=("O-1",), doubled_writes=("O-1",), parked=())())
     assert (verdict, len(reasons)) == ("broken", 3)
@@ -196,7 +241,7 @@ PLANTED: Final = {
     ),
     "a run that stalled is proven": (STALL_OF_HARDENED, STALL_OF_HARDENED.replace("not result.finished", "False")),
     "a naive that doubled nothing proves all the same": ("    if not naive.verdict.double_charged:\n", "    if False:\n"),
-    "a naive that lost nothing proves all the same": ("    if not naive.verdict.lost:\n", "    if False:\n"),
+    "a naive that lost nothing proves all the same": ("    if not naive.verdict.lost and", "    if False and"),
     "a naive that stalled proves all the same": ("    if not naive.finished:\n", "    if False:\n"),
     "hardened need not be run": ("    if hardened is None:\n", "    if False:\n"),
     "naive need not be run": ("    if naive is None:\n", "    if False:\n"),

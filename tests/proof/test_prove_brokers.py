@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.proof.prove_run import prove, sabotaged, start, write_schedule
@@ -10,8 +11,12 @@ from tests.support.brokers import installed
 
 from onceward.testing.servers.shared import SharedName
 from onceward_proof.commands.prove import CLIENTS, QUEUES
+from onceward_proof.prove.control import Controller
+from onceward_proof.prove.faults import Boundary, Place, strikes_from_outside
 from onceward_proof.prove.schedule import Aimed, Schedule, make_schedule
+from onceward_proof.prove.variants import TUTORIALS
 from onceward_proof.prove.workload import make_orders
+from onceward_proof.workers.reports import Report
 from onceward_proof.workers.setting import QUEUE_NAMES, QueueName
 
 ORDERS = 30
@@ -31,7 +36,9 @@ def test_naive_doubles_and_loses_where_hardened_holds(queue: QueueName, server: 
     schedule = make_schedule(make_orders(ORDERS, 11), 11, queue)
     write_schedule(schedule, tmp_path / "schedule.json")
     page = tmp_path / "report.html"
-    proof = prove(tmp_path / "r.json", "--schedule", str(tmp_path / "schedule.json"), "--html", str(page))
+    variants = "naive,tutorial,hardened"
+    arguments = ("--schedule", str(tmp_path / "schedule.json"), "--html", str(page), "--variants", variants)
+    proof = prove(tmp_path / "r.json", *arguments)
     assert (proof.code, proof.document["reasons"]) == (0, []), proof.out
     assert proof.document["queue"] == queue
     assert f"{ORDERS} orders on {queue}, seed 11" in proof.out
@@ -43,6 +50,41 @@ def test_naive_doubles_and_loses_where_hardened_holds(queue: QueueName, server: 
     for variant in (naive, hardened):
         assert {name: fault["fired"] for name, fault in variant["faults"].items()} == schedule.planned()
         assert variant["faults"]["kill-broker"]["fired"] == 1
+    _assert_struck_from_outside_only(proof.variant("tutorial"))
+    assert "It is struck from outside only" in page.read_text(encoding="utf-8")
+
+
+def _assert_struck_from_outside_only(tutorial: dict[str, Any]) -> None:
+    assert tutorial["outside_only"] is True
+    assert tutorial["double_charged_orders"] > 0
+    for name, fault in tutorial["faults"].items():
+        assert fault["fired" if strikes_from_outside(name) else "unreached"] == fault["planned"], name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "tutorial is not there for pgmq"),
+        (["--queue", "sqs", "--threads", "8"], "leave out --threads and --prefetch"),
+    ],
+)
+def test_what_a_tutorial_does_not_have_is_refused(arguments: list[str], says: str) -> None:
+    out, _ = (process := start("--variants", "tutorial,hardened", *arguments)).communicate(timeout=30)
+    assert process.returncode == 2, out
+    assert says in " ".join(out.split())
+
+
+def test_every_broker_has_its_tutorial() -> None:
+    assert {"pgmq", *TUTORIALS} == set(QUEUES)
+
+
+@pytest.mark.parametrize(("outside_only", "progress"), [(True, 1), (False, 0)])
+def test_the_first_charge_of_an_order_is_progress_where_no_ack_is_reported(outside_only: bool, progress: int) -> None:
+    controller = Controller(Schedule(1, "sqs", (), (), ()), {}, {}, outside_only=outside_only)
+    charged = Report(Boundary.RESPONSE, message_type="order.placed", order="O-1")
+    for _ in range(2):
+        controller._answer(Place(Boundary.RESPONSE, "order.placed", "O-1"), charged, None)
+    assert controller._progress == progress
 
 
 @pytest.mark.sqs

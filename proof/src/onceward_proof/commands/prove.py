@@ -32,7 +32,8 @@ examples:
                                         killed; sqs-fifo, rabbitmq, kafka
   onceward prove --queue sqs --variants tutorial,hardened
                                         the naive service as the client's own
-                                        tutorials write it, struck from outside only
+                                        tutorials write it; struck
+                                        from outside only
   onceward prove --variants naive,resend,hardened,textbook,no-key
   onceward prove --threads 8 --prefetch 8
                                         as `onceward run` does by default: one

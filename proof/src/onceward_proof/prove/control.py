@@ -49,13 +49,9 @@ class Controller:
     """Fires one schedule against one variant's processes."""
 
     def __init__(
-        self,
-        schedule: Schedule,
-        process_counts: Mapping[Role, int],
-        servers: Mapping[ServerFault, Server],
-        *,
+        self, schedule: Schedule, process_counts: Mapping[Role, int], servers: Mapping[ServerFault, Server], *,
         outside_only: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.schedule = schedule
         self.outside_only = outside_only  # no worker reports what it publishes, receives or acknowledges
         self.counts = Counts()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Literal, assert_never
 
 from onceward_proof.prove.faults import LEG_OF, STORIES, kills, strikes_from_outside
@@ -83,7 +83,7 @@ def _fired(name: str, result: Result) -> Cell:
 def judge(results: Sequence[Result]) -> tuple[Verdict, list[str]]:
     """The verdict, and each reason in a sentence (none when it is proven)."""
     by_name = {result.variant: result for result in results}
-    hardened, naive, tutorial = by_name.get("hardened"), by_name.get("naive"), by_name.get(TUTORIAL)
+    hardened, naive = by_name.get("hardened"), _what_must_break(by_name)
     # First of all: harm to the hardened variant is a fact, however little the rest of the run may prove.
     broken = why_broken(hardened) if hardened is not None else []
     if broken:
@@ -91,18 +91,19 @@ def judge(results: Sequence[Result]) -> tuple[Verdict, list[str]]:
     reasons: list[str] = []
     if hardened is None:
         reasons.append("the hardened variant was not run")
-    if naive is not None:
-        reasons += _why_naive_proves_nothing(naive)
-    elif tutorial is not None:
-        reasons += _why_naive_proves_nothing(tutorial)
-    else:
+    if naive is None:
         reasons.append("the naive variant was not run: that hardened held proves nothing unless something else breaks")
+    else:
+        reasons += _why_naive_proves_nothing(naive)
     resend = by_name.get("resend")
     reasons += _why_resend_proves_nothing(resend) if resend is not None else []
-    reasons += [
-        reason for result in (naive or tutorial, hardened) if result is not None for reason in _why_not_all_fired(result)
-    ]
+    reasons += [reason for result in (naive, hardened) if result is not None for reason in _why_not_all_fired(result)]
     return ("inconclusive", reasons) if reasons else ("proven", [])
+
+
+def _what_must_break(by_name: Mapping[str, Result]) -> Result | None:
+    """The run without which hardened's proves nothing: naive, or the tutorials' service where naive was left out."""
+    return by_name.get("naive") or by_name.get(TUTORIAL)
 
 
 def summary(verdict: Verdict, schedule: Schedule, results: Sequence[Result]) -> str:
@@ -111,7 +112,7 @@ def summary(verdict: Verdict, schedule: Schedule, results: Sequence[Result]) -> 
     A run under faults that were drawn at random is evidence of those faults, and of nothing else.
     """
     by_name = {result.variant: result for result in results}
-    hardened, naive = by_name.get("hardened"), by_name.get("naive") or by_name.get(TUTORIAL)
+    hardened, naive = by_name.get("hardened"), _what_must_break(by_name)
     under = _faults_in_words(hardened or next(iter(results), None), schedule)
     match verdict:
         case "inconclusive":
@@ -197,7 +198,7 @@ def _why_naive_proves_nothing(naive: Result) -> list[str]:
     reasons = []
     if not naive.verdict.double_charged:
         reasons.append(f"{naive.variant}: no order was charged twice, so the faults prove nothing")
-    # What loses an event strikes at its publish, where a service that is struck from outside only is safe.
+    # What loses an event strikes at its publish, which nothing from outside is aimed at.
     if not naive.verdict.lost and not naive.outside_only:
         reasons.append(f"{naive.variant}: no event was lost, so the faults prove nothing")
     if not naive.finished:
