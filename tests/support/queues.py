@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from tests.support.waiting import Background, until
 
 from onceward.database import Database, DatabaseSource
@@ -20,7 +21,7 @@ from onceward.protocol.relay import Patience
 from onceward.relay_loop import RelayLoop, relay
 from onceward.relay_runtime import RelayRuntime
 from onceward.retry import Backoff
-from onceward.transport import Delivery, Outcome, Received, Settlement, Traits
+from onceward.transport import ACK, Delivery, Outcome, Received, Settlement, Sink, Source, Traits
 
 SOON = Backoff(first_seconds=0.001, seconds_max=0.001)
 # Tries follow each other at once here: the default would be used up within seconds.
@@ -99,6 +100,18 @@ class ListSource:
 
     def wait_for_settled(self, many: int) -> None:
         until(lambda: len(self.settled) >= many, f"{many} settlements (so far {self.settled})")
+
+
+def says_that_it_is_away(source: Source, sink: Sink, held: Delivery, unsent: Message) -> None:
+    """While its server is down, each call of a transport fails as an outage does, and none as a defect would."""
+    for call in (
+        lambda: sink.publish([unsent]),
+        lambda: source.receive(1, 0),
+        lambda: source.settle([(held, ACK)]),
+        lambda: source.extend([held], 5),
+    ):
+        with pytest.raises(TransportError):
+            call()
 
 
 def drain(dsn: str, sink: Any, *listeners: Listener, **options: Any) -> None:

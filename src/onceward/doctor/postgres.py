@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from psycopg import Connection
 from psycopg.rows import tuple_row
 
+from onceward.consumer import CONNECTIONS_BESIDE_THREADS
 from onceward.doctor.diagnosis import Check, Diagnosis, Leg, spoken
 from onceward.doctor.needs import LEASE, Needs, judge_lease, judge_window, visibility_command
 from onceward.errors import UsageError
@@ -53,7 +54,6 @@ LOGGED: Final = Check(
     Leg.QUEUE,
     "A crash of its server empties an UNLOGGED queue: what it has confirmed is lost.",
 )
-CONNECTIONS_BESIDE_THREADS: Final = 3
 
 
 class Setting(NamedTuple):
